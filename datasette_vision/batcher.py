@@ -1,0 +1,181 @@
+"""Many callers, one queue: whoever is waiting is answered together, as one batch."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Generic, TypeVar
+
+from datasette_vision.errors import Busy, EngineFailure, ModelCorrupt, VisionError
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+ANSWER_TIMEOUT_S = 120.0
+
+
+class Batcher(Generic[Item, Result]):
+    """Runs `run(items) -> results` for callers on many threads.
+
+    An idle batcher starts at once: it never waits for company. What arrives while it works is taken as the next batch,
+    at most `max_batch_size` items of it. When a batch fails, its items are tried alone, so that a bad one fails alone.
+    More than `max_queue` waiting items are refused with Busy, at once. Worker threads start at the first item; one that
+    dies fails the items it had and is replaced.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Sequence[Result]],
+        *,
+        max_batch_size: int = 32,
+        max_queue: int = 1024,
+        workers: int = 1,
+        name: str = "batcher",
+    ) -> None:
+        self._run = run
+        self._max_batch_size = max_batch_size
+        self._max_queue = max_queue
+        self._workers = workers
+        self._name = name
+        self._waiting: deque[tuple[Item, Future[Result]]] = deque()
+        self._changed = threading.Condition()
+        self._threads: set[threading.Thread] = set()
+        self._idle = 0
+        self._closed = False
+        self.batches = 0
+        self.items = 0
+
+    def submit(self, item: Item) -> Future[Result]:
+        """Queue one item. Raises Busy when the queue is full or closed."""
+        future: Future[Result] = Future()
+        with self._changed:
+            if self._closed:
+                raise Busy("the server is shutting down")
+            if len(self._waiting) >= self._max_queue:
+                raise Busy(f"{self._max_queue:,} inputs are waiting already: try again in a moment")
+            self._waiting.append((item, future))
+            self._changed.notify()
+            if len(self._waiting) > self._idle:
+                self._start_worker()
+        return future
+
+    def __call__(self, item: Item) -> Result:
+        """Queue one item and wait for its result."""
+        return self._wait(self.submit(item))
+
+    def map(self, items: Iterable[Item]) -> Iterator[Result | VisionError]:
+        """Yield a result, or the error, for each item in order, holding at most two batches of the queue at a time."""
+        pending: deque[Future[Result]] = deque()
+        for item in items:
+            while True:
+                try:
+                    pending.append(self.submit(item))
+                    break
+                except Busy:
+                    # Others fill the queue: give way, and go on when one of ours is through.
+                    if not pending:
+                        raise
+                    yield self._outcome(pending.popleft())
+            if len(pending) >= 2 * self._max_batch_size:
+                yield self._outcome(pending.popleft())
+        while pending:
+            yield self._outcome(pending.popleft())
+
+    def close(self) -> None:
+        """Refuse new items, answer those that wait, and end the workers."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(ANSWER_TIMEOUT_S)
+
+    def _wait(self, future: Future[Result]) -> Result:
+        try:
+            return future.result(ANSWER_TIMEOUT_S)
+        except FutureTimeout:
+            future.cancel()
+            raise Busy(f"no answer within {ANSWER_TIMEOUT_S:.0f} seconds: try again later") from None
+
+    def _outcome(self, future: Future[Result]) -> Result | VisionError:
+        try:
+            return self._wait(future)
+        except VisionError as error:
+            return error
+
+    def _start_worker(self) -> None:
+        """Start one more worker when there may be more. Called with the lock held."""
+        if len(self._threads) < self._workers:
+            thread = threading.Thread(target=self._work, name=f"datasette-vision-{self._name}", daemon=True)
+            self._threads.add(thread)
+            thread.start()
+
+    def _work(self) -> None:
+        batch: list[tuple[Item, Future[Result]]] = []
+        try:
+            while batch := self._take():
+                self._answer(batch)
+        except BaseException as error:
+            # Not an error of the input (those are answered below) but the end of this thread.
+            logger.exception("a worker of %s died", self._name)
+            for _, future in batch:
+                _fail(future, EngineFailure(f"an inference worker died ({type(error).__name__}) and is being replaced"))
+        finally:
+            with self._changed:
+                self._threads.discard(threading.current_thread())
+                if self._waiting:
+                    self._start_worker()
+
+    def _take(self) -> list[tuple[Item, Future[Result]]]:
+        """Wait for work and take a batch of it. An empty list says that the batcher is closed."""
+        with self._changed:
+            self._idle += 1
+            try:
+                while not self._waiting and not self._closed:
+                    self._changed.wait()
+            finally:
+                self._idle -= 1
+            batch: list[tuple[Item, Future[Result]]] = []
+            while self._waiting and len(batch) < self._max_batch_size:
+                entry = self._waiting.popleft()
+                if entry[1].set_running_or_notify_cancel():
+                    batch.append(entry)
+            if not batch and not self._closed:
+                return self._take()
+            return batch
+
+    def _answer(self, batch: list[tuple[Item, Future[Result]]]) -> None:
+        try:
+            results = self._run([item for item, _ in batch])
+            if len(results) != len(batch):
+                raise EngineFailure(f"expected {len(batch)} results of a batch, found {len(results)}")
+        except Exception as error:
+            if len(batch) == 1 or isinstance(error, ModelCorrupt):
+                for _, future in batch:
+                    _fail(future, _translate(error))
+                return
+            for entry in batch:
+                self._answer([entry])
+            return
+        self.batches += 1
+        self.items += len(batch)
+        for (_, future), result in zip(batch, results, strict=True):
+            future.set_result(result)
+
+
+def _translate(error: Exception) -> VisionError:
+    if isinstance(error, VisionError):
+        return error
+    logger.error("inference failed", exc_info=error)
+    return EngineFailure("inference failed on this input; the log says why")
+
+
+def _fail(future: Future[Result], error: VisionError) -> None:
+    if not future.done():
+        future.set_exception(error)

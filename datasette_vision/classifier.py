@@ -1,0 +1,34 @@
+"""An image classifier with fixed labels."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasette_vision.encoder import LoadSession
+from datasette_vision.errors import EngineFailure
+from datasette_vision.lazy import Lazy
+from datasette_vision.models.store import InstalledModel
+from datasette_vision.runtime import Session
+from datasette_vision.zeroshot import sigmoid, softmax
+
+
+class ImageClassifier:
+    """The graph of an installed classifier, loaded at its first use. Thread-safe."""
+
+    def __init__(self, model: InstalledModel, load: LoadSession) -> None:
+        manifest = model.manifest
+        self.manifest = manifest
+        self.labels = tuple(label.label for label in manifest.labels)
+        self.graph: Lazy[Session] = Lazy(lambda: load(model.path(manifest.image_file), ("pixel_values",), "logits"))
+
+    def classify_pixels(self, pixels: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Score preprocessed images: (n, 3, h, w) float32 -> (n, labels), probabilities.
+
+        They sum to 1 over the labels, unless the manifest's activation is sigmoid: then each stands for itself.
+        """
+        logits = self.graph.get().run({"pixel_values": pixels})
+        expected = (len(pixels), len(self.labels))
+        if logits.shape != expected:
+            raise EngineFailure(f"{self.manifest.name}: expected an output of {expected}, found {logits.shape}")
+        return sigmoid(logits) if self.manifest.activation == "sigmoid" else softmax(logits)

@@ -1,0 +1,188 @@
+"""The plugin's configuration: a mapping in, a frozen and checked object out.
+
+Imports nothing heavy: it runs when Datasette starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from datasette_vision.errors import ConfigError
+
+BUNDLED_MODEL = "tiny-emoji"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What can be set for one model, over what is set for all."""
+
+    threads: int | None = None
+    replicas: int | None = None
+    max_batch_size: int | None = None
+    max_queue: int | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration. Every field has a default that serves."""
+
+    models_dir: str | None = None
+    default_model: str = BUNDLED_MODEL
+    default_classifier: str | None = None
+    preload: tuple[str, ...] = ()
+    threads: int | None = None
+    replicas: int = 1
+    max_batch_size: int = 32
+    max_queue: int = 1024
+    cache_mb: int = 64
+    max_image_mb: float = 20
+    max_image_megapixels: float = 100
+    max_text_chars: int = 100_000
+    models: Mapping[str, ModelConfig] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def from_mapping(cls, mapping: object) -> Config:
+        """Read what stands under plugins.datasette-vision.
+
+        Raises ConfigError, naming the key and what is allowed, for an unknown key or a bad value.
+        """
+        return cls(**_read(mapping or {}, KEYS, ""))
+
+    def named_models(self) -> tuple[str, ...]:
+        """Return the models that the configuration names, so that their absence can stop the start."""
+        chosen = [self.default_model, *self.preload, *self.models]
+        if self.default_classifier is not None:
+            chosen.append(self.default_classifier)
+        return tuple(dict.fromkeys(chosen))
+
+    def for_model(self, name: str) -> ModelConfig:
+        """Return the settings that hold for a model: its own where given, else those for all."""
+        own = self.models.get(name, ModelConfig())
+        given = {key: value for key, value in dataclasses.asdict(own).items() if value is not None}
+        common = ModelConfig(self.threads, self.replicas, self.max_batch_size, self.max_queue)
+        return dataclasses.replace(common, **given)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the configuration: what it means, and how its value is read."""
+
+    name: str
+    meaning: str
+    expected: str
+    read: Callable[[Any], Any]
+
+
+def _whole(minimum: int, maximum: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise ValueError
+        return value
+
+    return read
+
+
+def _positive(maximum: float) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= maximum:
+            raise ValueError
+        return value
+
+    return read
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError
+    return tuple(_name(entry) for entry in value)
+
+
+def _models(value: Any) -> Mapping[str, ModelConfig]:
+    if not isinstance(value, Mapping):
+        raise ValueError
+    return MappingProxyType(
+        {name: ModelConfig(**_read(own, MODEL_KEYS, f"models.{name}.")) for name, own in value.items()}
+    )
+
+
+THREADS = Key(
+    "threads", "cores that one inference uses; all of them by default", "a whole number from 1 to 256", _whole(1, 256)
+)
+REPLICAS = Key("replicas", "batches that a model computes at a time", "a whole number from 1 to 64", _whole(1, 64))
+MAX_BATCH_SIZE = Key(
+    "max_batch_size", "inputs computed together at most", "a whole number from 1 to 4096", _whole(1, 4096)
+)
+MAX_QUEUE = Key(
+    "max_queue",
+    "inputs that may wait for a model; more are refused at once",
+    "a whole number from 1 to 1000000",
+    _whole(1, 1_000_000),
+)
+MODEL_KEYS = (THREADS, REPLICAS, MAX_BATCH_SIZE, MAX_QUEUE)
+KEYS = (
+    Key(
+        "models_dir",
+        "folder of installed models; by default DATASETTE_VISION_MODELS, else the user's cache directory",
+        "a path",
+        _name,
+    ),
+    Key("default_model", "model used where a function names none", "the name of a model", _name),
+    Key(
+        "default_classifier",
+        "model that vision_classify() uses where none is named; by default default_model",
+        "the name of a model",
+        _name,
+    ),
+    Key("preload", "models to load in the background at start", "a list of names of models", _names),
+    *MODEL_KEYS,
+    Key("cache_mb", "memory for embeddings computed before", "a whole number from 0 to 1000000", _whole(0, 1_000_000)),
+    Key("max_image_mb", "size of an image file at most, in MB", "a number above 0, at most 2000", _positive(2000)),
+    Key(
+        "max_image_megapixels",
+        "pixels of an image at most, in millions",
+        "a number above 0, at most 2000",
+        _positive(2000),
+    ),
+    Key(
+        "max_text_chars",
+        "characters of a text at most",
+        "a whole number from 1 to 10000000",
+        _whole(1, 10_000_000),
+    ),
+    Key("models", "settings of one model, by name: " + ", ".join(key.name for key in MODEL_KEYS), "an object", _models),
+)
+
+
+def _read(mapping: object, keys: tuple[Key, ...], prefix: str) -> dict[str, Any]:
+    where = f"plugins.datasette-vision.{prefix}".rstrip(".")
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where}: expected an object, found {_shown(mapping)}")
+    known = {key.name: key for key in keys}
+    result = {}
+    for name, value in mapping.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "allowed are " + ", ".join(known)
+            raise ConfigError(f"{where}: unknown key {_shown(name)}; {hint}")
+        try:
+            result[name] = known[name].read(value)
+        except ValueError:
+            raise ConfigError(f"{where}.{name}: expected {known[name].expected}, found {_shown(value)}") from None
+    return result
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:60] + "…"

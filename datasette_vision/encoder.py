@@ -1,0 +1,55 @@
+"""A dual encoder: an image tower and a text tower whose embeddings can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasette_vision.errors import EngineFailure
+from datasette_vision.lazy import Lazy
+from datasette_vision.models.store import InstalledModel
+from datasette_vision.runtime import OnnxSession, Session
+from datasette_vision.tokenizer import Tokenizer
+
+# (path, input names, output name) -> a loaded graph
+LoadSession = Callable[[Path, tuple[str, ...], str], Session]
+
+
+def load_on(threads: int | None) -> LoadSession:
+    """Return a loader of graphs that run on so many threads (None: one for each core)."""
+    return lambda path, inputs, output: OnnxSession(path, inputs=inputs, output=output, threads=threads)
+
+
+class DualEncoder:
+    """The two towers of an installed model, each loaded at its first use. Thread-safe."""
+
+    def __init__(self, model: InstalledModel, load: LoadSession) -> None:
+        manifest = model.manifest
+        assert manifest.text is not None, "a dual encoder's manifest has a text tower"
+        text = manifest.text
+        self.manifest = manifest
+        self.image_tower: Lazy[Session] = Lazy(
+            lambda: load(model.path(manifest.image_file), ("pixel_values",), "embedding")
+        )
+        self.text_tower: Lazy[Session] = Lazy(
+            lambda: load(model.path(text.file), ("input_ids", "attention_mask"), "embedding")
+        )
+        self.tokenizer: Lazy[Tokenizer] = Lazy(lambda: Tokenizer(model.path(text.tokenizer), text))
+
+    def encode_tokens(self, sequences: Sequence[list[int]]) -> NDArray[np.float32]:
+        """Embed n tokenised texts: -> (n, d) float32, not normalised."""
+        inputs = self.tokenizer.get().pad(sequences)
+        return self._checked(self.text_tower.get().run(dict(inputs)), len(sequences))
+
+    def encode_pixels(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embed preprocessed images: (n, 3, h, w) float32 -> (n, d) float32, not normalised."""
+        return self._checked(self.image_tower.get().run({"pixel_values": pixels}), len(pixels))
+
+    def _checked(self, embeddings: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+        expected = (count, self.manifest.dimensions)
+        if embeddings.shape != expected:
+            raise EngineFailure(f"{self.manifest.name}: expected an output of {expected}, found {embeddings.shape}")
+        return embeddings

@@ -1,0 +1,103 @@
+"""Every error that this package raises on purpose.
+
+::
+
+    VisionError                  500  1
+    ├── ConfigError              500  2   the configuration has an unknown key or a bad value
+    ├── InvalidInput             400  2   what the caller sent cannot be used
+    │   ├── InvalidArgument      400  2     wrong type or out of range
+    │   ├── InvalidImage         400  2     not an image, truncated, too large …
+    │   ├── InvalidText          400  2     too long
+    │   ├── InvalidVector        400  2     not an embedding
+    │   ├── DimensionMismatch    400  2     embeddings of two models in one calculation
+    │   └── InvalidLabels        400  2     labels for zero-shot classification are malformed
+    ├── UnknownModel             404  4   no installed model has this name
+    ├── WrongTask                400  2   the model exists but does another kind of work
+    ├── ModelCorrupt             500  5   a file of an installed model is missing or altered
+    ├── Busy                     503  6   the queue is full, or the work took too long
+    └── EngineFailure            500  7   the inference engine itself failed
+
+The two numbers are the HTTP status and the CLI exit code: each adapter translates by them and by nothing else.
+"""
+
+from __future__ import annotations
+
+
+class VisionError(Exception):
+    """Base of the tree. Its message is written for the person who made the request."""
+
+    http_status = 500
+    exit_code = 1
+
+
+class ConfigError(VisionError):
+    """The plugin's configuration has an unknown key or a value out of range."""
+
+    http_status = 500
+    exit_code = 2
+
+
+class InvalidInput(VisionError):
+    """What the caller sent cannot be used."""
+
+    http_status = 400
+    exit_code = 2
+
+
+class InvalidArgument(InvalidInput):
+    """An argument is of the wrong type or out of range."""
+
+
+class InvalidImage(InvalidInput):
+    """These bytes are not an image that can be read."""
+
+
+class InvalidText(InvalidInput):
+    """This text cannot be embedded."""
+
+
+class InvalidVector(InvalidInput):
+    """These bytes are not an embedding, or one without a direction."""
+
+
+class DimensionMismatch(InvalidInput):
+    """Embeddings of different sizes, so of different models, were put into one calculation."""
+
+
+class InvalidLabels(InvalidInput):
+    """The labels given for zero-shot classification are malformed."""
+
+
+class UnknownModel(VisionError):
+    """No installed model has this name."""
+
+    http_status = 404
+    exit_code = 4
+
+
+class WrongTask(VisionError):
+    """The model exists, but does another kind of work than was asked of it."""
+
+    http_status = 400
+    exit_code = 2
+
+
+class ModelCorrupt(VisionError):
+    """A file of an installed model is missing, altered or unreadable. The message names the file."""
+
+    http_status = 500
+    exit_code = 5
+
+
+class Busy(VisionError):
+    """The queue is full, or no answer came in time. Try again."""
+
+    http_status = 503
+    exit_code = 6
+
+
+class EngineFailure(VisionError):
+    """The inference engine failed on an input that had passed every check."""
+
+    http_status = 500
+    exit_code = 7

@@ -1,0 +1,75 @@
+"""Embedding models for the llm tool: every installed dual encoder as vision/<name>."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import llm
+
+from datasette_vision.lazy import Lazy
+
+if TYPE_CHECKING:
+    from datasette_vision.vision import Vision
+
+PREFIX = "vision/"
+
+
+def _make_vision() -> Vision:
+    from datasette_vision.config import Config
+    from datasette_vision.vision import Vision  # heavy, and llm loads its plugins for every command
+
+    return Vision(Config(cache_mb=0))
+
+
+class VisionEmbeddingModel(llm.EmbeddingModel):
+    """A dual encoder as llm sees it: text goes to the text tower, bytes to the image tower.
+
+    Embeddings are of unit length, as those of vision_embed().
+    """
+
+    supports_text = True
+    supports_binary = True
+    batch_size = 32
+
+    def __init__(self, name: str, vision: Lazy[Vision]) -> None:
+        self.model_id = PREFIX + name
+        self._name = name
+        self._vision = vision
+
+    def embed_batch(self, items: Iterable[str | bytes]) -> Iterator[list[float]]:
+        """Yield an embedding for each text or image, in order. Raises llm.ModelError, saying which item is bad."""
+        from datasette_vision.errors import VisionError
+
+        vision = self._vision.get()
+        remaining = iter(items)
+        while chunk := list(islice(remaining, self.batch_size)):
+            try:
+                found = iter(vision.embed_texts([item for item in chunk if isinstance(item, str)], self._name))
+            except VisionError as error:
+                raise llm.ModelError(str(error)) from None
+            images = vision.embed_images((item for item in chunk if isinstance(item, bytes)), self._name)
+            for item in chunk:
+                vector = next(found if isinstance(item, str) else images)
+                if isinstance(vector, VisionError):
+                    raise llm.ModelError(str(vector))
+                yield vector.tolist()
+
+
+@llm.hookimpl
+def register_embedding_models(register: Callable[[llm.EmbeddingModel], None]) -> None:
+    """Register each installed dual encoder. A model that cannot be read is left out: `vision_models()` names it."""
+    from datasette_vision.errors import VisionError
+    from datasette_vision.models.manifest import DUAL_ENCODER
+    from datasette_vision.models.store import ModelStore
+
+    vision: Lazy[Vision] = Lazy(_make_vision)
+    store = ModelStore()
+    for name in store.names():
+        try:
+            task = store.find(name).manifest.task
+        except VisionError:
+            continue
+        if task == DUAL_ENCODER:
+            register(VisionEmbeddingModel(name, vision))

@@ -1,0 +1,1 @@
+"""Models as data: what a manifest says, and where models are kept."""

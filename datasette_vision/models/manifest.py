@@ -1,0 +1,242 @@
+"""What a model is, as its manifest.json says: frozen dataclasses, read with every value checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from datasette_vision.errors import ModelCorrupt
+from datasette_vision.preprocess import RESAMPLE, Preprocess, Size
+
+FORMAT = 1
+DUAL_ENCODER = "dual-encoder"
+IMAGE_CLASSIFICATION = "image-classification"
+TASKS = (DUAL_ENCODER, IMAGE_CLASSIFICATION)
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the model, by its path below the model's folder."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """How text becomes an embedding."""
+
+    file: str
+    tokenizer: str
+    context_length: int
+    padding: str  # "longest": to the longest text of the batch; "max_length": always to context_length
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class an image can belong to. `prompt` is the text that stands for it in a dual encoder."""
+
+    label: str
+    prompt: str
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the model came from."""
+
+    location: str
+    revision: str | None
+    licence: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A model: its task, its files, and how to use them. `identity` changes whenever anything of it does."""
+
+    name: str
+    task: str
+    description: str
+    source: Source
+    precision: str
+    dimensions: int
+    logit_scale: float
+    logit_bias: float
+    activation: str
+    image_file: str
+    text: TextTower | None
+    preprocess: Preprocess
+    labels: tuple[Label, ...]
+    files: tuple[File, ...]
+    canonical: dict[str, Any]
+    parity: dict[str, Any]
+    made_with: dict[str, Any]
+    identity: str
+
+    def file(self, path: str) -> File:
+        """Return the entry of a file. Its presence was checked when the manifest was read."""
+        return next(file for file in self.files if file.path == path)
+
+
+def read(folder: Path) -> Manifest:
+    """Read folder/manifest.json. Raises ModelCorrupt, naming the file and the key, when anything is not as expected."""
+    path = folder / "manifest.json"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelCorrupt(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ModelCorrupt(f"{path}: expected JSON, found something else") from None
+    return _manifest(_Reader(value, str(path)), hashlib.sha256(content).hexdigest())
+
+
+class _Reader:
+    """One JSON object of the manifest: takes values out by key and says where a wrong one is."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        self.where = where
+        if not isinstance(value, dict):
+            raise ModelCorrupt(f"{where}: expected an object")
+        self.value = value
+
+    def get(self, key: str, kind: type[T] | tuple[type, ...], check: Callable[[Any], bool], expected: str) -> Any:
+        found = self.value.get(key)
+        if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool) or not check(found):
+            raise ModelCorrupt(f"{self.where}: {key}: expected {expected}, found {json.dumps(found)[:60]}")
+        return found
+
+    def text(self, key: str) -> str:
+        return self.get(key, str, bool, "a string")
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+        return self.get(key, str, allowed.__contains__, "one of " + ", ".join(allowed))
+
+    def count(self, key: str, minimum: int = 1) -> int:
+        return self.get(key, int, lambda number: number >= minimum, f"a whole number of at least {minimum}")
+
+    def number(self, key: str, default: float | None = None) -> float:
+        if default is not None and self.value.get(key) is None:
+            return default
+        return float(self.get(key, (int, float), lambda number: abs(number) < 1e9, "a number"))
+
+    def path(self, key: str) -> str:
+        return self.get(key, str, _is_inside, "a relative path")
+
+    def object(self, key: str) -> _Reader:
+        return _Reader(self.value.get(key), f"{self.where}: {key}")
+
+    def objects(self, key: str) -> list[_Reader]:
+        items = self.get(key, list, lambda _: True, "an array")
+        return [_Reader(item, f"{self.where}: {key}[{index}]") for index, item in enumerate(items)]
+
+    def free(self, key: str) -> dict[str, Any]:
+        found = self.value.get(key)
+        return found if isinstance(found, dict) else {}
+
+
+def _is_inside(path: str) -> bool:
+    parts = PurePosixPath(path)
+    return bool(path) and not parts.is_absolute() and ".." not in parts.parts and "\\" not in path
+
+
+def _manifest(value: _Reader, identity: str) -> Manifest:
+    found = value.value.get("format")
+    if found != FORMAT:
+        raise ModelCorrupt(
+            f"{value.where}: format: expected {FORMAT}, found {json.dumps(found)[:60]}:"
+            " another version of datasette-vision made it"
+        )
+    task = value.choice("task", TASKS)
+    source = value.object("source")
+    files = tuple(
+        File(
+            item.path("path"),
+            item.count("size", 0),
+            item.get("sha256", str, re.compile(r"[0-9a-f]{64}").fullmatch, "64 hexadecimal digits"),  # type: ignore[arg-type]
+        )
+        for item in value.objects("files")
+    )
+    manifest = Manifest(
+        name=value.get("name", str, NAME.fullmatch, "a name of lower-case letters, digits, '.', '_' and '-'"),  # type: ignore[arg-type]
+        task=task,
+        description=value.text("description"),
+        source=Source(source.text("location"), source.value.get("revision"), source.text("licence")),
+        precision=value.text("precision"),
+        dimensions=value.count("dimensions"),
+        logit_scale=value.number("logit_scale", 1.0),
+        logit_bias=value.number("logit_bias", 0.0),
+        activation=value.choice("activation", ("softmax", "sigmoid")),
+        image_file=value.object("image").path("file"),
+        text=_text_tower(value.object("text")) if task == DUAL_ENCODER else None,
+        preprocess=_preprocess(value.object("preprocess")),
+        labels=tuple(_label(item) for item in value.objects("labels")),
+        files=files,
+        canonical=value.free("canonical"),
+        parity=value.free("parity"),
+        made_with=value.free("made_with"),
+        identity=identity,
+    )
+    listed = {file.path for file in files}
+    needed = [manifest.image_file]
+    if manifest.text is not None:
+        needed += [manifest.text.file, manifest.text.tokenizer]
+    for path in needed:
+        if path not in listed:
+            raise ModelCorrupt(f"{value.where}: files: expected {path} among them")
+    if task == IMAGE_CLASSIFICATION and len(manifest.labels) != manifest.dimensions:
+        raise ModelCorrupt(f"{value.where}: labels: expected {manifest.dimensions}, found {len(manifest.labels)}")
+    return manifest
+
+
+def _text_tower(value: _Reader) -> TextTower:
+    return TextTower(
+        file=value.path("file"),
+        tokenizer=value.path("tokenizer"),
+        context_length=value.count("context_length", 2),
+        padding=value.choice("padding", ("longest", "max_length")),
+        pad_token_id=value.count("pad_token_id", 0),
+    )
+
+
+def _label(value: _Reader) -> Label:
+    group = value.value.get("group")
+    prompt = value.value.get("prompt", value.value.get("label"))
+    return Label(value.text("label"), str(prompt), str(group) if group is not None else None)
+
+
+def _preprocess(value: _Reader) -> Preprocess:
+    resize, crop = value.object("resize"), value.object("crop")
+    if "shortest_edge" in resize.value:
+        size = Size(shortest_edge=resize.count("shortest_edge"))
+    else:
+        size = Size(height=resize.count("height"), width=resize.count("width"))
+    return Preprocess(
+        resize=size,
+        crop_height=crop.count("height"),
+        crop_width=crop.count("width"),
+        resample=value.choice("resample", tuple(RESAMPLE)),
+        mean=_channels(value, "mean", lambda number: -10 <= number <= 10),
+        std=_channels(value, "std", lambda number: 0 < number <= 10),
+    )
+
+
+def _channels(value: _Reader, key: str, check: Callable[[float], bool]) -> tuple[float, float, float]:
+    def fits(numbers: list[object]) -> bool:
+        return len(numbers) == 3 and all(
+            isinstance(number, (int, float)) and not isinstance(number, bool) and check(number) for number in numbers
+        )
+
+    red, green, blue = value.get(key, list, fits, "three numbers in range, one a channel")
+    return float(red), float(green), float(blue)

@@ -1,0 +1,96 @@
+"""Where models are: a folder of them, and behind it the one that comes with the package."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from datasette_vision.errors import ModelCorrupt, UnknownModel
+from datasette_vision.models import manifest as manifests
+from datasette_vision.models.manifest import Manifest
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+@dataclass(frozen=True)
+class InstalledModel:
+    """A model on disk: what its manifest says, and its folder."""
+
+    manifest: Manifest
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of the model, its content checked against the manifest.
+
+        Raises ModelCorrupt when it is missing, of another size or of another digest.
+        """
+        file = self.manifest.file(name)
+        path = self.folder / file.path
+        try:
+            size = path.stat().st_size
+            if size != file.size:
+                raise ModelCorrupt(f"{path}: expected {file.size:,} bytes, found {size:,}")
+            digest = _sha256(path)
+        except OSError as error:
+            raise ModelCorrupt(f"{path}: cannot be read: {error.strerror}") from None
+        if digest != file.sha256:
+            raise ModelCorrupt(f"{path}: expected the SHA-256 {file.sha256[:12]}…, found {digest[:12]}…")
+        return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def default_models_dir() -> Path:
+    """Return DATASETTE_VISION_MODELS, or a folder in the user's cache directory."""
+    chosen = os.environ.get("DATASETTE_VISION_MODELS")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("datasette-vision")) / "models"
+
+
+class ModelStore:
+    """Finds models by name. A model in `models_dir` comes before a bundled one of the same name."""
+
+    def __init__(self, models_dir: Path | None = None, bundled: Path = BUNDLED) -> None:
+        self.models_dir = models_dir if models_dir is not None else default_models_dir()
+        self.bundled = bundled
+
+    def names(self) -> list[str]:
+        """Return the names of the installed models, sorted."""
+        names = set()
+        for root in (self.models_dir, self.bundled):
+            try:
+                entries = list(root.iterdir())
+            except OSError:
+                continue
+            names |= {entry.name for entry in entries if self._is_model(entry)}
+        return sorted(names)
+
+    def find(self, name: str) -> InstalledModel:
+        """Read the model of this name.
+
+        Raises UnknownModel, naming those there are, or ModelCorrupt when its manifest cannot be read.
+        """
+        if manifests.NAME.fullmatch(name):
+            for root in (self.models_dir, self.bundled):
+                if self._is_model(root / name):
+                    manifest = manifests.read(root / name)
+                    if manifest.name != name:
+                        raise ModelCorrupt(
+                            f"{root / name / 'manifest.json'}: name: expected {name}, found {manifest.name}"
+                        )
+                    return InstalledModel(manifest, root / name)
+        shown = name if len(name) <= 64 else name[:64] + "…"
+        raise UnknownModel(f"no model {shown!r} is installed; installed are: {', '.join(self.names()) or 'none'}")
+
+    @staticmethod
+    def _is_model(folder: Path) -> bool:
+        return bool(manifests.NAME.fullmatch(folder.name)) and (folder / "manifest.json").is_file()

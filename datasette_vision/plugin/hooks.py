@@ -1,0 +1,53 @@
+"""Wiring only: each hook hands over to the module that does the work. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import click
+from datasette import hookimpl
+from datasette.app import Datasette
+
+from datasette_vision import sql
+from datasette_vision.plugin import cells, sql_errors
+from datasette_vision.plugin.cli import vision_group
+from datasette_vision.plugin.state import state_of
+
+
+@hookimpl
+def startup(datasette: Datasette) -> None:
+    """Check the configuration, so that a mistake in it stops the start, and begin to preload."""
+    sql_errors.install()
+    state_of(datasette).start()
+
+
+@hookimpl(optionalhook=True)
+def shutdown(datasette: Datasette) -> None:
+    """Answer what waits, then stop. Datasette 1.0 only: 0.65 has no such hook."""
+    state_of(datasette).close()
+
+
+@hookimpl
+def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
+    """Register the SQL functions."""
+    state = state_of(datasette)
+    sql.register(
+        conn,
+        state.vision.get,
+        drop_in=not state.has_llm_embed_plugin,
+        foreign_embed=state.foreign_embed,
+        on_error=sql_errors.remember,
+    )
+
+
+@hookimpl
+def register_commands(cli: click.Group) -> None:
+    """Add the commands of `datasette vision`."""
+    cli.add_command(vision_group)
+
+
+@hookimpl
+def render_cell(value: Any) -> Any:
+    """Show small images as pictures."""
+    return cells.render(value)

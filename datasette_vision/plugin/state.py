@@ -1,0 +1,98 @@
+"""What the plugin keeps for each Datasette: its checked configuration and its Vision."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+import click
+from datasette.app import Datasette
+from datasette.plugins import pm
+from datasette.utils import StartupError
+
+from datasette_vision.config import Config
+from datasette_vision.errors import ConfigError, VisionError
+from datasette_vision.lazy import Lazy
+
+if TYPE_CHECKING:
+    from datasette_vision.vision import Vision
+
+logger = logging.getLogger(__name__)
+
+ATTRIBUTE = "_datasette_vision"
+
+
+class StopStart(StartupError, click.ClickException):
+    """Stops the start with one line. Datasette 1.0 catches the one base, click the other."""
+
+
+class PluginState:
+    """The plugin's part of one Datasette. Vision, and NumPy with it, are made at the first use."""
+
+    def __init__(self, datasette: Datasette) -> None:
+        self._datasette = datasette
+        self._config: Lazy[Config] = Lazy(self._read_config)
+        self._foreign: Lazy[Any] = Lazy(self._make_foreign)
+        self.vision: Lazy[Vision] = Lazy(self._make_vision)
+
+    @property
+    def config(self) -> Config:
+        """The checked configuration. Raises ConfigError."""
+        return self._config.get()
+
+    @property
+    def has_llm_embed_plugin(self) -> bool:
+        """Whether datasette-llm-embed is there to serve llm_embed() itself."""
+        return any(distribution.project_name == "datasette-llm-embed" for _, distribution in pm.list_plugin_distinfo())
+
+    def start(self) -> None:
+        """Check the configuration and begin to preload. Raises StopStart."""
+        try:
+            config = self.config
+            if config.named_models() != Config().named_models():
+                self.vision.get().check_models()
+        except ConfigError as error:
+            raise StopStart(str(error)) from None
+        except VisionError as error:
+            raise StopStart(f"plugins.datasette-vision: {error}") from None
+        if config.preload:
+            threading.Thread(target=self._preload, name="datasette-vision-preload", daemon=True).start()
+
+    def close(self) -> None:
+        """Answer what waits, then stop."""
+        if self.vision.loaded:
+            self.vision.get().close()
+
+    def foreign_embed(self, model: str, value: str | bytes) -> Any:
+        """Embed with a model of the llm tool: what llm_embed() does for names that are not ours."""
+        return self._foreign.get().embed(model, value)
+
+    def _read_config(self) -> Config:
+        return Config.from_mapping(self._datasette.plugin_config("datasette-vision"))
+
+    def _make_vision(self) -> Vision:
+        from datasette_vision.vision import Vision  # heavy: NumPy, Pillow
+
+        return Vision(self.config)
+
+    def _make_foreign(self) -> Any:
+        from datasette_vision.llm_models import LlmModels
+
+        settings = self._datasette.plugin_config("datasette-llm-embed") or {}
+        return LlmModels(self.vision.get().store.names, settings.get("keys") or {})
+
+    def _preload(self) -> None:
+        try:
+            self.vision.get().preload()
+        except VisionError as error:
+            logger.error("preload: %s", error)
+
+
+def state_of(datasette: Datasette) -> PluginState:
+    """Return the plugin's state of this Datasette, made at the first call."""
+    state = getattr(datasette, ATTRIBUTE, None)
+    if state is None:
+        # setdefault on the instance dictionary is atomic: connections are prepared on several threads.
+        state = vars(datasette).setdefault(ATTRIBUTE, PluginState(datasette))
+    return state

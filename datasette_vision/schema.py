@@ -1,0 +1,68 @@
+"""The side tables: `_vision_<table>` holds the embeddings of a table, beside it and never in it.
+
+A 2 KB embedding behind a 1 MB image would make every scan walk the image's overflow pages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+PREFIX = "_vision_"
+
+
+@dataclass(frozen=True)
+class SideTable:
+    """The side table of `table`, whose rows are known by `key` column(s)."""
+
+    table: str
+    key: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the side table."""
+        return PREFIX + self.table
+
+    def create(self, connection: sqlite3.Connection) -> None:
+        """Make the side table where it is not there yet. One row a source row, source column and model."""
+        key = ", ".join(f"{quote(column)} not null" for column in self.key)
+        primary = ", ".join(quote(column) for column in (*self.key, "source_column", "model"))
+        connection.execute(
+            f"create table if not exists {quote(self.name)} ({key}, source_column text not null, model text not null,"
+            " content_hash text not null, embedding blob, error text, embedded_at text not null,"
+            f" primary key ({primary}))"
+        )
+
+    def write(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
+        """Add rows, in place of those there are for the same key, column and model."""
+        columns = (*self.key, "source_column", "model", "content_hash", "embedding", "error", "embedded_at")
+        marks = ", ".join("?" * (len(columns) - 1))
+        connection.executemany(
+            f"insert or replace into {quote(self.name)} ({', '.join(map(quote, columns))})"
+            f" values ({marks}, strftime('%Y-%m-%dT%H:%M:%fZ'))",
+            ((*row.key, row.source_column, row.model, row.content_hash, row.embedding, row.error) for row in rows),
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One embedding, or the reason why there is none."""
+
+    key: Sequence[object]
+    source_column: str
+    model: str
+    content_hash: str
+    embedding: bytes | None
+    error: str | None = None
+
+
+def content_hash(content: bytes) -> str:
+    """Return the SHA-256, in hexadecimal, by which a changed source is known."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def quote(identifier: str) -> str:
+    """Quote a name for SQL."""
+    return '"' + identifier.replace('"', '""') + '"'

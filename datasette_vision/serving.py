@@ -1,0 +1,134 @@
+"""Models ready to answer: each with its queues, made at first use and kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasette_vision.batcher import Batcher
+from datasette_vision.classifier import ImageClassifier
+from datasette_vision.config import Config
+from datasette_vision.encoder import DualEncoder, LoadSession
+from datasette_vision.errors import WrongTask
+from datasette_vision.models.manifest import DUAL_ENCODER
+from datasette_vision.models.store import InstalledModel, ModelStore
+from datasette_vision.vectors import Vector
+
+Pixels = NDArray[np.float32]
+
+
+class EncoderService:
+    """A dual encoder behind a queue for each tower."""
+
+    def __init__(self, model: InstalledModel, load: LoadSession, settings: dict[str, Any]) -> None:
+        self.manifest = model.manifest
+        self.encoder = DualEncoder(model, load)
+        name = self.manifest.name
+        self.texts: Batcher[list[int], Vector] = Batcher(
+            lambda batch: list(self.encoder.encode_tokens(batch)), name=f"{name}-text", **settings
+        )
+        self.images: Batcher[Pixels, Vector] = Batcher(
+            lambda batch: list(self.encoder.encode_pixels(np.stack(batch))), name=f"{name}-image", **settings
+        )
+
+    def tokenise(self, text: str) -> list[int]:
+        """Return what `texts` takes. The tokenizer is loaded first if need be."""
+        return self.encoder.tokenizer.get().encode(text)
+
+    def loaded(self) -> list[str]:
+        """Return the towers that are in memory."""
+        towers = {"text": self.encoder.text_tower, "image": self.encoder.image_tower}
+        return [name for name, tower in towers.items() if tower.loaded]
+
+    def warm(self) -> None:
+        """Load both towers, the text tower first: it is what most first requests ask for."""
+        self.texts(self.tokenise("warm"))
+        spec = self.manifest.preprocess
+        self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
+
+    def close(self) -> None:
+        self.texts.close()
+        self.images.close()
+
+
+class ClassifierService:
+    """A fixed-label classifier behind its queue."""
+
+    def __init__(self, model: InstalledModel, load: LoadSession, settings: dict[str, Any]) -> None:
+        self.manifest = model.manifest
+        self.classifier = ImageClassifier(model, load)
+        self.images: Batcher[Pixels, NDArray[np.float64]] = Batcher(
+            lambda batch: list(self.classifier.classify_pixels(np.stack(batch))),
+            name=f"{self.manifest.name}-image",
+            **settings,
+        )
+
+    def loaded(self) -> list[str]:
+        """Return ["image"] when the graph is in memory, else nothing."""
+        return ["image"] if self.classifier.graph.loaded else []
+
+    def warm(self) -> None:
+        """Load the graph."""
+        spec = self.manifest.preprocess
+        self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
+
+    def close(self) -> None:
+        self.images.close()
+
+
+Service: TypeAlias = EncoderService | ClassifierService
+
+
+class Services:
+    """The models of a server by name. What a name means is fixed at its first use. Thread-safe."""
+
+    def __init__(self, store: ModelStore, config: Config, load: Callable[[int | None], LoadSession]) -> None:
+        self._store = store
+        self._config = config
+        self._load = load
+        self._lock = threading.Lock()
+        self._services: dict[str, Service] = {}
+
+    def get(self, name: str) -> Service:
+        """Return the service of a model. Raises UnknownModel or ModelCorrupt."""
+        service = self._services.get(name)
+        if service is None:
+            with self._lock:
+                service = self._services.get(name)
+                if service is None:
+                    service = self._services[name] = self._make(name)
+        return service
+
+    def dual_encoder(self, name: str) -> EncoderService:
+        """Return the service of a dual encoder. Raises WrongTask when the model is something else."""
+        service = self.get(name)
+        if not isinstance(service, EncoderService):
+            raise WrongTask(f"{name!r} is for {service.manifest.task}: it makes no embeddings")
+        return service
+
+    def loaded(self, name: str) -> list[str]:
+        """Return which parts of a model are in memory, without loading any."""
+        service = self._services.get(name)
+        return service.loaded() if service else []
+
+    def close(self) -> None:
+        """Answer what waits, then stop."""
+        with self._lock:
+            services = list(self._services.values())
+        for service in services:
+            service.close()
+
+    def _make(self, name: str) -> Service:
+        model = self._store.find(name)
+        chosen = self._config.for_model(name)
+        settings = {
+            "max_batch_size": chosen.max_batch_size,
+            "max_queue": chosen.max_queue,
+            "workers": chosen.replicas,
+        }
+        kind = EncoderService if model.manifest.task == DUAL_ENCODER else ClassifierService
+        return kind(model, self._load(chosen.threads), settings)

@@ -1,0 +1,216 @@
+"""What the SQL functions do: a method for each row of the table in sql.py, of the same name.
+
+Arguments come as SQLite gives them, never NULL. InvalidImage and InvalidVector mean that a row's data is bad, and
+become NULL; every other error is a mistake in the query, and fails it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasette_vision import images, vectors
+from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidImage, UnknownModel
+from datasette_vision.vectors import FLOAT32, Vector
+from datasette_vision.vision import Vision
+
+# (model, text or bytes) -> embedding, not normalised
+ForeignEmbed = Callable[[str, "str | bytes"], Vector]
+
+
+class Functions:
+    """The SQL functions of one connection. Not thread-safe, as a connection is not."""
+
+    def __init__(self, vision: Vision, foreign_embed: ForeignEmbed | None = None) -> None:
+        self._vision = vision
+        self._foreign_embed = foreign_embed
+        # The second embedding of the last similarity: in a query it is nearly always the same one.
+        self._blob = b""
+        self._vector: Vector = np.ones(1, dtype=np.float32)
+        self._length = 1.0
+
+    # Embeddings
+
+    def vision_embed(self, value: Any, model: Any = None) -> bytes:
+        if isinstance(value, str):
+            return self.vision_embed_text(value, model)
+        return vectors.encode(self._vision.embed_image(_blob(value, "TEXT or an image BLOB"), _model(model)))
+
+    def vision_embed_text(self, value: Any, model: Any = None) -> bytes:
+        return vectors.encode(self._vision.embed_text(_text(value, "TEXT"), _model(model)))
+
+    def vision_embed_image(self, value: Any, model: Any = None) -> bytes:
+        return vectors.encode(self._vision.embed_image(_image(value), _model(model)))
+
+    def vision_similarity(self, a: Any, b: Any) -> float:
+        """The cosine, on a fast path for what nearly every row is: two good embeddings, the second as before."""
+        try:
+            if b != self._blob:
+                self._remember(b)
+            vector = np.frombuffer(a, dtype=FLOAT32)
+            square = float(np.dot(vector, vector))
+            if 1e-30 < square < 1e30:
+                return min(1.0, max(-1.0, float(np.dot(vector, self._vector)) / (math.sqrt(square) * self._length)))
+        except (ValueError, TypeError, AttributeError):
+            pass  # something is wrong with an argument: below it is named
+        return vectors.cosine(vectors.decode(_embedding(a)), vectors.decode(_embedding(b)))
+
+    llm_embed_cosine = vision_similarity
+
+    def _remember(self, blob: bytes) -> None:
+        vector = vectors.decode(_embedding(blob))
+        square = float(np.dot(vector, vector))
+        if not 1e-30 < square < 1e30:
+            raise ValueError("out of the fast path's range")
+        self._blob, self._vector, self._length = blob, vector, math.sqrt(square)
+
+    def vision_combine(self, *arguments: Any) -> bytes:
+        if not arguments or len(arguments) % 2:
+            raise InvalidArgument(f"expected pairs of an embedding and a weight, found {len(arguments)} arguments")
+        for weight in arguments[1::2]:
+            if not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                raise InvalidArgument(f"expected a number as weight, found {_kind(weight)}")
+        pairs = zip(arguments[::2], arguments[1::2], strict=True)
+        return vectors.encode(
+            vectors.combine((vectors.decode(_embedding(blob)), float(weight)) for blob, weight in pairs)
+        )
+
+    def vision_to_json(self, embedding: Any) -> str:
+        return vectors.to_json(vectors.decode(_embedding(embedding)))
+
+    def vision_from_json(self, text: Any) -> bytes:
+        return vectors.encode(vectors.from_json(_text(text, "a JSON array as TEXT")))
+
+    def vision_average(self) -> Average:
+        return Average(normalised=True)
+
+    # Classification
+
+    def vision_classify(self, image: Any, model: Any = None, k: Any = 5) -> str:
+        return _json(self._vision.classify(_image(image), _model(model), _count(k, "k")))
+
+    def vision_zero_shot(self, value: Any, labels: Any, model: Any = None) -> str:
+        return _json(self._vision.zero_shot(_image(value), _text(labels, "labels as JSON TEXT"), _model(model)))
+
+    def vision_label(self, value: Any, labels: Any, model: Any = None) -> str:
+        best = self._vision.zero_shot(_image(value), _text(labels, "labels as JSON TEXT"), _model(model), k=1)
+        return str(best[0]["label"])
+
+    # Images
+
+    def vision_error(self, image: Any) -> str | None:
+        if isinstance(image, str):
+            try:
+                image = images.from_text(image)
+            except InvalidImage as error:
+                return str(error)
+        return images.error(_blob(image, "an image BLOB or TEXT"), self._vision.limits)
+
+    def vision_info(self, image: Any) -> str:
+        return _json(images.info(_image(image)))
+
+    def vision_thumbnail(self, image: Any, pixels: Any) -> bytes:
+        return images.thumbnail(_image(image), _count(pixels, "pixels"), self._vision.limits)
+
+    # Models
+
+    def vision_models(self) -> str:
+        return _json(self._vision.models())
+
+    # Drop-in for datasette-llm-embed
+
+    def llm_embed(self, model: Any, value: Any) -> bytes:
+        name = _text(model, "the name of a model as TEXT")
+        ours = name.removeprefix("vision/")
+        vision = self._vision
+        try:
+            if isinstance(value, str):
+                return vectors.encode(vision.embed_text(value, ours, normalised=False))
+            return vectors.encode(vision.embed_image(_blob(value, "TEXT or an image BLOB"), ours, normalised=False))
+        except UnknownModel:
+            if self._foreign_embed is None:
+                raise
+        return vectors.encode(self._foreign_embed(name, value))
+
+    def llm_embed_decode(self, embedding: Any) -> str:
+        # As json.dumps(struct.unpack(…)) writes it: callers compare this text.
+        return json.dumps(vectors.decode(_embedding(embedding)).tolist())
+
+    def llm_embed_average(self) -> Average:
+        return Average(normalised=False)
+
+
+class Average:
+    """The mean of embeddings, one step at a time."""
+
+    def __init__(self, *, normalised: bool) -> None:
+        self._normalised = normalised
+        self._sum: NDArray[np.float64] | None = None
+        self._count = 0
+
+    def step(self, embedding: Any) -> None:
+        """Add one embedding. Raises DimensionMismatch when it is not of the size of those before."""
+        vector = vectors.decode(_embedding(embedding))
+        term = (vectors.normalise(vector) if self._normalised else vector).astype(np.float64)
+        if self._sum is None:
+            self._sum = term
+        elif self._sum.shape != term.shape:
+            raise DimensionMismatch(
+                f"expected embeddings of one model, found one of {self._sum.shape[0]} floats and one of {term.shape[0]}"
+            )
+        else:
+            self._sum += term
+        self._count += 1
+
+    def finalize(self) -> bytes | None:
+        """Return the mean as a BLOB, or None when there was nothing to add."""
+        if self._sum is None:
+            return None
+        mean = self._sum / self._count
+        return vectors.encode(vectors.normalise(mean) if self._normalised else mean.astype(np.float32))
+
+
+def _model(value: Any) -> str | None:
+    return None if value is None else _text(value, "the name of a model as TEXT")
+
+
+def _text(value: Any, expected: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidArgument(f"expected {expected}, found {_kind(value)}")
+    return value
+
+
+def _blob(value: Any, expected: str) -> bytes:
+    if not isinstance(value, bytes):
+        raise InvalidArgument(f"expected {expected}, found {_kind(value)}")
+    return value
+
+
+def _embedding(value: Any) -> bytes:
+    return _blob(value, "an embedding BLOB")
+
+
+def _image(value: Any) -> bytes:
+    if isinstance(value, str):
+        return images.from_text(value)
+    return _blob(value, "an image BLOB or TEXT")
+
+
+def _count(value: Any, name: str) -> int:
+    if not isinstance(value, int) or value < 1:
+        shown = value if isinstance(value, (int, float)) else _kind(value)
+        raise InvalidArgument(f"expected {name} to be a whole number of at least 1, found {shown}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return {str: "TEXT", bytes: "a BLOB", int: "an INTEGER", float: "a REAL"}.get(type(value), "something else")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,134 @@
+"""Embeddings as arrays and as bytes.
+
+An embedding in a database is a BLOB of little-endian float32 values and nothing else: the format of llm,
+sqlite-vec and datasette-faiss. In Python it is a one-dimensional float32 array.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasette_vision.errors import DimensionMismatch, InvalidVector
+
+Vector = NDArray[np.float32]
+Matrix = NDArray[np.float32]
+
+FLOAT32 = np.dtype("<f4")
+
+
+def encode(vector: Vector | Sequence[float]) -> bytes:
+    """Write an embedding of shape (d,) as a BLOB of 4 * d bytes."""
+    return np.asarray(vector, dtype=FLOAT32).tobytes()
+
+
+def decode(blob: bytes, dimensions: int | None = None) -> Vector:
+    """Read a BLOB as an embedding of shape (d,).
+
+    Raises InvalidVector when its length is not that of whole float32 values (or not of `dimensions` of them), or when
+    it holds a NaN or an infinity.
+    """
+    size = len(blob)
+    if dimensions is not None and size != 4 * dimensions:
+        raise InvalidVector(f"expected an embedding of {dimensions} floats, {4 * dimensions} bytes, found {size} bytes")
+    if size == 0 or size % 4:
+        raise InvalidVector(f"expected an embedding, a BLOB of 4 bytes a float, found {size} bytes")
+    vector = np.frombuffer(blob, dtype=FLOAT32)
+    # A sum in float64 cannot overflow from float32 values, and any NaN or infinity shows up in it: one pass.
+    if not math.isfinite(float(vector.sum(dtype=np.float64))):
+        raise InvalidVector("expected an embedding of finite floats, found a NaN or an infinity in it")
+    return vector
+
+
+def normalise(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Scale the last axis to unit length: (d,) -> (d,) or (n, d) -> (n, d).
+
+    Raises InvalidVector for a vector of length zero, which has no direction.
+    """
+    # float64, so that the squares of huge float32 values do not overflow.
+    wide = np.asarray(vectors, dtype=np.float64)
+    length = np.sqrt(np.einsum("...i,...i->...", wide, wide))[..., None]
+    if not length.all():
+        raise InvalidVector("expected an embedding with a direction, found one that is zero everywhere")
+    return (wide / length).astype(np.float32)
+
+
+def cosine(a: Vector, b: Vector) -> float:
+    """Return the cosine of the angle between two embeddings of shape (d,), from -1 to 1.
+
+    Raises DimensionMismatch when their sizes differ, InvalidVector when one of them is zero everywhere.
+    """
+    if a.shape != b.shape:
+        raise DimensionMismatch(
+            f"expected two embeddings of the same model, found one of {a.shape[0]} floats and one of {b.shape[0]}"
+        )
+    # float32 dot products are twice as fast, and exact enough; only lengths out of the ordinary need float64.
+    square = float(np.dot(a, a)) * float(np.dot(b, b))
+    product = float(np.dot(a, b))
+    if not 1e-30 < square < 1e30:
+        wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+        square = float(np.dot(wide_a, wide_a)) * float(np.dot(wide_b, wide_b))
+        product = float(np.dot(wide_a, wide_b))
+        if square == 0.0:
+            raise InvalidVector("expected embeddings with a direction, found one that is zero everywhere")
+    return min(1.0, max(-1.0, product / math.sqrt(square)))
+
+
+def combine(pairs: Iterable[tuple[Vector, float]]) -> Vector:
+    """Return the unit-length weighted sum of (embedding, weight) pairs.
+
+    Each embedding counts by its direction only: it is scaled to unit length first. Raises DimensionMismatch when
+    sizes differ, InvalidVector when everything cancels out.
+    """
+    total: NDArray[np.float64] | None = None
+    for vector, weight in pairs:
+        term = weight * normalise(vector).astype(np.float64)
+        if total is None:
+            total = term
+        elif total.shape != term.shape:
+            raise DimensionMismatch(
+                "expected embeddings of the same model, found one of "
+                f"{total.shape[0]} floats and one of {term.shape[0]}"
+            )
+        else:
+            total = total + term
+    if total is None:
+        raise InvalidVector("expected at least one embedding, found none")
+    if float(np.abs(total).max()) < 1e-7:
+        raise InvalidVector("expected a sum with a direction: these embeddings and weights cancel out")
+    return normalise(total)
+
+
+def to_json(vector: Vector) -> str:
+    """Write an embedding as a JSON array, each float in the shortest form that reads back as the same float32."""
+    return "[" + ", ".join(map(str, vector)) + "]"
+
+
+def from_json(text: str) -> Vector:
+    """Read a JSON array of numbers as an embedding. Raises InvalidVector when it is anything else."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidVector("expected a JSON array of numbers, found text that is not JSON") from None
+    if not isinstance(values, list) or not values:
+        raise InvalidVector("expected a JSON array of numbers, found " + _kind(values))
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        raise InvalidVector("expected a JSON array of numbers, found something else in it")
+    try:
+        with np.errstate(over="ignore"):
+            vector = np.array(values, dtype=np.float64).astype(np.float32)
+    except OverflowError:
+        raise InvalidVector("expected numbers that fit a float32, found a larger one") from None
+    if not np.isfinite(vector).all():
+        raise InvalidVector("expected finite numbers that fit a float32, found one that does not")
+    return vector
+
+
+def _kind(value: object) -> str:
+    if value == []:
+        return "an empty array"
+    return {dict: "an object", str: "a string", type(None): "null"}.get(type(value), "a single value")

@@ -1,0 +1,259 @@
+"""Vision: configuration, models, queues and cache in one object. What every adapter calls."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasette_vision import images, vectors
+from datasette_vision.cache import EmbeddingCache
+from datasette_vision.config import Config
+from datasette_vision.encoder import LoadSession, load_on
+from datasette_vision.errors import InvalidImage, InvalidText, InvalidVector, VisionError, WrongTask
+from datasette_vision.models.store import ModelStore
+from datasette_vision.serving import ClassifierService, EncoderService, Pixels, Service, Services
+from datasette_vision.vectors import Matrix, Vector
+from datasette_vision.zeroshot import Labels, parse_labels, scores, top_k
+
+MAX_LABEL_SETS = 64
+
+
+class Vision:
+    """Embeds, compares and classifies, with the models that are installed. Thread-safe.
+
+    `load` makes a loader of graphs for a number of threads; tests put their own there.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        store: ModelStore | None = None,
+        load: Callable[[int | None], LoadSession] = load_on,
+    ) -> None:
+        self.config = config or Config()
+        models_dir = Path(self.config.models_dir).expanduser() if self.config.models_dir else None
+        self.store = store or ModelStore(models_dir)
+        self.limits = images.ImageLimits(
+            max_bytes=int(self.config.max_image_mb * 1_000_000),
+            max_pixels=int(self.config.max_image_megapixels * 1_000_000),
+        )
+        self.cache = EmbeddingCache(self.config.cache_mb * 1_000_000)
+        self.services = Services(self.store, self.config, load)
+        self._label_sets: dict[tuple[str, str | None], tuple[Labels, Matrix]] = {}
+        self._label_sets_lock = threading.Lock()
+
+    # Embeddings
+
+    def embed_text(self, text: str, model: str | None = None, *, normalised: bool = True) -> Vector:
+        """Embed a text: -> (d,) float32, of unit length unless `normalised` is False.
+
+        Raises InvalidText, UnknownModel, WrongTask, ModelCorrupt, Busy or EngineFailure.
+        """
+        service = self._dual_encoder(model)
+        key = self._text_key(service, text)
+        vector = self.cache.get(key)
+        if vector is None:
+            vector = service.texts(service.tokenise(text))
+            self.cache.put(key, vector)
+        return vectors.normalise(vector) if normalised else vector
+
+    def embed_texts(self, texts: Sequence[str], model: str | None = None) -> Matrix:
+        """Embed n texts in batches: -> (n, d) float32, of unit length. Raises as embed_text() does, for the first."""
+        service = self._dual_encoder(model)
+        keys = [self._text_key(service, text) for text in texts]
+        found = [self.cache.get(key) for key in keys]
+        missing = [position for position, vector in enumerate(found) if vector is None]
+        outcomes = service.texts.map(service.tokenise(texts[position]) for position in missing)
+        for position, outcome in zip(missing, outcomes, strict=True):
+            if isinstance(outcome, VisionError):
+                raise outcome
+            self.cache.put(keys[position], outcome)
+            found[position] = outcome
+        return vectors.normalise(np.stack([vector for vector in found if vector is not None]))
+
+    def embed_image(self, image: bytes, model: str | None = None, *, normalised: bool = True) -> Vector:
+        """Embed the bytes of an image file: -> (d,) float32, of unit length unless `normalised` is False.
+
+        Raises InvalidImage besides what embed_text() raises.
+        """
+        service = self._dual_encoder(model)
+        key = _key(service, b"image", image)
+        vector = self.cache.get(key)
+        if vector is None:
+            vector = service.images(self._pixels(service, image))
+            self.cache.put(key, vector)
+        return vectors.normalise(vector) if normalised else vector
+
+    def embed_images(self, sources: Iterable[bytes], model: str | None = None) -> Iterator[Vector | VisionError]:
+        """Embed many images: yields for each, in order, its unit-length embedding or why there is none.
+
+        For bulk work: it keeps at most two batches in the queue, so that others are served beside it, and leaves the
+        cache alone.
+        """
+        service = self._dual_encoder(model)
+        failed: dict[int, VisionError] = {}
+
+        def decoded() -> Iterator[Pixels]:
+            for position, source in enumerate(sources):
+                try:
+                    pixels = self._pixels(service, source)
+                except VisionError as error:
+                    failed[position] = error
+                else:
+                    yield pixels
+
+        position = 0
+        for outcome in service.images.map(decoded()):
+            while position in failed:
+                yield failed.pop(position)
+                position += 1
+            yield outcome if isinstance(outcome, VisionError) else vectors.normalise(outcome)
+            position += 1
+        yield from (failed[position] for position in sorted(failed))
+
+    def embed_image_or_embedding(self, value: bytes, model: str | None = None) -> Vector:
+        """Return the unit-length embedding of `value`, which is an image file or an embedding of the model already.
+
+        Bytes of an embedding's size and of unit length are an embedding; what begins like an image is one; other bytes
+        of an embedding's size are an embedding that is not normalised. Raises InvalidImage for anything else.
+        """
+        dimensions = self._dual_encoder(model).manifest.dimensions
+        embedding = None
+        if len(value) == 4 * dimensions:
+            try:
+                embedding = vectors.decode(value, dimensions)
+            except InvalidVector:
+                pass  # then it can only be an image
+            else:
+                if abs(float(np.linalg.norm(embedding)) - 1) < 0.01:
+                    return embedding
+        if images.sniff(value) is None:
+            if embedding is not None:
+                return vectors.normalise(embedding)
+            raise InvalidImage(
+                f"expected an image, or an embedding of {4 * dimensions} bytes, found {len(value)} bytes of neither"
+            )
+        return self.embed_image(value, model)
+
+    # Classification
+
+    def classify(self, image: bytes, model: str | None = None, k: int | None = 5) -> list[dict[str, object]]:
+        """Return the k best [{"label", "score"}] for an image, best first, over the labels that the model brings.
+
+        Scores are over all labels, whatever k. The model is a fixed-label classifier, or a dual encoder with labels in
+        its manifest. Raises what embed_image() raises.
+        """
+        name = model or self.config.default_classifier or self.config.default_model
+        service = self.services.get(name)
+        if isinstance(service, ClassifierService):
+            return top_k(service.classifier.labels, service.images(self._pixels(service, image)), k)
+        entries = service.manifest.labels
+        if not entries:
+            raise WrongTask(f"{name!r} brings no labels of its own: give some to vision_zero_shot()")
+        labels = Labels(tuple(entry.label for entry in entries), tuple(entry.prompt for entry in entries))
+        return self._score(self.embed_image(image, name), *self._label_set(name, None, lambda: labels), name, k)
+
+    def zero_shot(
+        self, value: bytes, labels: str, model: str | None = None, k: int | None = None
+    ) -> list[dict[str, object]]:
+        """Score an image, or an embedding of one, against labels: the k best [{"label", "score"}], best first.
+
+        `labels` is JSON, as datasette_vision.zeroshot.parse_labels() reads it. Raises InvalidLabels besides what
+        embed_image() raises.
+        """
+        name = model or self.config.default_model
+        self._dual_encoder(name)
+        chosen, prompts = self._label_set(name, labels, lambda: parse_labels(labels))
+        return self._score(self.embed_image_or_embedding(value, name), chosen, prompts, name, k)
+
+    def _label_set(self, model: str, text: str | None, make: Callable[[], Labels]) -> tuple[Labels, Matrix]:
+        """Return labels with the embeddings of their prompts, (n, d), kept for the next row of the same query."""
+        found = self._label_sets.get((model, text))
+        if found is None:
+            labels = make()
+            found = labels, self.embed_texts(labels.prompts, model)
+            with self._label_sets_lock:
+                while len(self._label_sets) >= MAX_LABEL_SETS:
+                    del self._label_sets[next(iter(self._label_sets))]
+                self._label_sets[model, text] = found
+        return found
+
+    def _score(
+        self, embedding: Vector, labels: Labels, prompts: Matrix, model: str, k: int | None
+    ) -> list[dict[str, object]]:
+        manifest = self._dual_encoder(model).manifest
+        values = scores(
+            prompts @ embedding,
+            logit_scale=manifest.logit_scale,
+            logit_bias=manifest.logit_bias,
+            temperature=labels.temperature,
+            multi_label=labels.multi_label or manifest.activation == "sigmoid",
+        )
+        return top_k(labels.labels, values, k)
+
+    # Models
+
+    def models(self) -> list[dict[str, object]]:
+        """Describe the installed models; one that is damaged says so under "error"."""
+        result: list[dict[str, object]] = []
+        for name in self.store.names():
+            try:
+                manifest = self.store.find(name).manifest
+            except VisionError as error:
+                result.append({"name": name, "error": str(error)})
+                continue
+            result.append(
+                {
+                    "name": name,
+                    "task": manifest.task,
+                    "dimensions": manifest.dimensions,
+                    "precision": manifest.precision,
+                    "labels": len(manifest.labels),
+                    "default": name == self.config.default_model,
+                    "loaded": self.services.loaded(name),
+                    "description": manifest.description,
+                }
+            )
+        return result
+
+    def check_models(self) -> None:
+        """Raise UnknownModel, ModelCorrupt or WrongTask when a model that the configuration names cannot serve."""
+        for name in self.config.named_models():
+            self.store.find(name)
+        self._dual_encoder(None)
+
+    def preload(self) -> None:
+        """Load the models of the configuration's `preload`, and return when they are ready."""
+        for name in self.config.preload:
+            self.services.get(name).warm()
+
+    def close(self) -> None:
+        """Answer what waits, then refuse more."""
+        self.services.close()
+
+    def _dual_encoder(self, model: str | None) -> EncoderService:
+        return self.services.dual_encoder(model or self.config.default_model)
+
+    def _pixels(self, service: Service, image: bytes) -> Pixels:
+        spec = service.manifest.preprocess
+        return spec(images.decode(image, limits=self.limits, target=spec.target))
+
+    def _text_key(self, service: EncoderService, text: str) -> bytes:
+        if len(text) > self.config.max_text_chars:
+            raise InvalidText(
+                f"expected at most {self.config.max_text_chars:,} characters of text (max_text_chars),"
+                f" found {len(text):,}"
+            )
+        return _key(service, b"text", text.encode("utf-8", "surrogatepass"))
+
+
+def _key(service: EncoderService, kind: bytes, content: bytes) -> bytes:
+    """Name an embedding by all that decides it: the model, the tower and the whole input."""
+    digest = hashlib.sha256(service.manifest.identity.encode() + b"\0" + kind + b"\0")
+    digest.update(content)
+    return digest.digest()

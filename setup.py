@@ -1,0 +1,69 @@
+"""Packaging. Settings of tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "([^"]+)"', (here / "datasette_vision/__init__.py").read_text("utf-8"))
+
+setup(
+    name="datasette-vision",
+    version=version.group(1),
+    description="Image understanding in SQL: CLIP embeddings and image classification for Datasette",
+    long_description=(here / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    url="https://github.com/datasette-vision/datasette-vision",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Framework :: Datasette",
+        "Programming Language :: Python :: 3",
+        "Topic :: Database",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    python_requires=">=3.10",
+    packages=find_packages(include=["datasette_vision", "datasette_vision.*"]),
+    package_data={
+        "datasette_vision": [
+            "demo/emoji.zip",
+            "demo/queries.json",
+            "models/bundled/*/*",
+            "py.typed",
+        ]
+    },
+    entry_points={
+        "datasette": ["vision = datasette_vision.plugin"],
+        "llm": ["vision = datasette_vision.llm_plugin"],
+    },
+    install_requires=[
+        "datasette>=0.65",
+        "numpy>=1.24",
+        "onnxruntime>=1.17",
+        "pillow>=11.3",
+        "platformdirs>=4",
+        "tokenizers>=0.20",
+        "usearch>=2.16",
+    ],
+    extras_require={
+        "llm": ["llm>=0.19"],
+        "bake": [],
+        "deploy": [],
+        "ray": [],
+        "heif": ["pillow-heif>=0.18"],
+        "test": [
+            "cogapp>=3.4",
+            "httpx>=0.27",
+            "llm>=0.19",
+            "mypy>=1.15",
+            "onnx>=1.17",
+            "pillow-heif>=0.18",
+            "pytest>=8.3",
+            "pytest-asyncio>=0.25",
+            "pytest-timeout>=2.3",
+            "ruff>=0.9",
+        ],
+    },
+)

@@ -1,0 +1,103 @@
+"""Fixtures. `fake…` ones are tiny models made on the fly; the bundled model is the real one."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from datasette_vision import demo, sql
+from datasette_vision.config import Config
+from datasette_vision.models.store import ModelStore
+from datasette_vision.vision import Vision
+from tests import fakes
+
+
+@pytest.fixture(scope="session")
+def fake_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with a dual encoder, one of other dimensions, one with labels, and a classifier."""
+    root = tmp_path_factory.mktemp("models")
+    fakes.make_dual_encoder(root)
+    fakes.make_dual_encoder(root, "fake-wide", 12)
+    fakes.make_dual_encoder(
+        root, "fake-labels", labels=[{"label": "x", "prompt": "an x"}, {"label": "y", "prompt": "a y", "group": "g"}]
+    )
+    fakes.make_classifier(root)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _no_models_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests see the bundled model and what they make, never what is installed on the machine."""
+    monkeypatch.setenv("DATASETTE_VISION_MODELS", str(tmp_path / "no-models"))
+
+
+@pytest.fixture()
+def counting() -> fakes.CountingLoads:
+    return fakes.CountingLoads()
+
+
+@pytest.fixture()
+def fake_vision(fake_models: Path, counting: fakes.CountingLoads) -> Iterator[Vision]:
+    """A Vision whose default model is the fake one."""
+    vision = Vision(Config(default_model="fake"), store=ModelStore(fake_models), load=counting)
+    yield vision
+    vision.close()
+
+
+@pytest.fixture(scope="session")
+def vision() -> Iterator[Vision]:
+    """A Vision on the bundled model."""
+    vision = Vision()
+    yield vision
+    vision.close()
+
+
+Query = Callable[..., object]
+
+
+class Connection:
+    """An in-memory database with the SQL functions, and the messages of their errors."""
+
+    def __init__(self, vision: Vision) -> None:
+        self.messages: list[str] = []
+        self.connection = sqlite3.connect(":memory:", check_same_thread=False)
+        sql.register(self.connection, lambda: vision, on_error=self.messages.append)
+
+    def one(self, expression: str, *parameters: object) -> object:
+        """The value of one SQL expression."""
+        return self.connection.execute(f"select {expression}", parameters).fetchone()[0]
+
+    def error(self, expression: str, *parameters: object) -> str:
+        """The message of the error that an expression must raise."""
+        self.messages.clear()
+        with pytest.raises(sqlite3.OperationalError):
+            self.one(expression, *parameters)
+        assert len(self.messages) == 1, self.messages
+        return self.messages[0]
+
+
+@pytest.fixture()
+def fake_db(fake_vision: Vision) -> Iterator[Connection]:
+    """SQL on the fake model."""
+    connection = Connection(fake_vision)
+    yield connection
+    connection.connection.close()
+
+
+@pytest.fixture()
+def db(vision: Vision) -> Iterator[Connection]:
+    """SQL on the bundled model."""
+    connection = Connection(vision)
+    yield connection
+    connection.connection.close()
+
+
+@pytest.fixture(scope="session")
+def demo_path(tmp_path_factory: pytest.TempPathFactory, vision: Vision) -> Path:
+    """The demo database, made once."""
+    path = tmp_path_factory.mktemp("demo") / "demo.db"
+    demo.write_database(path, vision)
+    return path

@@ -1,0 +1,181 @@
+"""Tiny deterministic models, made on the fly: real ONNX files that real ONNX Runtime loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from datasette_vision.encoder import LoadSession, load_on
+
+SIDE = 16
+VOCABULARY = 256 + 3
+PAD, START, END = 256, 257, 258
+
+
+def save_graph(path: Path, nodes: list[Any], inputs: list[Any], output: Any, weights: dict[str, np.ndarray]) -> None:
+    initialisers = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "fake", inputs, [output], initialisers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def image_graph(path: Path, size: int, output: str) -> None:
+    """A linear map of the mean colour of four quarters of the picture."""
+    weights = np.random.default_rng(1).standard_normal((12, size)).astype(np.float32)
+    save_graph(
+        path,
+        [
+            helper.make_node(
+                "AveragePool", ["pixel_values"], ["pooled"], kernel_shape=[SIDE // 2] * 2, strides=[SIDE // 2] * 2
+            ),
+            helper.make_node("Flatten", ["pooled"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], [output]),
+        ],
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["n", 3, SIDE, SIDE])],
+        helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", size]),
+        {"weights": weights},
+    )
+
+
+def text_graph(path: Path, size: int) -> None:
+    """The mean of a table's rows over the tokens that the mask keeps."""
+    table = np.random.default_rng(2).standard_normal((VOCABULARY, size)).astype(np.float32)
+    save_graph(
+        path,
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+            helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["mask", "last"], ["mask3"]),
+            helper.make_node("Mul", ["rows", "mask3"], ["kept"]),
+            helper.make_node("ReduceSum", ["kept", "middle"], ["total"], keepdims=0),
+            helper.make_node("ReduceSum", ["mask", "middle"], ["count"], keepdims=1),
+            helper.make_node("Div", ["total", "count"], ["embedding"]),
+        ],
+        [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["n", "length"]),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["n", "length"]),
+        ],
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", size]),
+        {"table": table, "last": np.array([2]), "middle": np.array([1])},
+    )
+
+
+def save_tokenizer(path: Path) -> None:
+    """One token a byte, between a start and an end token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(alphabet)}
+    vocabulary |= {"<pad>": PAD, "<start>": START, "<end>": END}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", START), ("<end>", END)]
+    )
+    tokenizer.save(str(path))
+
+
+def write_manifest(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Write a manifest that fits the files in the folder; `changes` replace keys of it, or drop those set to ...."""
+    files = [
+        {"path": path.name, "size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in sorted(folder.iterdir())
+        if path.name != "manifest.json"
+    ]
+    manifest = {
+        "format": 1,
+        "name": folder.name,
+        "task": "dual-encoder",
+        "description": "A fake, for tests.",
+        "source": {"location": "tests/fakes.py", "revision": None, "licence": "Apache-2.0"},
+        "precision": "fp32",
+        "dimensions": 8,
+        "logit_scale": 10.0,
+        "logit_bias": 0.0,
+        "activation": "softmax",
+        "image": {"file": "image.onnx"},
+        "text": {
+            "file": "text.onnx",
+            "tokenizer": "tokenizer.json",
+            "context_length": 16,
+            "padding": "longest",
+            "pad_token_id": PAD,
+        },
+        "preprocess": {
+            "resize": {"shortest_edge": SIDE},
+            "resample": "bilinear",
+            "crop": {"height": SIDE, "width": SIDE},
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+        },
+        "labels": [],
+        "canonical": {},
+        "files": files,
+        "parity": {},
+        "made_with": {},
+        **changes,
+    }
+    folder.joinpath("manifest.json").write_text(
+        json.dumps({key: value for key, value in manifest.items() if value is not ...})
+    )
+
+
+def make_dual_encoder(root: Path, name: str = "fake", dimensions: int = 8, **changes: Any) -> Path:
+    """Write a dual encoder into root/name."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    image_graph(folder / "image.onnx", dimensions, "embedding")
+    text_graph(folder / "text.onnx", dimensions)
+    save_tokenizer(folder / "tokenizer.json")
+    write_manifest(folder, {"dimensions": dimensions, **changes})
+    return folder
+
+
+def make_classifier(root: Path, name: str = "fake-classifier", **changes: Any) -> Path:
+    """Write a classifier of three labels into root/name."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    image_graph(folder / "image.onnx", 3, "logits")
+    labels = [{"label": label} for label in ("ant", "bee", "cat")]
+    write_manifest(
+        folder,
+        {"task": "image-classification", "dimensions": 3, "labels": labels, "text": ..., "logit_scale": ..., **changes},
+    )
+    return folder
+
+
+class CountingLoads:
+    """A loader of graphs that counts loads and batches, and can be told to fail or wait."""
+
+    def __init__(self) -> None:
+        self.loads: list[str] = []
+        self.batches: list[int] = []
+        self.before_run: Callable[[Mapping[str, np.ndarray]], None] = lambda inputs: None
+        self._lock = threading.Lock()
+
+    def __call__(self, threads: int | None) -> LoadSession:
+        real = load_on(1)
+
+        def load(path: Path, inputs: tuple[str, ...], output: str) -> Any:
+            session = real(path, inputs, output)
+            with self._lock:
+                self.loads.append(path.name)
+            counter = self
+
+            class Counting:
+                def run(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+                    counter.before_run(values)
+                    counter.batches.append(len(next(iter(values.values()))))
+                    return session.run(values)
+
+            return Counting()
+
+        return load
