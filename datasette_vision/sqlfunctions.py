@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasette_vision import images, vectors
-from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidImage, UnknownModel
+from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidImage, InvalidInput, UnknownModel
 from datasette_vision.vectors import FLOAT32, Vector
 from datasette_vision.vision import Vision
 
@@ -53,20 +53,24 @@ class Functions:
             if b != self._blob:
                 self._remember(b)
             vector = np.frombuffer(a, dtype=FLOAT32)
-            square = float(np.dot(vector, vector))
+            with np.errstate(over="ignore", invalid="ignore"):
+                square = float(np.dot(vector, vector))
+                product = float(np.dot(vector, self._vector))
             if 1e-30 < square < 1e30:
-                return min(1.0, max(-1.0, float(np.dot(vector, self._vector)) / (math.sqrt(square) * self._length)))
-        except (ValueError, TypeError, AttributeError):
-            pass  # something is wrong with an argument: below it is named
+                return min(1.0, max(-1.0, product / (math.sqrt(square) * self._length)))
+        except (ValueError, TypeError, AttributeError, InvalidInput):
+            pass  # something is wrong with an argument: what, is found out below
         return vectors.cosine(vectors.decode(_embedding(a)), vectors.decode(_embedding(b)))
 
     llm_embed_cosine = vision_similarity
 
     def _remember(self, blob: bytes) -> None:
+        """Decode the second embedding for the rows to come. Raises ValueError where the fast path cannot use it."""
         vector = vectors.decode(_embedding(blob))
-        square = float(np.dot(vector, vector))
+        with np.errstate(over="ignore"):
+            square = float(np.dot(vector, vector))
         if not 1e-30 < square < 1e30:
-            raise ValueError("out of the fast path's range")
+            raise ValueError
         self._blob, self._vector, self._length = blob, vector, math.sqrt(square)
 
     def vision_combine(self, *arguments: Any) -> bytes:

@@ -130,7 +130,7 @@ class Vision:
             except InvalidVector:
                 pass  # then it can only be an image
             else:
-                if abs(float(np.linalg.norm(embedding)) - 1) < 0.01:
+                if abs(float(np.linalg.norm(embedding.astype(np.float64))) - 1) < 0.01:
                     return embedding
         if images.sniff(value) is None:
             if embedding is not None:

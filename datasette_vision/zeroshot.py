@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from datasette_vision.errors import InvalidLabels
 
 MAX_LABELS = 10_000
 MAX_LABELS_CHARS = 2_000_000
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def _entries(value: object, template: str) -> tuple[tuple[str, ...], tuple[str, 
             )
         if not label.strip() or not prompt.strip():
             raise InvalidLabels(f"labels: number {position} is empty")
+        if SURROGATE.search(label):
+            raise InvalidLabels(f"labels: number {position} holds half a character (a lone surrogate)")
         if label in seen:
             raise InvalidLabels(f"labels: {_quote(label)} is there twice")
         seen.add(label)
@@ -106,8 +110,8 @@ def _flag(value: object) -> bool:
 
 
 def _temperature(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value <= 1000):
-        raise InvalidLabels("labels: expected temperature to be a number above 0, at most 1000")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0.001 <= value <= 1000):
+        raise InvalidLabels("labels: expected temperature to be a number from 0.001 to 1000")
     return float(value)
 
 

@@ -1,18 +1,24 @@
-"""Wiring only: each hook hands over to the module that does the work. Nothing heavy is imported here."""
+"""Wiring only: each hook hands over to the module that does the work. Nothing heavy is imported here.
+
+Datasette imports its plugins while datasette.app is half-way through being imported itself: what is defined there can be
+named in annotations, and imported inside functions.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from datasette import hookimpl
-from datasette.app import Datasette
 
 from datasette_vision import sql
 from datasette_vision.plugin import cells, sql_errors
 from datasette_vision.plugin.cli import vision_group
 from datasette_vision.plugin.state import state_of
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
 
 
 @hookimpl

@@ -14,10 +14,12 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from datasette.database import Database
 from datasette.utils.sqlite import sqlite3
+
+if TYPE_CHECKING:
+    from datasette.database import Database
 
 T = TypeVar("T")
 
@@ -56,6 +58,8 @@ def explained(function: Callable[..., T]) -> Callable[..., T]:
 
 def install() -> None:
     """Wrap what runs queries. Does nothing the second time."""
+    from datasette.database import Database
+
     private, public = WRAPPED
     for name in private if hasattr(Database, private[0]) else public:
         original = getattr(Database, name)

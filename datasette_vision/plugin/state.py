@@ -7,8 +7,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import click
-from datasette.app import Datasette
-from datasette.plugins import pm
 from datasette.utils import StartupError
 
 from datasette_vision.config import Config
@@ -16,6 +14,8 @@ from datasette_vision.errors import ConfigError, VisionError
 from datasette_vision.lazy import Lazy
 
 if TYPE_CHECKING:
+    from datasette.app import Datasette
+
     from datasette_vision.vision import Vision
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ class PluginState:
     @property
     def has_llm_embed_plugin(self) -> bool:
         """Whether datasette-llm-embed is there to serve llm_embed() itself."""
+        from datasette.plugins import pm
+
         return any(distribution.project_name == "datasette-llm-embed" for _, distribution in pm.list_plugin_distinfo())
 
     def start(self) -> None:

@@ -1,0 +1,192 @@
+"""The batcher: no waiting for company, batches of what queued up, and nobody left hanging."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from datasette_vision.batcher import Batcher
+from datasette_vision.errors import Busy, EngineFailure, InvalidText, ModelCorrupt, VisionError
+
+
+class Doubler:
+    """Doubles numbers; records its batches, waits at a gate when told to, fails on what it is told to fail on."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.failures: dict[int, BaseException] = {}
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        self.entered.set()
+        assert self.gate.wait(30)
+        for item in items:
+            if item in self.failures:
+                raise self.failures[item]
+        return [2 * item for item in items]
+
+
+@pytest.fixture()
+def doubler() -> Doubler:
+    return Doubler()
+
+
+@pytest.fixture()
+def batcher(doubler: Doubler) -> Iterator[Batcher[int, int]]:
+    batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=4, max_queue=8)
+    yield batcher
+    doubler.gate.set()
+    batcher.close()
+
+
+def occupy(doubler: Doubler, batcher: Batcher[int, int], item: int = 0) -> Future[int]:
+    """Make the worker hold one item at the gate, so that what comes next queues up."""
+    doubler.gate.clear()
+    doubler.entered.clear()
+    future = batcher.submit(item)
+    assert doubler.entered.wait(30)
+    return future
+
+
+def test_an_idle_batcher_runs_a_lone_item_at_once(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    assert batcher(21) == 42
+    assert doubler.batches == [[21]]
+
+
+def test_what_queued_up_meanwhile_is_one_batch_up_to_the_limit(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    first = occupy(doubler, batcher)
+    waiting = [batcher.submit(item) for item in range(1, 7)]
+    doubler.gate.set()
+    assert first.result(30) == 0
+    assert [future.result(30) for future in waiting] == [2, 4, 6, 8, 10, 12]
+    assert doubler.batches == [[0], [1, 2, 3, 4], [5, 6]]
+    assert (batcher.batches, batcher.items) == (3, 7)
+
+
+def test_a_full_queue_refuses_at_once_and_serves_again_afterwards(
+    doubler: Doubler, batcher: Batcher[int, int]
+) -> None:
+    occupy(doubler, batcher)
+    waiting = [batcher.submit(item) for item in range(8)]
+    with pytest.raises(Busy, match="^8 inputs are waiting already: try again in a moment$"):
+        batcher.submit(99)
+    doubler.gate.set()
+    assert [future.result(30) for future in waiting] == [2 * item for item in range(8)]
+    assert batcher(5) == 10
+
+
+def test_a_bad_item_fails_alone(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    doubler.failures[2] = InvalidText("no twos")
+    occupy(doubler, batcher)
+    waiting = [batcher.submit(item) for item in (1, 2, 3)]
+    doubler.gate.set()
+    assert waiting[0].result(30) == 2
+    with pytest.raises(InvalidText, match="^no twos$"):
+        waiting[1].result(30)
+    assert waiting[2].result(30) == 6
+
+
+def test_foreign_errors_are_logged_and_not_shown(
+    doubler: Doubler, batcher: Batcher[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    doubler.failures[2] = RuntimeError("secret path /etc/passwd")
+    with pytest.raises(EngineFailure) as failure:
+        batcher(2)
+    assert "secret" not in str(failure.value)
+    assert "secret path /etc/passwd" in caplog.text
+
+
+def test_a_model_that_cannot_be_loaded_fails_the_batch_without_trying_each_item(
+    doubler: Doubler, batcher: Batcher[int, int]
+) -> None:
+    occupy(doubler, batcher)
+    doubler.failures[1] = ModelCorrupt("image.onnx: gone")
+    waiting = [batcher.submit(item) for item in (1, 2, 3)]
+    doubler.gate.set()
+    for future in waiting:
+        with pytest.raises(ModelCorrupt):
+            future.result(30)
+    assert doubler.batches == [[0], [1, 2, 3]]
+
+
+def test_a_run_that_returns_too_few_results_is_an_error_not_a_hang() -> None:
+    batcher: Batcher[int, int] = Batcher(lambda items: [])
+    with pytest.raises(EngineFailure, match="expected 1 results of a batch, found 0"):
+        batcher(1)
+    batcher.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_dies_fails_its_callers_and_is_replaced(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    first = occupy(doubler, batcher)
+    doubler.failures[1] = SystemExit("died")
+    doomed = [batcher.submit(item) for item in (1, 2, 3, 4)]
+    spared = batcher.submit(5)
+    doubler.gate.set()
+    assert first.result(30) == 0
+    for future in doomed:
+        with pytest.raises(EngineFailure, match=r"an inference worker died \(SystemExit\) and is being replaced"):
+            future.result(30)
+    assert spared.result(30) == 10
+    assert batcher(6) == 12
+
+
+def test_a_caller_that_gave_up_is_skipped(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    occupy(doubler, batcher)
+    abandoned, kept = batcher.submit(1), batcher.submit(2)
+    assert abandoned.cancel()
+    doubler.gate.set()
+    assert kept.result(30) == 4
+    assert [1] not in doubler.batches
+    assert doubler.batches[-1] == [2]
+
+
+def test_an_answer_that_does_not_come_in_time_is_busy(
+    doubler: Doubler, batcher: Batcher[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasette_vision.batcher.ANSWER_TIMEOUT_S", 0.01)
+    doubler.gate.clear()
+    with pytest.raises(Busy, match="no answer within"):
+        batcher(1)
+
+
+def test_map_keeps_the_order_and_reports_bad_items_in_place(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    doubler.failures[7] = InvalidText("no sevens")
+    outcomes = list(batcher.map(range(50)))
+    assert [outcome for outcome in outcomes if not isinstance(outcome, VisionError)] == [
+        2 * item for item in range(50) if item != 7
+    ]
+    assert str(outcomes[7]) == "no sevens"
+
+
+def test_map_gives_way_when_others_fill_the_queue(doubler: Doubler) -> None:
+    batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=4, max_queue=3)
+    assert list(batcher.map(range(20))) == [2 * item for item in range(20)]
+    batcher.close()
+
+
+def test_many_callers_on_several_workers_all_get_their_own_answer(doubler: Doubler) -> None:
+    batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=4, max_queue=1000, workers=3)
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(batcher, range(500))) == [2 * item for item in range(500)]
+    batcher.close()
+    assert batcher.items == 500
+
+
+def test_close_answers_what_waits_then_refuses(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    first = occupy(doubler, batcher)
+    waiting = [batcher.submit(item) for item in (1, 2)]
+    closer = threading.Thread(target=batcher.close)
+    closer.start()
+    doubler.gate.set()
+    closer.join(30)
+    assert not closer.is_alive()
+    assert [future.result(0) for future in (first, *waiting)] == [0, 2, 4]
+    with pytest.raises(Busy, match="shutting down"):
+        batcher.submit(3)
