@@ -1,0 +1,264 @@
+"""Images: bytes from anywhere in, an upright RGB picture out, or an `InvalidImage` that says what is wrong.
+
+The bytes come from strangers. Only the one decoder that the first bytes name ever sees them, sizes are checked before
+pixels are decoded, and whatever a decoder raises comes out as `InvalidImage`. No global setting of Pillow is changed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from . import imageformats, imagetags
+from .errors import InvalidArgument, InvalidImage
+from .imageformats import sniff
+from .imagemodes import to_rgb
+from .imagetext import from_text
+
+__all__ = ["DEFAULT_LIMITS", "ImageLimits", "decode", "error", "from_text", "info", "sniff", "thumbnail"]
+
+MAX_THUMBNAIL_PIXELS = 2048
+
+# The classes are called directly. Image.open() would add its own limits (a warning at 89 megapixels, an error at 179),
+# which only process-wide settings can change, and would hand a JPEG with several pictures to another decoder.
+_DECODERS = {
+    "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
+    "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
+    "WEBP": ("PIL.WebPImagePlugin", "WebPImageFile"),
+    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
+    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
+    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
+    "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
+    "HEIF": ("pillow_heif", "HeifImageFile"),
+}
+
+# Exif 2.32, tag 0x0112: how the stored picture is turned to be seen upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_XMP_ORIENTATION = re.compile(r'tiff:Orientation(?:="|>)([1-8])')
+
+_MAX_RUN_LENGTH_PIXELS = 10_000_000  # Pillow decodes such BMP files in Python
+_MAX_KEPT_PROFILE = 10_000  # bytes; the common RGB profiles have 400 to 4,000
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is refused before it is decoded.
+
+    `max_bytes` of the file, `max_pixels` of the picture, and `max_aspect`, its longer edge over its shorter: models see
+    a square, and scaling the shorter edge of a 1x100000 strip to 224 would make 5,000 megapixels of it.
+    """
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 100_000_000
+    max_aspect: int = 200
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True)
+class _Header:
+    """An opened file whose pixels have not been decoded."""
+
+    format: str
+    data: bytes
+    image: Any  # PIL.ImageFile.ImageFile, with the attributes of its format
+    orientation: int
+    turn: int  # the part of the orientation that the decoder leaves to us
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, upright."""
+        width, height = self.image.size
+        return (height, width) if self.turn >= 5 else (width, height)
+
+
+def decode(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, target: int | None = None) -> Image.Image:
+    """Decode an image file to an upright picture of mode "RGB" without metadata.
+
+    JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, and HEIC when pillow-heif is installed; the first frame or page. The EXIF
+    orientation is applied, transparency is laid over white, 16-bit values are scaled to 8 bits; colour profiles are
+    ignored, as the models were trained.
+
+    `target` is the length in pixels of the shorter edge that the caller needs. A JPEG at least twice as large as twice
+    that is then decoded at 1/2, 1/4 or 1/8 of its size, never below twice the target: seven times faster on 12
+    megapixels, and within 2 of 255 after the caller's own resizing.
+
+    Raises InvalidImage.
+    """
+    header = _open(data, limits.max_bytes)
+    _check(header, limits)
+    return _read_pixels(header, target)
+
+
+def info(data: bytes) -> dict[str, Any]:
+    """Describe an image from its header, decoding no pixels.
+
+    Returns `format` (as `sniff`), `width` and `height` in pixels of the upright picture, `orientation` (the EXIF
+    number, 1 to 8; 1 is upright) and `bytes`. Raises InvalidImage.
+    """
+    header = _open(data, None)
+    width, height = header.size
+    return {
+        "format": header.format,
+        "width": width,
+        "height": height,
+        "orientation": header.orientation,
+        "bytes": len(header.data),
+    }
+
+
+def error(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> str | None:
+    """Why `decode` refuses this image, or None when it can be decoded to the last pixel."""
+    try:
+        decode(data, limits=limits)
+    except InvalidImage as reason:
+        return str(reason)
+    return None
+
+
+def thumbnail(data: bytes, pixels: int, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """A small upright WebP file whose longer edge is at most `pixels` (1 to 2048); never enlarged.
+
+    Transparency is laid over white: what a person sees is what the model saw. Of the metadata only a small RGB colour
+    profile is kept, so that a picture's position stays private and its colours stay right.
+
+    Raises InvalidArgument when `pixels` is out of range, InvalidImage when the image cannot be read.
+    """
+    if isinstance(pixels, bool) or not isinstance(pixels, int) or not 1 <= pixels <= MAX_THUMBNAIL_PIXELS:
+        raise InvalidArgument(f"a thumbnail's size is an integer from 1 to {MAX_THUMBNAIL_PIXELS}, not {pixels!r:.40}")
+    header = _open(data, limits.max_bytes)
+    _check(header, limits)
+    profile = header.image.info.get("icc_profile") or b""
+    if not header.image.mode.startswith(("RGB", "P")) or len(profile) > _MAX_KEPT_PROFILE:
+        profile = b""
+    shorter, longer = sorted(header.size)
+    picture = _read_pixels(header, max(1, -(-pixels * shorter // longer)))
+    picture.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=80, icc_profile=profile)
+    return file.getvalue()
+
+
+def _open(data: bytes, max_bytes: int | None) -> _Header:
+    """Read the header with the decoder that the first bytes name. Raises InvalidImage."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise InvalidImage(f"an image has to be bytes, not {type(data).__name__}")
+    data = bytes(data)
+    if not data:
+        raise InvalidImage("an image of 0 bytes is empty")
+    if max_bytes is not None and len(data) > max_bytes:
+        raise InvalidImage(
+            f"an image of {len(data) / 1e6:.1f} MB is more than the {max_bytes / 1e6:g} MB allowed (max_image_mb)"
+        )
+    image_format = sniff(data)
+    if image_format is None:
+        raise InvalidImage(
+            imageformats.foreign(data)
+            or f"not an image of a known format ({', '.join(imageformats.FORMATS)}): "
+            f"{len(data)} bytes that begin with {data[:8].hex(' ')}"
+        )
+    if bomb := imagetags.tag_bomb(image_format, data) or imageformats.piece_bomb(image_format, data):
+        raise InvalidImage(f"corrupt {image_format} image: {bomb}")
+    module, name = _DECODERS[image_format]
+    try:
+        decoder = getattr(importlib.import_module(module), name)
+    except ImportError as reason:
+        advice = "pip install 'datasette-vision[heif]'" if image_format == "HEIF" else "upgrade Pillow"
+        raise InvalidImage(f"reading {image_format} images needs another package: {advice}") from reason
+    exif, without_exif = imageformats.split_jpeg(data) if image_format == "JPEG" else (b"", data)
+    try:
+        image = decoder(io.BytesIO(without_exif), "")
+        orientation, turn = _orientation(image_format, image, exif, data)
+    except Exception as reason:
+        raise _explain(image_format, data, "header", reason) from reason
+    return _Header(image_format, data, image, orientation, turn)
+
+
+def _check(header: _Header, limits: ImageLimits) -> None:
+    """Refuse what would take too much memory or time to decode. Raises InvalidImage."""
+    width, height = header.size
+    pixels = width * height
+    if header.format == "TIFF":  # a tile is decoded as a whole, however small the picture is
+        tile_width, tile_height = (header.image.tag_v2.get(tag) for tag in (322, 323))
+        if isinstance(tile_width, int) and isinstance(tile_height, int):
+            pixels = max(pixels, tile_width * tile_height)
+    if pixels > limits.max_pixels:
+        raise InvalidImage(
+            f"an image of {width}x{height} pixels ({pixels / 1e6:.1f} megapixels) is more than the "
+            f"{limits.max_pixels / 1e6:g} megapixels allowed (max_image_megapixels)"
+        )
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise InvalidImage(
+            f"an image of {width}x{height} pixels is a strip: "
+            f"its longer edge may be at most {limits.max_aspect} times its shorter one"
+        )
+    if header.format == "BMP" and pixels > _MAX_RUN_LENGTH_PIXELS and header.image.tile[0][0] == "bmp_rle":
+        raise InvalidImage(
+            f"a run-length coded BMP image may have {_MAX_RUN_LENGTH_PIXELS / 1e6:g} megapixels, "
+            f"not {pixels / 1e6:.1f}: convert it to PNG"
+        )
+
+
+def _read_pixels(header: _Header, target: int | None) -> Image.Image:
+    """The picture, upright, mode "RGB", without metadata. Raises InvalidImage."""
+    image = header.image
+    try:
+        if target is not None and header.format == "JPEG":
+            image.draft(None, (2 * max(1, target),) * 2)
+        image.load()
+        picture = to_rgb(image, header.data)
+        if header.turn in _UPRIGHT:
+            picture = picture.transpose(_UPRIGHT[header.turn])
+    except Exception as reason:
+        raise _explain(header.format, header.data, "pixels", reason) from reason
+    picture.info.clear()  # nobody downstream shall turn an upright picture once more
+    return picture
+
+
+def _orientation(image_format: str, image: Any, exif: bytes, data: bytes) -> tuple[int, int]:
+    """(orientation, turn): what EXIF or XMP says, and what is left to do once the decoder has done its part."""
+    if image_format == "HEIF":  # libheif turns the picture by the container's own property; EXIF only repeats it
+        original = image.info.get("original_orientation") or 1
+        return (original if 1 <= original <= 8 else 1), 1
+    if image_format == "TIFF":  # Pillow turns it while loading
+        return imagetags.exif_orientation(data), 1
+    # Not image.getexif(): it decodes a whole PNG to look behind its pixels, and raises on broken EXIF.
+    exif = exif or image.info.get("exif") or (imageformats.png_exif(data) if image_format == "PNG" else b"")
+    orientation = imagetags.exif_orientation(exif)
+    if orientation == 1:
+        xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or ""
+        xmp = xmp.decode("latin-1") if isinstance(xmp, bytes) else xmp
+        if isinstance(xmp, str) and (found := _XMP_ORIENTATION.search(xmp)):
+            orientation = int(found[1])
+    return orientation, orientation
+
+
+def _explain(image_format: str, data: bytes, part: str, reason: Exception) -> InvalidImage:
+    """Say in our words why a decoder gave up."""
+    if isinstance(reason, MemoryError):
+        return InvalidImage(f"decoding this {image_format} image needs more memory than there is")
+    missing = imageformats.truncation(image_format, data)
+    if missing:
+        return InvalidImage(f"truncated {image_format} image: {missing}")
+    detail = ""
+    if isinstance(reason, (OSError, SyntaxError, ValueError, RuntimeError)) and not isinstance(reason, UnicodeError):
+        detail = " ".join(str(reason).split())[:100]
+    if "truncated" in detail.lower():
+        return InvalidImage(f"truncated {image_format} image of {len(data)} bytes: its {part} should be longer")
+    if not any(map(str.isalpha, detail)) or "not identified by this driver" in detail:
+        detail = "it is malformed"
+    return InvalidImage(f"corrupt {image_format} image of {len(data)} bytes: cannot read its {part} ({detail})")
