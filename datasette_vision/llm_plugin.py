@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import click
 import llm
 
 from datasette_vision.lazy import Lazy
@@ -21,6 +22,10 @@ def _make_vision() -> Vision:
     from datasette_vision.vision import Vision  # heavy, and llm loads its plugins for every command
 
     return Vision(Config(cache_mb=0))
+
+
+class EmbeddingFailed(llm.ModelError, click.ClickException):
+    """Says which item is bad. llm's commands let a ModelError end in a traceback, and click shows its own in a line."""
 
 
 class VisionEmbeddingModel(llm.EmbeddingModel):
@@ -48,12 +53,12 @@ class VisionEmbeddingModel(llm.EmbeddingModel):
             try:
                 found = iter(vision.embed_texts([item for item in chunk if isinstance(item, str)], self._name))
             except VisionError as error:
-                raise llm.ModelError(str(error)) from None
+                raise EmbeddingFailed(str(error)) from None
             images = vision.embed_images((item for item in chunk if isinstance(item, bytes)), self._name)
             for item in chunk:
                 vector = next(found if isinstance(item, str) else images)
                 if isinstance(vector, VisionError):
-                    raise llm.ModelError(str(vector))
+                    raise EmbeddingFailed(str(vector))
                 yield vector.tolist()
 
 

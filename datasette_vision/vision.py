@@ -74,7 +74,10 @@ class Vision:
                 raise outcome
             self.cache.put(keys[position], outcome)
             found[position] = outcome
-        return vectors.normalise(np.stack([vector for vector in found if vector is not None]))
+        matrix = np.empty((len(texts), service.manifest.dimensions), dtype=np.float32)
+        for row, vector in enumerate(found):
+            matrix[row] = vector
+        return vectors.normalise(matrix)
 
     def embed_image(self, image: bytes, model: str | None = None, *, normalised: bool = True) -> Vector:
         """Embed the bytes of an image file: -> (d,) float32, of unit length unless `normalised` is False.

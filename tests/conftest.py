@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import datasette.database
 import pytest
+from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
 
 from datasette_vision import demo, sql
 from datasette_vision.config import Config
 from datasette_vision.models.store import ModelStore
 from datasette_vision.vision import Vision
 from tests import fakes
+
+# Datasette has CPython print the traceback of every error in a SQL function, which pytest then takes for a defect.
+assert datasette.database
+datasette_sqlite3.enable_callback_tracebacks(False)
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +40,12 @@ def _no_models_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("DATASETTE_VISION_MODELS", str(tmp_path / "no-models"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def counting() -> fakes.CountingLoads:
     return fakes.CountingLoads()
 
 
-@pytest.fixture()
+@pytest.fixture
 def fake_vision(fake_models: Path, counting: fakes.CountingLoads) -> Iterator[Vision]:
     """A Vision whose default model is the fake one."""
     vision = Vision(Config(default_model="fake"), store=ModelStore(fake_models), load=counting)
@@ -55,15 +61,12 @@ def vision() -> Iterator[Vision]:
     vision.close()
 
 
-Query = Callable[..., object]
-
-
 class Connection:
-    """An in-memory database with the SQL functions, and the messages of their errors."""
+    """A database, in memory by default, with the SQL functions and the messages of their errors."""
 
-    def __init__(self, vision: Vision) -> None:
+    def __init__(self, vision: Vision, path: Path | str = ":memory:") -> None:
         self.messages: list[str] = []
-        self.connection = sqlite3.connect(":memory:", check_same_thread=False)
+        self.connection = sqlite3.connect(path, check_same_thread=False)
         sql.register(self.connection, lambda: vision, on_error=self.messages.append)
 
     def one(self, expression: str, *parameters: object) -> object:
@@ -79,7 +82,7 @@ class Connection:
         return self.messages[0]
 
 
-@pytest.fixture()
+@pytest.fixture
 def fake_db(fake_vision: Vision) -> Iterator[Connection]:
     """SQL on the fake model."""
     connection = Connection(fake_vision)
@@ -87,7 +90,7 @@ def fake_db(fake_vision: Vision) -> Iterator[Connection]:
     connection.connection.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def db(vision: Vision) -> Iterator[Connection]:
     """SQL on the bundled model."""
     connection = Connection(vision)
@@ -101,3 +104,11 @@ def demo_path(tmp_path_factory: pytest.TempPathFactory, vision: Vision) -> Path:
     path = tmp_path_factory.mktemp("demo") / "demo.db"
     demo.write_database(path, vision)
     return path
+
+
+@pytest.fixture
+def demo_connection(vision: Vision, demo_path: Path) -> Iterator[Connection]:
+    """SQL on the demo database."""
+    connection = Connection(vision, demo_path)
+    yield connection
+    connection.connection.close()

@@ -32,12 +32,12 @@ class Doubler:
         return [2 * item for item in items]
 
 
-@pytest.fixture()
+@pytest.fixture
 def doubler() -> Doubler:
     return Doubler()
 
 
-@pytest.fixture()
+@pytest.fixture
 def batcher(doubler: Doubler) -> Iterator[Batcher[int, int]]:
     batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=4, max_queue=8)
     yield batcher
@@ -69,12 +69,10 @@ def test_what_queued_up_meanwhile_is_one_batch_up_to_the_limit(doubler: Doubler,
     assert (batcher.batches, batcher.items) == (3, 7)
 
 
-def test_a_full_queue_refuses_at_once_and_serves_again_afterwards(
-    doubler: Doubler, batcher: Batcher[int, int]
-) -> None:
+def test_a_full_queue_refuses_at_once_and_serves_again_afterwards(doubler: Doubler, batcher: Batcher[int, int]) -> None:
     occupy(doubler, batcher)
     waiting = [batcher.submit(item) for item in range(8)]
-    with pytest.raises(Busy, match="^8 inputs are waiting already: try again in a moment$"):
+    with pytest.raises(Busy, match=r"^8 inputs are waiting already: try again in a moment$"):
         batcher.submit(99)
     doubler.gate.set()
     assert [future.result(30) for future in waiting] == [2 * item for item in range(8)]
@@ -87,7 +85,7 @@ def test_a_bad_item_fails_alone(doubler: Doubler, batcher: Batcher[int, int]) ->
     waiting = [batcher.submit(item) for item in (1, 2, 3)]
     doubler.gate.set()
     assert waiting[0].result(30) == 2
-    with pytest.raises(InvalidText, match="^no twos$"):
+    with pytest.raises(InvalidText, match=r"^no twos$"):
         waiting[1].result(30)
     assert waiting[2].result(30) == 6
 

@@ -15,9 +15,6 @@ from datasette.app import Datasette
 from datasette_vision.plugin.compatibility import IS_1_0
 from tests.llm_demo_models import EmbedDemo, demo_models  # noqa: F401 (a fixture)
 
-# Datasette has CPython print the traceback of every error in a SQL function; pytest sees that as a warning.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 def make_datasette(**plugins: Any) -> Datasette:
     named: dict[str, Any] = {"plugins": plugins}
@@ -36,7 +33,7 @@ def floats(data: bytes) -> tuple[float, ...]:
     return struct.unpack(f"<{len(data) // 4}f", data)
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_a_model_of_llm_by_name_and_by_alias() -> None:
     datasette = make_datasette()
     expected = (6.0, 5.0, *[0.0] * 14)
@@ -44,7 +41,7 @@ async def test_a_model_of_llm_by_name_and_by_alias() -> None:
     assert floats(await value(datasette, "llm_embed('demo-alias', 'purple heart')")) == expected
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_a_model_of_llm_is_found_once_and_kept(demo_models: EmbedDemo, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     import llm
 
@@ -58,7 +55,7 @@ async def test_a_model_of_llm_is_found_once_and_kept(demo_models: EmbedDemo, mon
     assert demo_models.embedded == ["one", "two", "three"]
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_keys_are_those_of_datasette_llm_embed_s_configuration() -> None:
     datasette = make_datasette(**{"datasette-llm-embed": {"keys": {"embed-key-demo": "secret"}}})
     assert floats(await value(datasette, "llm_embed('embed-key-demo', 'a')"))[-1] == len("secret")
@@ -66,7 +63,7 @@ async def test_keys_are_those_of_datasette_llm_embed_s_configuration() -> None:
     assert message.startswith("llm_embed(): the llm model 'embed-key-demo' failed with NeedsKey")
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_our_models_come_first_then_those_of_llm_then_an_error(fake_models: Path) -> None:
     datasette = make_datasette(**{"datasette-vision": {"models_dir": str(fake_models)}})
     assert len(await value(datasette, "llm_embed('fake', 'a')")) == 32
@@ -76,7 +73,7 @@ async def test_our_models_come_first_then_those_of_llm_then_an_error(fake_models
     assert message.startswith("llm_embed(): no model 'nope' is installed, nor does llm know one; installed are: fake")
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_a_model_of_llm_that_fails_is_an_error_that_shows_nothing_of_itself(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -85,7 +82,7 @@ async def test_a_model_of_llm_that_fails_is_an_error_that_shows_nothing_of_itsel
     assert "secret /etc/passwd" in caplog.text
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_cosine_decode_and_average_agree_with_llm() -> None:
     import llm
 

@@ -21,9 +21,6 @@ from datasette_vision.plugin.sql_errors import HINT
 from datasette_vision.plugin.state import state_of
 from tests import pictures
 
-# Datasette has CPython print the traceback of every error in a SQL function; pytest sees that as a warning.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 def make_datasette(models: Path | None = None, files: tuple[Path, ...] = (), **config: Any) -> Datasette:
     if models is not None:
@@ -40,7 +37,7 @@ async def get(datasette: Datasette, sql: str, extension: str = ".json", **parame
     return await datasette.client.get(path + extension, params={"sql": sql, **shape, **parameters})
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_sql_over_json(fake_models: Path) -> None:
     datasette = make_datasette(fake_models)
     response = await get(datasette, "select length(vision_embed(:q)) as bytes", q="purple and gold")
@@ -48,7 +45,7 @@ async def test_sql_over_json(fake_models: Path) -> None:
     assert response.json() == [{"bytes": 32}]
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_the_address_that_notebooks_use_today_still_works(fake_models: Path) -> None:
     datasette = make_datasette(fake_models)
     parameters = {"sql": "select hex(llm_embed('fake', :q)) as x", "q": "purple and gold", "_shape": "array"}
@@ -63,7 +60,7 @@ MISTAKES = [
     ("select vision_embed(5)", "vision_embed(): expected TEXT or an image BLOB, found an INTEGER"),
     (
         "select vision_label(vision_embed('x'), '<b>')",
-        "vision_label(): expected labels as a JSON array such as [\"cat\", \"dog\"], found '<b>'",
+        'vision_label(): expected labels as a JSON array such as ["cat", "dog"], found \'<b>\'',
     ),
     (
         "select vision_average(value) from json_each('[1, 2]')",
@@ -73,7 +70,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 @pytest.mark.parametrize(("sql", "message"), MISTAKES)
 async def test_our_message_reaches_the_person_in_json_and_html(fake_models: Path, sql: str, message: str) -> None:
     datasette = make_datasette(fake_models)
@@ -87,7 +84,7 @@ async def test_our_message_reaches_the_person_in_json_and_html(fake_models: Path
     assert "<b>" not in re.sub(r"<textarea.*?</textarea>", "", page.text, flags=re.DOTALL)
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_errors_of_concurrent_queries_do_not_mix(fake_models: Path) -> None:
     datasette = make_datasette(fake_models)
 
@@ -103,7 +100,7 @@ async def test_errors_of_concurrent_queries_do_not_mix(fake_models: Path) -> Non
             assert f"no model 'model-{number}' is installed" in response.json()["error"]
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_a_message_is_not_kept_for_the_next_error(fake_models: Path) -> None:
     datasette = make_datasette(fake_models)
     assert "no model 'nope'" in (await get(datasette, "select vision_embed('x', 'nope')")).json()["error"]
@@ -112,7 +109,7 @@ async def test_a_message_is_not_kept_for_the_next_error(fake_models: Path) -> No
     assert not_utf8 == "user-defined function raised exception" + HINT
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_messages_without_sql_threads(fake_models: Path) -> None:
     named = {"models_dir": str(fake_models), "default_model": "fake"}
     plugins = {"plugins": {"datasette-vision": named}}
@@ -123,7 +120,7 @@ async def test_messages_without_sql_threads(fake_models: Path) -> None:
     assert "no model 'nope' is installed" in response.json()["error"]
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_messages_of_writes(fake_models: Path, tmp_path: Path) -> None:
     path = tmp_path / "write.db"
     sqlite3.connect(path).execute("create table t (e blob)").connection.close()
@@ -136,7 +133,7 @@ async def test_messages_of_writes(fake_models: Path, tmp_path: Path) -> None:
     assert (await database.execute("select length(e) from t")).rows[0][0] == 32
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_messages_on_a_table_page(fake_models: Path, tmp_path: Path) -> None:
     path = tmp_path / "where.db"
     connection = sqlite3.connect(path)
@@ -148,7 +145,7 @@ async def test_messages_on_a_table_page(fake_models: Path, tmp_path: Path) -> No
     assert "no model 'nope' is installed" in response.text
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_an_unreadable_image_is_null_and_not_an_error(fake_models: Path) -> None:
     datasette = make_datasette(fake_models)
     response = await get(datasette, "select vision_embed(x'00') as e, vision_error(x'00') as error")
@@ -157,7 +154,7 @@ async def test_an_unreadable_image_is_null_and_not_an_error(fake_models: Path) -
     assert "not an image" in response.json()[0]["error"]
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_small_images_are_pictures_and_other_blobs_are_not(fake_models: Path) -> None:
     datasette = make_datasette(fake_models)
     picture = pictures.png()
@@ -190,13 +187,13 @@ def test_a_mistake_in_the_configuration_stops_the_start(tmp_path: Path, config: 
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_a_mistake_in_the_configuration_stops_a_datasette_made_in_python() -> None:
     with pytest.raises(StartupError, match="unknown key"):
         await make_datasette(colour="red").invoke_startup()
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_preload_makes_the_model_ready_in_the_background(fake_models: Path) -> None:
     datasette = make_datasette(fake_models, preload=["fake"])
     await datasette.invoke_startup()
@@ -208,7 +205,7 @@ async def test_preload_makes_the_model_ready_in_the_background(fake_models: Path
     assert vision.services.loaded("fake") == ["text", "image"]
 
 
-@pytest.mark.asyncio()
+@pytest.mark.asyncio
 async def test_each_datasette_has_a_vision_of_its_own(fake_models: Path) -> None:
     one, other = make_datasette(fake_models), make_datasette()
     assert state_of(one) is state_of(one)

@@ -51,7 +51,8 @@ def test_every_scalar_function_is_deterministic(function: object, fake_vision: V
     # SQLite takes only deterministic functions into an index, and evaluates them once with constant arguments.
     connection = Connection(fake_vision)
     flags = connection.connection.execute(
-        "select distinct flags & 0x800 from pragma_function_list where name = ?", [function.name]  # type: ignore[attr-defined]
+        "select distinct flags & 0x800 from pragma_function_list where name = ?",
+        [function.name],  # type: ignore[attr-defined]
     ).fetchall()
     assert flags == [(0x800,)]
     connection.connection.close()
@@ -147,9 +148,7 @@ def test_one_broken_image_does_not_stop_a_query(fake_db: Connection) -> None:
         ("llm_embed_decode('x')", "llm_embed_decode(): expected an embedding BLOB, found TEXT"),
     ],
 )
-def test_a_mistake_in_the_query_raises_and_says_which(
-    fake_db: Connection, expression: str, message: str
-) -> None:
+def test_a_mistake_in_the_query_raises_and_says_which(fake_db: Connection, expression: str, message: str) -> None:
     assert fake_db.error(expression).startswith(message)
     assert fake_db.one("vision_embed('next')") is not None
 
@@ -200,7 +199,9 @@ def test_similarity_is_the_same_whatever_was_compared_before(fake_db: Connection
     pairs = [(blob(1, 2), blob(3, 4)), (blob(1, 2), b"bad"), (blob(5, 6), blob(3, 4)), (blob(1, 2), blob(7, -8))]
     for a, b in pairs * 3:
         expected = None if b == b"bad" else vectors.cosine(vectors.decode(a), vectors.decode(b))
-        assert fake_db.one("vision_similarity(?, ?)", a, b) == (expected if expected is None else pytest.approx(expected))
+        assert fake_db.one("vision_similarity(?, ?)", a, b) == (
+            expected if expected is None else pytest.approx(expected)
+        )
 
 
 def test_a_constant_call_is_evaluated_once_for_a_whole_table(

@@ -1,7 +1,7 @@
 """Wiring only: each hook hands over to the module that does the work. Nothing heavy is imported here.
 
-Datasette imports its plugins while datasette.app is half-way through being imported itself: what is defined there can be
-named in annotations, and imported inside functions.
+Datasette imports its plugins while datasette.app is half-way through being imported itself: what is defined there can
+be named in annotations, and imported inside functions.
 """
 
 from __future__ import annotations

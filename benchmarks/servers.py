@@ -1,0 +1,68 @@
+"""Starting a Datasette and asking it questions, for the other benchmarks."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+
+class Server:
+    """A running Datasette. One connection is kept open, as a notebook's browser keeps it."""
+
+    def __init__(self, port: int, started_s: float) -> None:
+        self.started_s = started_s
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+    def query(self, sql: str, database: str = "_memory", **parameters: str) -> Any:
+        """Run SQL and return its rows."""
+        search = urllib.parse.urlencode({"sql": sql, "_shape": "array", **parameters})
+        return self.get(f"/{database}.json?{search}")
+
+    def get(self, path: str) -> Any:
+        """Fetch a path as JSON, following Datasette 1.0's redirects of queries."""
+        self._connection.request("GET", path)
+        response = self._connection.getresponse()
+        body = response.read()
+        if response.status in (301, 302):
+            return self.get(response.headers["Location"])
+        if response.status != 200:
+            sys.exit(f"{path}: {response.status} {body[:300]!r}")
+        return json.loads(body)
+
+
+@contextlib.contextmanager
+def serve(*arguments: str, plugins: bool = True) -> Iterator[Server]:
+    """Start `datasette serve --memory` with these arguments, with all installed plugins or with none."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = dict(os.environ)
+    if not plugins:
+        environment["DATASETTE_LOAD_PLUGINS"] = ""
+    command = [sys.executable, "-m", "datasette", "serve", "--memory", "--port", str(port), *arguments]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            if process.poll() is not None:
+                sys.exit(f"the server stopped by itself: {' '.join(command)}")
+            with contextlib.suppress(ConnectionError):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+                connection.request("GET", "/-/versions.json")
+                connection.getresponse().read()
+                connection.close()
+                break
+            time.sleep(0.005)
+        yield Server(port, time.perf_counter() - began)
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -1,0 +1,56 @@
+"""The README is never wrong: everything is in it, its generated parts are fresh, its examples run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from datasette.cli import cli
+
+from datasette_vision.config import KEYS
+from datasette_vision.sqltable import FUNCTIONS, SqlFunction
+from tests.conftest import Connection
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.name)
+def test_every_function_is_documented(function: SqlFunction) -> None:
+    assert f"#### `{function.signature}`" in README
+    assert function.example in README
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
+def test_every_configuration_key_is_documented(key: object) -> None:
+    assert f"| `{key.name}` |" in README  # type: ignore[attr-defined]
+
+
+def commands(group: click.Group, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    found = []
+    for name, command in group.commands.items():
+        found += commands(command, (*path, name)) if isinstance(command, click.Group) else [(*path, name)]
+    return found
+
+
+def test_every_command_is_documented() -> None:
+    group = cli.commands["vision"]
+    assert isinstance(group, click.Group)
+    for command in commands(group, ("vision",)):
+        assert f"Usage: datasette {' '.join(command)} " in README
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.name)
+def test_every_example_runs(function: SqlFunction, demo_connection: Connection) -> None:
+    rows = demo_connection.connection.execute(function.example).fetchall()
+    assert rows
+    assert all(value is not None for row in rows for value in row)
+
+
+def test_generated_parts_are_fresh() -> None:
+    command = [sys.executable, "-m", "cogapp", "--check", "-p", "import sys; sys.path.insert(0, '.')", "README.md"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr + "\nrun: make docs"
