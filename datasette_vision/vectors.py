@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision.errors import DimensionMismatch, InvalidVector
+from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidVector
 
 Vector = NDArray[np.float32]
 Matrix = NDArray[np.float32]
@@ -38,8 +38,7 @@ def decode(blob: bytes, dimensions: int | None = None) -> Vector:
     if size == 0 or size % 4:
         raise InvalidVector(f"expected an embedding, a BLOB of 4 bytes a float, found {size} bytes")
     vector = np.frombuffer(blob, dtype=FLOAT32)
-    # A sum in float64 cannot overflow from float32 values, and any NaN or infinity shows up in it: one pass.
-    if not math.isfinite(float(vector.sum(dtype=np.float64))):
+    if not np.isfinite(vector).all():
         raise InvalidVector("expected an embedding of finite floats, found a NaN or an infinity in it")
     return vector
 
@@ -47,11 +46,13 @@ def decode(blob: bytes, dimensions: int | None = None) -> Vector:
 def normalise(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     """Scale the last axis to unit length: (d,) -> (d,) or (n, d) -> (n, d).
 
-    Raises InvalidVector for a vector of length zero, which has no direction.
+    Raises InvalidVector for a vector that has no direction: its length is zero, or it holds a NaN or an infinity.
     """
     # float64, so that the squares of huge float32 values do not overflow.
     wide = np.asarray(vectors, dtype=np.float64)
     length = np.sqrt(np.einsum("...i,...i->...", wide, wide))[..., None]
+    if not np.isfinite(length).all():
+        raise InvalidVector("expected an embedding of finite floats, found a NaN or an infinity in it")
     if not length.all():
         raise InvalidVector("expected an embedding with a direction, found one that is zero everywhere")
     return (wide / length).astype(np.float32)
@@ -66,27 +67,28 @@ def cosine(a: Vector, b: Vector) -> float:
         raise DimensionMismatch(
             f"expected two embeddings of the same model, found one of {a.shape[0]} floats and one of {b.shape[0]}"
         )
-    # float32 dot products are twice as fast, and exact enough; only lengths out of the ordinary need float64.
-    square = float(np.dot(a, a)) * float(np.dot(b, b))
-    product = float(np.dot(a, b))
-    if not 1e-30 < square < 1e30:
-        wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-        square = float(np.dot(wide_a, wide_a)) * float(np.dot(wide_b, wide_b))
-        product = float(np.dot(wide_a, wide_b))
-        if square == 0.0:
-            raise InvalidVector("expected embeddings with a direction, found one that is zero everywhere")
-    return min(1.0, max(-1.0, product / math.sqrt(square)))
+    # In float64, where no product of two float32 values overflows.
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    square = float(np.dot(wide_a, wide_a)) * float(np.dot(wide_b, wide_b))
+    if square == 0.0:
+        raise InvalidVector("expected embeddings with a direction, found one that is zero everywhere")
+    return min(1.0, max(-1.0, float(np.dot(wide_a, wide_b)) / math.sqrt(square)))
 
 
 def combine(pairs: Iterable[tuple[Vector, float]]) -> Vector:
     """Return the unit-length weighted sum of (embedding, weight) pairs.
 
-    Each embedding counts by its direction only: it is scaled to unit length first. Raises DimensionMismatch when
-    sizes differ, InvalidVector when everything cancels out.
+    Each embedding counts by its direction only: it is scaled to unit length first. Of the weights only the proportions
+    matter, not the size. Raises DimensionMismatch when sizes differ, InvalidVector when everything cancels out,
+    InvalidArgument when a weight is a NaN or an infinity.
     """
+    pairs = list(pairs)
+    largest = max((abs(weight) for _, weight in pairs), default=0.0)
+    if not all(math.isfinite(weight) for _, weight in pairs):
+        raise InvalidArgument("expected finite weights, found a NaN or an infinity")
     total: NDArray[np.float64] | None = None
     for vector, weight in pairs:
-        term = weight * normalise(vector).astype(np.float64)
+        term = (weight / largest if largest else 0.0) * normalise(vector).astype(np.float64)
         if total is None:
             total = term
         elif total.shape != term.shape:
@@ -98,7 +100,7 @@ def combine(pairs: Iterable[tuple[Vector, float]]) -> Vector:
             total = total + term
     if total is None:
         raise InvalidVector("expected at least one embedding, found none")
-    if float(np.abs(total).max()) < 1e-7:
+    if float(np.abs(total).max()) < 1e-7:  # what float32 leaves of vectors that cancel out
         raise InvalidVector("expected a sum with a direction: these embeddings and weights cancel out")
     return normalise(total)
 
