@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 class Lazy(Generic[T]):
-    """Calls `make` at the first `get()`. When `make` raises, the next `get()` tries again."""
+    """Calls `make` at the first `get()`. When `make` raises, the next `get()` tries again.
+
+    `make` must not return None, which stands for "not made yet", nor ask for this same value.
+    """
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
