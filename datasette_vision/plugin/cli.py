@@ -60,6 +60,7 @@ def demo(database: Path, serve: bool, host: str, port: int) -> None:
         count = demos.write_database(database, vision, lambda done, total: bar.update(100 * done // total - bar.pos))
     metadata.write_text(json.dumps(demos.metadata(database.stem), indent=2) + "\n", "utf-8")
     click.echo(f"{count:,} emoji, embedded with {vision.config.default_model}, are in {database}.")
+    click.echo("The model comes with the package. It knows drawings, not photographs.")
     for text in SAMPLE_QUERIES:
         click.echo(f"\nvision_embed('{text}')")
         for emoji, name, similarity in demos.search(database, vision, text):
