@@ -50,9 +50,10 @@ class Config:
     def from_mapping(cls, mapping: object) -> Config:
         """Read what stands under plugins.datasette-vision.
 
-        Raises ConfigError, naming the key and what is allowed, for an unknown key or a bad value.
+        None, as for a plugin without configuration, gives the defaults. Raises ConfigError, naming the key and what is
+        allowed, for an unknown key or a bad value.
         """
-        return cls(**_read(mapping or {}, KEYS, ""))
+        return cls(**_read({} if mapping is None else mapping, KEYS, ""))
 
     def named_models(self) -> tuple[str, ...]:
         """Return the models that the configuration names, so that their absence can stop the start."""
@@ -113,7 +114,7 @@ def _models(value: Any) -> Mapping[str, ModelConfig]:
     if not isinstance(value, Mapping):
         raise ValueError
     return MappingProxyType(
-        {name: ModelConfig(**_read(own, MODEL_KEYS, f"models.{name}.")) for name, own in value.items()}
+        {_name(name): ModelConfig(**_read(own, MODEL_KEYS, f"models.{name}.")) for name, own in value.items()}
     )
 
 
@@ -161,7 +162,12 @@ KEYS = (
         "a whole number from 1 to 10000000",
         _whole(1, 10_000_000),
     ),
-    Key("models", "settings of one model, by name: " + ", ".join(key.name for key in MODEL_KEYS), "an object", _models),
+    Key(
+        "models",
+        "settings of one model, by name: " + ", ".join(key.name for key in MODEL_KEYS),
+        "an object of names of models",
+        _models,
+    ),
 )
 
 
@@ -184,5 +190,8 @@ def _read(mapping: object, keys: tuple[Key, ...], prefix: str) -> dict[str, Any]
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except (TypeError, ValueError):  # YAML allows a date as a key, and a list within itself
+        text = repr(value)
     return text if len(text) <= 60 else text[:60] + "…"

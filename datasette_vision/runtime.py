@@ -68,7 +68,8 @@ class OnnxSession:
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Compute the output. Raises EngineFailure, the details in the log."""
         try:
-            return self._session.run([self._output], dict(inputs))[0]
+            # Half precision graphs answer in float16.
+            return self._session.run([self._output], dict(inputs))[0].astype(np.float32, copy=False)
         except Exception as error:
             logger.error("ONNX Runtime failed: %s", error)
             raise EngineFailure("the inference engine failed on this input; the log says why") from None

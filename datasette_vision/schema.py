@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 PREFIX = "_vision_"
+OWN_COLUMNS = ("source_column", "model", "content_hash", "embedding", "error", "embedded_at")
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,27 @@ class SideTable:
         """The name of the side table."""
         return PREFIX + self.table
 
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """The names of the key column(s) in the side table.
+
+        They are those of the table, unless it has a key of the name of a column of ours: then source_ stands before it.
+        """
+        taken = {name.lower() for name in (*OWN_COLUMNS, *self.key)}
+        names = []
+        for column in self.key:
+            name = column
+            if column.lower() in OWN_COLUMNS:
+                while name.lower() in taken:
+                    name = f"source_{name}"
+                taken.add(name.lower())
+            names.append(name)
+        return tuple(names)
+
     def create(self, connection: sqlite3.Connection) -> None:
         """Make the side table where it is not there yet. One row a source row, source column and model."""
-        key = ", ".join(f"{quote(column)} not null" for column in self.key)
-        primary = ", ".join(quote(column) for column in (*self.key, "source_column", "model"))
+        key = ", ".join(f"{quote(column)} not null" for column in self.key_columns)
+        primary = ", ".join(quote(column) for column in (*self.key_columns, "source_column", "model"))
         connection.execute(
             f"create table if not exists {quote(self.name)} ({key}, source_column text not null, model text not null,"
             " content_hash text not null, embedding blob, error text, embedded_at text not null,"
@@ -37,7 +55,7 @@ class SideTable:
 
     def write(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
         """Add rows, in place of those there are for the same key, column and model."""
-        columns = (*self.key, "source_column", "model", "content_hash", "embedding", "error", "embedded_at")
+        columns = (*self.key_columns, *OWN_COLUMNS)
         marks = ", ".join("?" * (len(columns) - 1))
         connection.executemany(
             f"insert or replace into {quote(self.name)} ({', '.join(map(quote, columns))})"

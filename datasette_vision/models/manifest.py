@@ -19,6 +19,13 @@ IMAGE_CLASSIFICATION = "image-classification"
 TASKS = (DUAL_ENCODER, IMAGE_CLASSIFICATION)
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
+# Far above any model there is: what is above them is a mistake, and would only be noticed as a lack of memory.
+MAX_FILE_BYTES = 1 << 40
+MAX_DIMENSIONS = 1_000_000
+MAX_CONTEXT_LENGTH = 100_000
+MAX_TOKEN_ID = 10_000_000
+MAX_PIXELS = 10_000
+
 T = TypeVar("T")
 
 
@@ -118,13 +125,18 @@ class _Reader:
         return found
 
     def text(self, key: str) -> str:
-        return self.get(key, str, bool, "a string")
+        return self.get(key, str, bool, "a string that is not empty")
+
+    def optional_text(self, key: str) -> str | None:
+        return None if self.value.get(key) is None else self.text(key)
 
     def choice(self, key: str, allowed: tuple[str, ...]) -> str:
         return self.get(key, str, allowed.__contains__, "one of " + ", ".join(allowed))
 
-    def count(self, key: str, minimum: int = 1) -> int:
-        return self.get(key, int, lambda number: number >= minimum, f"a whole number of at least {minimum}")
+    def count(self, key: str, minimum: int, maximum: int) -> int:
+        return self.get(
+            key, int, lambda number: minimum <= number <= maximum, f"a whole number from {minimum} to {maximum}"
+        )
 
     def number(self, key: str, default: float | None = None) -> float:
         if default is not None and self.value.get(key) is None:
@@ -142,18 +154,22 @@ class _Reader:
         return [_Reader(item, f"{self.where}: {key}[{index}]") for index, item in enumerate(items)]
 
     def free(self, key: str) -> dict[str, Any]:
-        found = self.value.get(key)
-        return found if isinstance(found, dict) else {}
+        return self.get(key, dict, lambda _: True, "an object") if key in self.value else {}
 
 
 def _is_inside(path: str) -> bool:
     parts = PurePosixPath(path)
-    return bool(path) and not parts.is_absolute() and ".." not in parts.parts and "\\" not in path
+    # Not printable: NUL and lone surrogates, which no file system takes. A colon: a drive of Windows.
+    return bool(parts.parts) and not parts.is_absolute() and ".." not in parts.parts and _is_plain(path)
+
+
+def _is_plain(path: str) -> bool:
+    return path.isprintable() and not set("\\:") & set(path)
 
 
 def _manifest(value: _Reader, identity: str) -> Manifest:
     found = value.value.get("format")
-    if found != FORMAT:
+    if found != FORMAT or isinstance(found, bool):
         raise ModelCorrupt(
             f"{value.where}: format: expected {FORMAT}, found {json.dumps(found)[:60]}:"
             " another version of datasette-vision made it"
@@ -163,7 +179,7 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
     files = tuple(
         File(
             item.path("path"),
-            item.count("size", 0),
+            item.count("size", 0, MAX_FILE_BYTES),
             item.get("sha256", str, re.compile(r"[0-9a-f]{64}").fullmatch, "64 hexadecimal digits"),  # type: ignore[arg-type]
         )
         for item in value.objects("files")
@@ -172,10 +188,11 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
         name=value.get("name", str, NAME.fullmatch, "a name of lower-case letters, digits, '.', '_' and '-'"),  # type: ignore[arg-type]
         task=task,
         description=value.text("description"),
-        source=Source(source.text("location"), source.value.get("revision"), source.text("licence")),
+        source=Source(source.text("location"), source.optional_text("revision"), source.text("licence")),
         precision=value.text("precision"),
-        dimensions=value.count("dimensions"),
-        logit_scale=value.number("logit_scale", 1.0),
+        dimensions=value.count("dimensions", 1, MAX_DIMENSIONS),
+        # A classifier's logits come scaled out of its graph; without its scale a dual encoder cannot tell labels apart.
+        logit_scale=value.number("logit_scale", None if task == DUAL_ENCODER else 1.0),
         logit_bias=value.number("logit_bias", 0.0),
         activation=value.choice("activation", ("softmax", "sigmoid")),
         image_file=value.object("image").path("file"),
@@ -189,6 +206,8 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
         identity=identity,
     )
     listed = {file.path for file in files}
+    if len(listed) != len(files):
+        raise ModelCorrupt(f"{value.where}: files: expected each path once")
     needed = [manifest.image_file]
     if manifest.text is not None:
         needed += [manifest.text.file, manifest.text.tokenizer]
@@ -204,28 +223,27 @@ def _text_tower(value: _Reader) -> TextTower:
     return TextTower(
         file=value.path("file"),
         tokenizer=value.path("tokenizer"),
-        context_length=value.count("context_length", 2),
+        context_length=value.count("context_length", 2, MAX_CONTEXT_LENGTH),
         padding=value.choice("padding", ("longest", "max_length")),
-        pad_token_id=value.count("pad_token_id", 0),
+        pad_token_id=value.count("pad_token_id", 0, MAX_TOKEN_ID),
     )
 
 
 def _label(value: _Reader) -> Label:
-    group = value.value.get("group")
-    prompt = value.value.get("prompt", value.value.get("label"))
-    return Label(value.text("label"), str(prompt), str(group) if group is not None else None)
+    label = value.text("label")
+    return Label(label, value.optional_text("prompt") or label, value.optional_text("group"))
 
 
 def _preprocess(value: _Reader) -> Preprocess:
     resize, crop = value.object("resize"), value.object("crop")
     if "shortest_edge" in resize.value:
-        size = Size(shortest_edge=resize.count("shortest_edge"))
+        size = Size(shortest_edge=resize.count("shortest_edge", 1, MAX_PIXELS))
     else:
-        size = Size(height=resize.count("height"), width=resize.count("width"))
+        size = Size(height=resize.count("height", 1, MAX_PIXELS), width=resize.count("width", 1, MAX_PIXELS))
     return Preprocess(
         resize=size,
-        crop_height=crop.count("height"),
-        crop_width=crop.count("width"),
+        crop_height=crop.count("height", 1, MAX_PIXELS),
+        crop_width=crop.count("width", 1, MAX_PIXELS),
         resample=value.choice("resample", tuple(RESAMPLE)),
         mean=_channels(value, "mean", lambda number: -10 <= number <= 10),
         std=_channels(value, "std", lambda number: 0 < number <= 10),

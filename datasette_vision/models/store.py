@@ -93,4 +93,8 @@ class ModelStore:
 
     @staticmethod
     def _is_model(folder: Path) -> bool:
-        return bool(manifests.NAME.fullmatch(folder.name)) and (folder / "manifest.json").is_file()
+        try:
+            return bool(manifests.NAME.fullmatch(folder.name)) and (folder / "manifest.json").is_file()
+        except OSError:
+            # A folder closed to this user, such as a home that is another's: the bundled model serves all the same.
+            return False

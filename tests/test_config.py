@@ -1,0 +1,177 @@
+"""config.py: each key's good and bad values, and what is said about the bad ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+from typing import Any
+
+import pytest
+
+from datasette_vision.config import KEYS, MODEL_KEYS, Config, ModelConfig
+from datasette_vision.errors import ConfigError
+
+WHERE = "plugins.datasette-vision"
+
+
+def error(mapping: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_mapping(mapping)
+    return str(caught.value)
+
+
+def test_defaults() -> None:
+    assert Config.from_mapping({}) == Config.from_mapping(None) == Config()
+    assert {key: value for key, value in vars(Config()).items() if key != "models"} == {
+        "models_dir": None,
+        "default_model": "tiny-emoji",
+        "default_classifier": None,
+        "preload": (),
+        "threads": None,
+        "replicas": 1,
+        "max_batch_size": 32,
+        "max_queue": 1024,
+        "cache_mb": 64,
+        "max_image_mb": 20,
+        "max_image_megapixels": 100,
+        "max_text_chars": 100_000,
+    }
+    assert dict(Config().models) == {}
+
+
+def test_the_table_of_keys_is_the_fields() -> None:
+    assert [key.name for key in KEYS] == [field.name for field in dataclasses.fields(Config)]
+    assert [key.name for key in MODEL_KEYS] == [field.name for field in dataclasses.fields(ModelConfig)]
+    for key in KEYS:
+        assert key.meaning
+        assert key.expected.startswith(("a ", "an ", "the "))
+
+
+WHOLE = [True, False, "5", 5.0, 0.5, None, [], {}, math.nan]
+SIZE = [0, -1, 2000.1, True, "20", None, [], math.nan, math.inf]
+# key -> (good values, bad values, what is expected)
+VALUES: dict[str, tuple[list[Any], list[Any], str]] = {
+    "models_dir": (["/models", "~/models", "é"], ["", " ", 1, None, ["/models"], True], "a path"),
+    "default_model": (["clip"], ["", "\t", 1, None, ["clip"]], "the name of a model"),
+    "default_classifier": (["resnet"], ["", " ", 1, None, ["resnet"]], "the name of a model"),
+    "preload": (
+        [[], ["clip"], ["a", "b"]], ["clip", [""], [1], [None], {"clip": 1}, None, True], "a list of names of models"
+    ),
+    "threads": ([1, 2, 256], [0, 257, -1, *WHOLE], "a whole number from 1 to 256"),
+    "replicas": ([1, 64], [0, 65, -1, *WHOLE], "a whole number from 1 to 64"),
+    "max_batch_size": ([1, 4096], [0, 4097, *WHOLE], "a whole number from 1 to 4096"),
+    "max_queue": ([1, 1_000_000], [0, 1_000_001, *WHOLE], "a whole number from 1 to 1000000"),
+    "cache_mb": ([0, 1_000_000], [-1, 1_000_001, *WHOLE], "a whole number from 0 to 1000000"),
+    "max_image_mb": ([0.001, 1, 20.5, 2000], SIZE, "a number above 0, at most 2000"),
+    "max_image_megapixels": ([0.001, 1, 2000], SIZE, "a number above 0, at most 2000"),
+    "max_text_chars": ([1, 10_000_000], [0, 10_000_001, *WHOLE], "a whole number from 1 to 10000000"),
+    "models": ([{}], [[], "clip", None, 1, {1: {}}, {"": {}}, {None: {}}], "an object of names of models"),
+}  # fmt: skip
+
+
+def test_every_key_is_tested() -> None:
+    assert [key.name for key in KEYS] == list(VALUES)
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, (good, _, _) in VALUES.items() for value in good])
+def test_good_values(key: str, value: Any) -> None:
+    found = getattr(Config.from_mapping({key: value}), key)
+    assert found == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [(key, value, expected) for key, (_, bad, expected) in VALUES.items() for value in bad],
+)
+def test_bad_values(key: str, value: Any, expected: str) -> None:
+    assert error({key: value}).startswith(f"{WHERE}.{key}: expected {expected}, found ")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"threads": "4"}, f'{WHERE}.threads: expected a whole number from 1 to 256, found "4"'),
+        ({"threads": None}, f"{WHERE}.threads: expected a whole number from 1 to 256, found null"),
+        ({"replicas": True}, f"{WHERE}.replicas: expected a whole number from 1 to 64, found true"),
+        ({"cache_mb": -1}, f"{WHERE}.cache_mb: expected a whole number from 0 to 1000000, found -1"),
+        ({"preload": "x" * 70}, f'{WHERE}.preload: expected a list of names of models, found "{"x" * 59}…'),
+        ({"max_image_mb": math.nan}, f"{WHERE}.max_image_mb: expected a number above 0, at most 2000, found NaN"),
+        ({"models_dir": datetime.date(2025, 1, 2)}, f'{WHERE}.models_dir: expected a path, found "2025-01-02"'),
+        (
+            {"preload": {datetime.date(2025, 1, 2): 1}},
+            f"{WHERE}.preload: expected a list of names of models, found {{datetime.date(2025, 1, 2): 1}}",
+        ),
+        ({"thread": 4}, f'{WHERE}: unknown key "thread"; did you mean threads?'),
+        ({"default-model": "clip"}, f'{WHERE}: unknown key "default-model"; did you mean default_model?'),
+        ({"max_image_megabytes": 4}, f'{WHERE}: unknown key "max_image_megabytes"; did you mean max_image_megapixels?'),
+        (
+            {"colour": "red"},
+            f'{WHERE}: unknown key "colour"; allowed are models_dir, default_model, default_classifier, preload, '
+            "threads, replicas, max_batch_size, max_queue, cache_mb, max_image_mb, max_image_megapixels, "
+            "max_text_chars, models",
+        ),
+        ({"models": {"clip": {"thread": 1}}}, f'{WHERE}.models.clip: unknown key "thread"; did you mean threads?'),
+        (
+            {"models": {"clip": {"cache_mb": 1}}},
+            f'{WHERE}.models.clip: unknown key "cache_mb"; allowed are threads, replicas, max_batch_size, max_queue',
+        ),
+        (
+            {"models": {"clip": {"threads": 0}}},
+            f"{WHERE}.models.clip.threads: expected a whole number from 1 to 256, found 0",
+        ),
+        ({"models": {"clip": None}}, f"{WHERE}.models.clip: expected an object, found null"),
+        ({"models": {"clip": 4}}, f"{WHERE}.models.clip: expected an object, found 4"),
+        ({"models": ["clip"]}, f'{WHERE}.models: expected an object of names of models, found ["clip"]'),
+        ({"models": {7: {}}}, f'{WHERE}.models: expected an object of names of models, found {{"7": {{}}}}'),
+    ],
+)  # fmt: skip
+def test_messages(mapping: dict[str, Any], message: str) -> None:
+    assert error(mapping) == message
+
+
+@pytest.mark.parametrize(("value", "shown"), [([], "[]"), ("", '""'), (0, "0"), (False, "false"), ("clip", '"clip"')])
+def test_what_is_not_an_object(value: object, shown: str) -> None:
+    assert error(value) == f"{WHERE}: expected an object, found {shown}"
+
+
+@pytest.mark.parametrize("key", [1, None, datetime.date(2025, 1, 2), ("a", "b")])
+def test_a_key_that_is_no_string(key: object) -> None:
+    assert error({key: 1}).startswith(f"{WHERE}: unknown key ")
+
+
+def test_it_is_frozen() -> None:
+    config = Config.from_mapping({"models": {"clip": {"threads": 2}}})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.threads = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        config.models["other"] = ModelConfig()  # type: ignore[index]
+    with pytest.raises(TypeError):
+        Config().models["other"] = ModelConfig()  # type: ignore[index]
+
+
+def test_what_is_given_is_not_kept() -> None:
+    given = {"preload": ["clip"], "models": {"clip": {"threads": 2}}}
+    config = Config.from_mapping(given)
+    given["preload"].append("other")
+    given["models"]["other"] = {}
+    assert config.preload == ("clip",)
+    assert list(config.models) == ["clip"]
+
+
+def test_settings_of_one_model() -> None:
+    config = Config.from_mapping(
+        {"threads": 2, "max_queue": 7, "models": {"clip": {"threads": 8, "replicas": 3, "max_batch_size": 4}, "b": {}}}
+    )
+    assert config.for_model("clip") == ModelConfig(threads=8, replicas=3, max_batch_size=4, max_queue=7)
+    for name in ("b", "unnamed"):
+        assert config.for_model(name) == ModelConfig(threads=2, replicas=1, max_batch_size=32, max_queue=7)
+    assert Config().for_model("x") == ModelConfig(threads=None, replicas=1, max_batch_size=32, max_queue=1024)
+
+
+def test_the_models_that_are_named() -> None:
+    assert Config().named_models() == ("tiny-emoji",)
+    config = Config.from_mapping(
+        {"default_model": "a", "preload": ["b", "a", "b"], "models": {"c": {}, "b": {}}, "default_classifier": "d"}
+    )
+    assert config.named_models() == ("a", "b", "c", "d")

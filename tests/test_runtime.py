@@ -1,0 +1,173 @@
+"""runtime.py: graphs that are as announced, and graphs that are not."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from datasette_vision.errors import EngineFailure, ModelCorrupt
+from datasette_vision.runtime import OnnxSession, default_threads
+from tests import fakes
+
+FAILED = "the inference engine failed on this input; the log says why"
+
+
+def graph(path: Path, kind: int = TensorProto.FLOAT, second: str | None = None) -> Path:
+    """embedding = pixel_values + 1, of kind `kind`; and with `second`, an input more that is added to it."""
+    names = ["pixel_values", *([second] if second else [])]
+    fakes.save_graph(
+        path,
+        [
+            helper.make_node("Add", ["pixel_values", second or "one"], ["sum"]),
+            helper.make_node("Cast", ["sum"], ["embedding"], to=kind),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in names],
+        helper.make_tensor_value_info("embedding", kind, ["n", 2]),
+        {} if second else {"one": np.array([1], dtype=np.float32)},
+    )
+    return path
+
+
+def load(path: Path, inputs: tuple[str, ...] = ("pixel_values",), output: str = "embedding") -> OnnxSession:
+    return OnnxSession(path, inputs=inputs, output=output, threads=1)
+
+
+def zeros(*shape: int, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    return {"pixel_values": np.zeros(shape, dtype=dtype)}
+
+
+# Running
+
+
+def test_run(tmp_path: Path) -> None:
+    session = load(graph(tmp_path / "x.onnx"))
+    found = session.run({"pixel_values": np.array([[1, 2], [3, 4]], dtype=np.float32)})
+    assert found.dtype == np.float32
+    assert found.tolist() == [[2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 33, 7])
+def test_batches_of_any_size(tmp_path: Path, rows: int) -> None:
+    assert load(graph(tmp_path / "x.onnx")).run(zeros(rows, 2)).tolist() == [[1, 1]] * rows
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT])
+def test_the_output_is_float32_whatever_the_graph_gives(tmp_path: Path, kind: int) -> None:
+    found = load(graph(tmp_path / "x.onnx", kind)).run(zeros(1, 2))
+    assert found.dtype == np.float32
+    assert found.tolist() == [[1, 1]]
+
+
+def test_a_path_that_is_not_ascii(tmp_path: Path) -> None:
+    assert load(graph(tmp_path / "modèle 模型.onnx")).run(zeros(1, 2)).tolist() == [[1, 1]]
+
+
+def test_the_threads_are_those_asked_for(tmp_path: Path) -> None:
+    path = graph(tmp_path / "x.onnx")
+    for given, expected in ((3, 3), (None, default_threads())):
+        session = OnnxSession(path, inputs=("pixel_values",), output="embedding", threads=given)
+        assert session._session.get_session_options().intra_op_num_threads == expected
+    assert default_threads() >= 1
+
+
+def test_many_threads_run_one_session(tmp_path: Path) -> None:
+    session = load(graph(tmp_path / "x.onnx"))
+
+    def work(number: int) -> list[list[float]]:
+        return session.run({"pixel_values": np.full((3, 2), number, dtype=np.float32)}).tolist()
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(200)))
+    assert found == [[[number + 1, number + 1]] * 3 for number in range(200)]
+
+
+# Failing
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {},
+        {"pixels": np.zeros((1, 2), dtype=np.float32)},
+        {**zeros(1, 2), "more": np.zeros(1)},
+        zeros(1, 3),
+        zeros(2),
+        zeros(1, 2, dtype=np.float64),
+        {"pixel_values": "secret"},
+        {"pixel_values": None},
+    ],
+    ids=str,
+)
+def test_a_run_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture, inputs: dict[str, Any]) -> None:
+    session = load(graph(tmp_path / "x.onnx"))
+    with caplog.at_level(logging.ERROR), pytest.raises(EngineFailure) as caught:
+        session.run(inputs)
+    assert str(caught.value) == FAILED
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    assert [record.getMessage().startswith("ONNX Runtime failed: ") for record in caplog.records] == [True]
+    # The next one is served.
+    assert session.run(zeros(1, 2)).tolist() == [[1, 1]]
+
+
+# Loading
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no graph", b"\x08\x08" * 1000, "truncated"], ids=str)
+def test_what_cannot_be_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | str | None) -> None:
+    path = tmp_path / "x.onnx"
+    if content == "truncated":
+        fakes.image_graph(path, 8, "embedding")
+        path.write_bytes(path.read_bytes()[:-100])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with caplog.at_level(logging.ERROR), pytest.raises(ModelCorrupt) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: expected a graph that ONNX Runtime can load; the log says why not"
+    assert caught.value.__suppress_context__
+    assert f"{path}: ONNX Runtime could not load it: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "message"),
+    [
+        (("pixels",), "embedding", "expected input pixels, found pixel_values"),
+        (("pixel_values", "mask"), "embedding", "expected input pixel_values, mask, found pixel_values"),
+        ((), "embedding", "expected input , found pixel_values"),
+        (("pixel_values",), "logits", "expected output logits, found embedding"),
+        (("pixel_values",), "sum", "expected output sum, found embedding"),
+    ],
+)
+def test_other_inputs_or_outputs(tmp_path: Path, inputs: tuple[str, ...], output: str, message: str) -> None:
+    path = graph(tmp_path / "x.onnx")
+    with pytest.raises(ModelCorrupt) as caught:
+        load(path, inputs, output)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+def test_an_input_that_nobody_would_fill(tmp_path: Path) -> None:
+    path = graph(tmp_path / "x.onnx", second="mask")
+    with pytest.raises(ModelCorrupt) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: expected input pixel_values, found mask, pixel_values"
+    found = load(path, ("mask", "pixel_values")).run({**zeros(1, 2), "mask": np.ones((1, 2), dtype=np.float32)})
+    assert found.tolist() == [[1, 1]]
+
+
+def test_an_output_more_does_no_harm(tmp_path: Path) -> None:
+    """Towers exported by transformers give their hidden states too."""
+    path = tmp_path / "x.onnx"
+    import onnx
+
+    model = onnx.load(graph(path))
+    model.graph.output.insert(0, helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n", 2]))
+    model.graph.node[1].op_type = "Neg"
+    del model.graph.node[1].attribute[:]
+    onnx.save(model, path)
+    assert load(path).run(zeros(1, 2)).tolist() == [[-1, -1]]
