@@ -40,6 +40,7 @@ setup(
     },
     install_requires=[
         "datasette>=0.65",
+        "numkong>=7.4",
         "numpy>=1.24",
         "onnxruntime>=1.17",
         "pillow>=11.3",

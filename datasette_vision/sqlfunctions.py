@@ -11,13 +11,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numkong
 import numpy as np
 from numpy.typing import NDArray
 
 from datasette_vision import images, vectors
-from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidImage, InvalidInput, UnknownModel
-from datasette_vision.vectors import FLOAT32, Vector
+from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidImage, UnknownModel
+from datasette_vision.vectors import Vector
 from datasette_vision.vision import Vision
+
+# (embedding, embedding, "f32") -> 1 - cosine. Its declared type also covers arrays of more dimensions.
+angular: Callable[[bytes, bytes, str], float] = numkong.angular  # type: ignore[assignment]
 
 # (model, text or bytes) -> embedding, not normalised
 ForeignEmbed = Callable[[str, "str | bytes"], Vector]
@@ -29,10 +33,6 @@ class Functions:
     def __init__(self, vision: Vision, foreign_embed: ForeignEmbed | None = None) -> None:
         self._vision = vision
         self._foreign_embed = foreign_embed
-        # The second embedding of the last similarity: in a query it is nearly always the same one.
-        self._blob = b""
-        self._vector: Vector = np.ones(1, dtype=np.float32)
-        self._length = 1.0
 
     # Embeddings
 
@@ -48,30 +48,17 @@ class Functions:
         return vectors.encode(self._vision.embed_image(_image(value), _model(model)))
 
     def vision_similarity(self, a: Any, b: Any) -> float:
-        """The cosine, on a fast path for what nearly every row is: two good embeddings, the second as before."""
         try:
-            if b != self._blob:
-                self._remember(b)
-            vector = np.frombuffer(a, dtype=FLOAT32)
-            with np.errstate(over="ignore", invalid="ignore"):
-                square = float(np.dot(vector, vector))
-                product = float(np.dot(vector, self._vector))
-            if 1e-30 < square < 1e30:
-                return min(1.0, max(-1.0, product / (math.sqrt(square) * self._length)))
-        except (ValueError, TypeError, AttributeError, InvalidInput):
+            # Straight from the bytes, summed in float64: half the time of NumPy, which makes an array of each row.
+            distance = angular(a, b, "f32")
+            # It passes over a broken last float, and gives 0 or 1 where a length is zero: those are looked at below.
+            if 0 < distance < 2 and distance != 1 and not (len(a) | len(b)) & 3:
+                return 1 - distance
+        except (TypeError, ValueError):
             pass  # something is wrong with an argument: what, is found out below
         return vectors.cosine(vectors.decode(_embedding(a)), vectors.decode(_embedding(b)))
 
     llm_embed_cosine = vision_similarity
-
-    def _remember(self, blob: bytes) -> None:
-        """Decode the second embedding for the rows to come. Raises ValueError where the fast path cannot use it."""
-        vector = vectors.decode(_embedding(blob))
-        with np.errstate(over="ignore"):
-            square = float(np.dot(vector, vector))
-        if not 1e-30 < square < 1e30:
-            raise ValueError
-        self._blob, self._vector, self._length = blob, vector, math.sqrt(square)
 
     def vision_combine(self, *arguments: Any) -> bytes:
         if not arguments or len(arguments) % 2:
