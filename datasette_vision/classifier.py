@@ -17,17 +17,17 @@ class ImageClassifier:
     """The graph of an installed classifier, loaded at its first use. Thread-safe."""
 
     def __init__(self, model: InstalledModel, load: LoadSession) -> None:
-        manifest = model.manifest
+        manifest, image = model.manifest, model.manifest.image
         self.manifest = manifest
         self.labels = tuple(label.label for label in manifest.labels)
-        self.graph: Lazy[Session] = Lazy(lambda: load(model.path(manifest.image_file), ("pixel_values",), "logits"))
+        self.graph: Lazy[Session] = Lazy(lambda: load(model.path(image.file), (image.input,), image.output))
 
     def classify_pixels(self, pixels: NDArray[np.float32]) -> NDArray[np.float64]:
         """Score preprocessed images: (n, 3, h, w) float32 -> (n, labels), probabilities.
 
         They sum to 1 over the labels, unless the manifest's activation is sigmoid: then each stands for itself.
         """
-        logits = self.graph.get().run({"pixel_values": pixels})
+        logits = self.graph.get().run({self.manifest.image.input: pixels})
         expected = (len(pixels), len(self.labels))
         if logits.shape != expected:
             raise EngineFailure(f"{self.manifest.name}: expected an output of {expected}, found {logits.shape}")

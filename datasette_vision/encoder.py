@@ -29,24 +29,25 @@ class DualEncoder:
     def __init__(self, model: InstalledModel, load: LoadSession) -> None:
         manifest = model.manifest
         assert manifest.text is not None, "a dual encoder's manifest has a text tower"
-        text = manifest.text
+        text, image = manifest.text, manifest.image
+        text_inputs = (text.input_ids,) if text.attention_mask is None else (text.input_ids, text.attention_mask)
         self.manifest = manifest
-        self.image_tower: Lazy[Session] = Lazy(
-            lambda: load(model.path(manifest.image_file), ("pixel_values",), "embedding")
-        )
-        self.text_tower: Lazy[Session] = Lazy(
-            lambda: load(model.path(text.file), ("input_ids", "attention_mask"), "embedding")
-        )
+        self._text = text
+        self.image_tower: Lazy[Session] = Lazy(lambda: load(model.path(image.file), (image.input,), image.output))
+        self.text_tower: Lazy[Session] = Lazy(lambda: load(model.path(text.file), text_inputs, text.output))
         self.tokenizer: Lazy[Tokenizer] = Lazy(lambda: Tokenizer(model.path(text.tokenizer), text))
 
     def encode_tokens(self, sequences: Sequence[list[int]]) -> NDArray[np.float32]:
         """Embed n tokenised texts: -> (n, d) float32, not normalised."""
-        inputs = self.tokenizer.get().pad(sequences)
-        return self._checked(self.text_tower.get().run(dict(inputs)), len(sequences))
+        padded = self.tokenizer.get().pad(sequences)
+        inputs = {self._text.input_ids: padded["input_ids"]}
+        if self._text.attention_mask is not None:
+            inputs[self._text.attention_mask] = padded["attention_mask"]
+        return self._checked(self.text_tower.get().run(inputs), len(sequences))
 
     def encode_pixels(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embed preprocessed images: (n, 3, h, w) float32 -> (n, d) float32, not normalised."""
-        return self._checked(self.image_tower.get().run({"pixel_values": pixels}), len(pixels))
+        return self._checked(self.image_tower.get().run({self.manifest.image.input: pixels}), len(pixels))
 
     def _checked(self, embeddings: NDArray[np.float32], count: int) -> NDArray[np.float32]:
         expected = (count, self.manifest.dimensions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,22 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph: its element type as ONNX Runtime writes it, and None for a size that varies."""
+
+    name: str
+    type: str
+    shape: tuple[int | None, ...]
+
+
+# What this package makes -> the narrower type that some exporters give their inputs. Nothing else is converted.
+NARROWED = {
+    ("int64", "tensor(int32)"): np.int32,
+    ("float32", "tensor(float16)"): np.float16,
+}
+
+
 class OnnxSession:
     """A graph loaded by ONNX Runtime on the CPU."""
 
@@ -38,22 +55,7 @@ class OnnxSession:
 
         Raises ModelCorrupt when it cannot be loaded, or does not have these inputs and this output.
         """
-        import onnxruntime  # heavy: loaded with the first model, never at start
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or default_threads()
-        options.inter_op_num_threads = 1
-        # Threads that spin while they wait take the cores from Datasette and from the other tower.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Shapes differ from call to call, and the arena never gives memory back: 50 MiB of 300 with CLIP.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            logger.error("%s: ONNX Runtime could not load it: %s", path, error)
-            raise ModelCorrupt(f"{path}: expected a graph that ONNX Runtime can load; the log says why not") from None
+        self._session = _load(path, threads or default_threads(), optimise=True)
         for kind, expected, nodes in (
             ("input", inputs, self._session.get_inputs()),
             ("output", (output,), self._session.get_outputs()),
@@ -64,12 +66,59 @@ class OnnxSession:
                     f"{path}: expected {kind} {', '.join(expected)}, found {', '.join(sorted(found)) or 'none'}"
                 )
         self._output = output
+        self._types = {node.name: node.type for node in self._session.get_inputs()}
+        # Exported without dynamic axes, as torch.onnx.export does unless told otherwise: one row at a time.
+        self._one_by_one = any(node.shape[:1] == [1] for node in self._session.get_inputs())
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Compute the output. Raises EngineFailure, the details in the log."""
         try:
+            feeds = {name: self._fitted(name, value) for name, value in inputs.items()}
+            rows = len(next(iter(feeds.values()))) if feeds else 0
+            if self._one_by_one and rows > 1:
+                single = [{name: value[row : row + 1] for name, value in feeds.items()} for row in range(rows)]
+                answers = [self._session.run([self._output], feed)[0] for feed in single]
+                return np.concatenate(answers).astype(np.float32, copy=False)
             # Half precision graphs answer in float16.
-            return self._session.run([self._output], dict(inputs))[0].astype(np.float32, copy=False)
+            return self._session.run([self._output], feeds)[0].astype(np.float32, copy=False)
         except Exception as error:
             logger.error("ONNX Runtime failed: %s", error)
             raise EngineFailure("the inference engine failed on this input; the log says why") from None
+
+    def _fitted(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        narrower = NARROWED.get((str(getattr(value, "dtype", "")), self._types.get(name, "")))
+        return value if narrower is None else value.astype(narrower)
+
+
+def ports(path: Path) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Return the inputs and the outputs of a graph. Raises ModelCorrupt when it cannot be loaded."""
+    session = _load(path, 1, optimise=False)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    return tuple(_port(node) for node in inputs), tuple(_port(node) for node in outputs)
+
+
+def _port(node: Any) -> Port:
+    return Port(
+        node.name, node.type, tuple(size if isinstance(size, int) and size > 0 else None for size in node.shape)
+    )
+
+
+def _load(path: Path, threads: int, *, optimise: bool) -> Any:
+    import onnxruntime  # heavy: loaded with the first model, never at start
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait take the cores from Datasette and from the other tower.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Shapes differ from call to call, and the arena never gives memory back: 50 MiB of 300 with CLIP.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        logger.error("%s: ONNX Runtime could not load it: %s", path, error)
+        raise ModelCorrupt(f"{path}: expected a graph that ONNX Runtime can load; the log says why not") from None

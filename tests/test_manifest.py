@@ -12,7 +12,7 @@ import pytest
 
 from datasette_vision.errors import ModelCorrupt
 from datasette_vision.models import manifest as manifests
-from datasette_vision.models.manifest import File, Label, Manifest, Source, TextTower, read
+from datasette_vision.models.manifest import File, ImageTower, Label, Manifest, Source, TextTower, read
 from datasette_vision.models.store import BUNDLED
 from datasette_vision.preprocess import Preprocess, Size
 
@@ -103,7 +103,7 @@ def test_a_dual_encoder(tmp_path: Path) -> None:
         logit_scale=100.0,
         logit_bias=-1.5,
         activation="sigmoid",
-        image_file="onnx/image.onnx",
+        image=ImageTower("onnx/image.onnx", "pixel_values", "embedding"),
         text=TextTower("text.onnx", "tokenizer.json", 77, "longest", 49407),
         preprocess=Preprocess(Size(shortest_edge=224), 224, 223, "bicubic", (0.1, 0.2, 0.0), (0.4, 1.0, 0.6)),
         labels=(Label("x", "x", None), Label("y", "a y", "g"), Label("y", "y", None)),
@@ -132,6 +132,22 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
     assert (found.canonical, found.parity, found.made_with) == ({}, {}, {})
     assert found.logit_bias == 0.0
     assert found.source.revision is None
+
+
+def test_graphs_with_names_of_their_own(tmp_path: Path) -> None:
+    value = copy.deepcopy(GOOD)
+    value["image"] |= {"input": "pixels", "output": "image_embeds"}
+    value["text"] |= {"input_ids": "text", "attention_mask": None, "output": "text_embeds"}
+    found = read_value(tmp_path, value)
+    assert found.image == ImageTower("onnx/image.onnx", "pixels", "image_embeds")
+    assert found.text == TextTower(
+        "text.onnx", "tokenizer.json", 77, "longest", 49407, input_ids="text", attention_mask=None, output="text_embeds"
+    )
+    named = read_value(tmp_path, changed("text.attention_mask", "mask"))
+    assert named.text is not None
+    assert named.text.attention_mask == "mask"
+    assert read_value(tmp_path, CLASSIFIER).image.output == "logits"
+    assert read_value(tmp_path, changed("image.output", "scores", CLASSIFIER)).image.output == "scores"
 
 
 def test_a_fixed_size(tmp_path: Path) -> None:
@@ -177,6 +193,11 @@ FLAWS: list[tuple[str, str, list[Any], str]] = [
     ("logit_bias", "logit_bias", ["0", True, [], float("nan"), float("-inf"), 1e9], "a number"),
     ("activation", "activation", [..., None, 1, "", "relu"], "one of softmax, sigmoid"),
     ("image.file", "image: file", [..., None, 1], "a relative path"),
+    ("image.input", "image: input", [None, 1, "", []], TEXT),
+    ("image.output", "image: output", [None, 1, "", []], TEXT),
+    ("text.input_ids", "text: input_ids", [None, 1, "", []], TEXT),
+    ("text.attention_mask", "text: attention_mask", [1, "", [], False], TEXT),
+    ("text.output", "text: output", [None, 1, "", []], TEXT),
     ("text.file", "text: file", [..., None, 1], "a relative path"),
     ("text.tokenizer", "text: tokenizer", [..., None, 1], "a relative path"),
     ("text.context_length", "text: context_length", [..., None, 1, 0, -5, 77.0, "77", True, 100_001, 10**30],

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from datasette_vision.errors import EngineFailure, ModelCorrupt
-from datasette_vision.runtime import OnnxSession, default_threads
+from datasette_vision.runtime import OnnxSession, Port, default_threads, ports
 from tests import fakes
 
 FAILED = "the inference engine failed on this input; the log says why"
@@ -85,6 +85,42 @@ def test_many_threads_run_one_session(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(work, range(200)))
     assert found == [[[number + 1, number + 1]] * 3 for number in range(200)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_graph_for_one_row_at_a_time(tmp_path: Path, rows: int) -> None:
+    """As torch.onnx.export writes it without dynamic axes."""
+    path = tmp_path / "x.onnx"
+    fakes.save_graph(
+        path,
+        [helper.make_node("Add", ["pixel_values", "one"], ["embedding"])],
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, [1, 2])],
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [1, 2]),
+        {"one": np.array([1], dtype=np.float32)},
+    )
+    values = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+    assert load(path).run({"pixel_values": values}).tolist() == (values + 1).tolist()
+
+
+@pytest.mark.parametrize(("kind", "given"), [(TensorProto.INT32, np.int64), (TensorProto.FLOAT16, np.float32)])
+def test_inputs_narrower_than_ours(tmp_path: Path, kind: int, given: Any) -> None:
+    path = tmp_path / "x.onnx"
+    fakes.save_graph(
+        path,
+        [helper.make_node("Cast", ["pixel_values"], ["embedding"], to=TensorProto.FLOAT)],
+        [helper.make_tensor_value_info("pixel_values", kind, ["n", 2])],
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 2]),
+        {},
+    )
+    assert load(path).run({"pixel_values": np.array([[3, 4]], dtype=given)}).tolist() == [[3, 4]]
+
+
+def test_ports(tmp_path: Path) -> None:
+    inputs, outputs = ports(graph(tmp_path / "x.onnx", TensorProto.FLOAT16))
+    assert inputs == (Port("pixel_values", "tensor(float)", (None, 2)),)
+    assert outputs == (Port("embedding", "tensor(float16)", (None, 2)),)
+    with pytest.raises(ModelCorrupt, match=r"missing\.onnx: expected a graph"):
+        ports(tmp_path / "missing.onnx")
 
 
 # Failing

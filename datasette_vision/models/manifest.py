@@ -39,14 +39,26 @@ class File:
 
 
 @dataclass(frozen=True)
+class ImageTower:
+    """How pixels become an embedding, or the logits of a classifier. `input` and `output` are the graph's names."""
+
+    file: str
+    input: str = "pixel_values"
+    output: str = "embedding"
+
+
+@dataclass(frozen=True)
 class TextTower:
-    """How text becomes an embedding."""
+    """How text becomes an embedding. `input_ids`, `attention_mask` and `output` are the graph's names."""
 
     file: str
     tokenizer: str
     context_length: int
     padding: str  # "longest": to the longest text of the batch; "max_length": always to context_length
     pad_token_id: int
+    input_ids: str = "input_ids"
+    attention_mask: str | None = "attention_mask"  # None: the graph has no such input
+    output: str = "embedding"
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,7 @@ class Manifest:
     logit_scale: float
     logit_bias: float
     activation: str
-    image_file: str
+    image: ImageTower
     text: TextTower | None
     preprocess: Preprocess
     labels: tuple[Label, ...]
@@ -126,6 +138,9 @@ class _Reader:
 
     def text(self, key: str) -> str:
         return self.get(key, str, bool, "a string that is not empty")
+
+    def text_or(self, key: str, default: str) -> str:
+        return self.text(key) if key in self.value else default
 
     def optional_text(self, key: str) -> str | None:
         return None if self.value.get(key) is None else self.text(key)
@@ -195,7 +210,7 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
         logit_scale=value.number("logit_scale", None if task == DUAL_ENCODER else 1.0),
         logit_bias=value.number("logit_bias", 0.0),
         activation=value.choice("activation", ("softmax", "sigmoid")),
-        image_file=value.object("image").path("file"),
+        image=_image_tower(value.object("image"), "embedding" if task == DUAL_ENCODER else "logits"),
         text=_text_tower(value.object("text")) if task == DUAL_ENCODER else None,
         preprocess=_preprocess(value.object("preprocess")),
         labels=tuple(_label(item) for item in value.objects("labels")),
@@ -208,7 +223,7 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
     listed = {file.path for file in files}
     if len(listed) != len(files):
         raise ModelCorrupt(f"{value.where}: files: expected each path once")
-    needed = [manifest.image_file]
+    needed = [manifest.image.file]
     if manifest.text is not None:
         needed += [manifest.text.file, manifest.text.tokenizer]
     for path in needed:
@@ -219,13 +234,21 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
     return manifest
 
 
+def _image_tower(value: _Reader, output: str) -> ImageTower:
+    return ImageTower(value.path("file"), value.text_or("input", "pixel_values"), value.text_or("output", output))
+
+
 def _text_tower(value: _Reader) -> TextTower:
+    has_mask = value.value.get("attention_mask", "") is not None
     return TextTower(
         file=value.path("file"),
         tokenizer=value.path("tokenizer"),
         context_length=value.count("context_length", 2, MAX_CONTEXT_LENGTH),
         padding=value.choice("padding", ("longest", "max_length")),
         pad_token_id=value.count("pad_token_id", 0, MAX_TOKEN_ID),
+        input_ids=value.text_or("input_ids", "input_ids"),
+        attention_mask=value.text_or("attention_mask", "attention_mask") if has_mask else None,
+        output=value.text_or("output", "embedding"),
     )
 
 
