@@ -26,6 +26,7 @@ class ModelConfig:
     replicas: int | None = None
     max_batch_size: int | None = None
     max_queue: int | None = None
+    unload_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Config:
     replicas: int = 1
     max_batch_size: int = 32
     max_queue: int = 1024
+    unload_after: float | None = None
     cache_mb: int = 64
     max_image_mb: float = 20
     max_image_megapixels: float = 100
@@ -66,7 +68,7 @@ class Config:
         """Return the settings that hold for a model: its own where given, else those for all."""
         own = self.models.get(name, ModelConfig())
         given = {key: value for key, value in dataclasses.asdict(own).items() if value is not None}
-        common = ModelConfig(self.threads, self.replicas, self.max_batch_size, self.max_queue)
+        common = ModelConfig(self.threads, self.replicas, self.max_batch_size, self.max_queue, self.unload_after)
         return dataclasses.replace(common, **given)
 
 
@@ -131,7 +133,13 @@ MAX_QUEUE = Key(
     "a whole number from 1 to 1000000",
     _whole(1, 1_000_000),
 )
-MODEL_KEYS = (THREADS, REPLICAS, MAX_BATCH_SIZE, MAX_QUEUE)
+UNLOAD_AFTER = Key(
+    "unload_after",
+    "seconds without use after which a model leaves memory, to be loaded again when asked for; never by default",
+    "a number above 0, at most 1000000",
+    _positive(1_000_000),
+)
+MODEL_KEYS = (THREADS, REPLICAS, MAX_BATCH_SIZE, MAX_QUEUE, UNLOAD_AFTER)
 KEYS = (
     Key(
         "models_dir",

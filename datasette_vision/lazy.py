@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -19,6 +20,7 @@ class Lazy(Generic[T]):
         self._make = make
         self._lock = threading.Lock()
         self._value: T | None = None
+        self._last_used = 0.0
 
     @property
     def loaded(self) -> bool:
@@ -27,8 +29,23 @@ class Lazy(Generic[T]):
 
     def get(self) -> T:
         """Return the value, making it first if need be."""
-        if self._value is None:
+        self._last_used = time.monotonic()
+        value = self._value
+        if value is None:
             with self._lock:
-                if self._value is None:
-                    self._value = self._make()
-        return self._value
+                value = self._value
+                if value is None:
+                    value = self._value = self._make()
+                    self._last_used = time.monotonic()  # making may take long: idle time counts from here
+        return value
+
+    def forget(self, idle_s: float = 0.0) -> bool:
+        """Drop the value if nobody asked for it in the last `idle_s` seconds; say whether it was dropped.
+
+        Whoever still holds the value keeps it; the next `get()` makes it anew.
+        """
+        with self._lock:
+            if self._value is None or time.monotonic() - self._last_used < idle_s:
+                return False
+            self._value = None
+            return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from datasette_vision import memory
 from datasette_vision.batcher import Batcher
 from datasette_vision.classifier import ImageClassifier
 from datasette_vision.config import Config
@@ -17,6 +19,8 @@ from datasette_vision.errors import WrongTask
 from datasette_vision.models.manifest import DUAL_ENCODER
 from datasette_vision.models.store import InstalledModel, ModelStore
 from datasette_vision.vectors import Vector
+
+logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.float32]
 
@@ -43,6 +47,11 @@ class EncoderService:
         """Return the towers that are in memory."""
         towers = {"text": self.encoder.text_tower, "image": self.encoder.image_tower}
         return [name for name, tower in towers.items() if tower.loaded]
+
+    def unload(self, idle_s: float) -> list[str]:
+        """Drop the towers that nobody asked for in the last `idle_s` seconds, and return their names."""
+        towers = {"text": self.encoder.text_tower, "image": self.encoder.image_tower}
+        return [name for name, tower in towers.items() if tower.forget(idle_s)]
 
     def warm(self) -> None:
         """Load both towers, the text tower first: it is what most first requests ask for."""
@@ -71,6 +80,10 @@ class ClassifierService:
         """Return ["image"] when the graph is in memory, else nothing."""
         return ["image"] if self.classifier.graph.loaded else []
 
+    def unload(self, idle_s: float) -> list[str]:
+        """Drop the graph if nobody asked for it in the last `idle_s` seconds, and return its name if so."""
+        return ["image"] if self.classifier.graph.forget(idle_s) else []
+
     def warm(self) -> None:
         """Load the graph."""
         spec = self.manifest.preprocess
@@ -83,6 +96,38 @@ class ClassifierService:
 Service: TypeAlias = EncoderService | ClassifierService
 
 
+class Unloader:
+    """Lets models leave memory when nobody has asked for them in a while, on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._watched: list[tuple[Service, float]] = []
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="datasette-vision-unloader", daemon=True)
+
+    def watch(self, service: Service, unload_after: float) -> None:
+        """Unload the parts of a service that are idle for so many seconds."""
+        self._watched.append((service, unload_after))
+        if not self._thread.is_alive():
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Unload no more."""
+        self._stopped.set()
+
+    def _work(self) -> None:
+        while not self._stopped.wait(min(30.0, min(seconds for _, seconds in self._watched) / 4)):
+            for service, seconds in list(self._watched):
+                before = memory.resident_mib()
+                if names := service.unload(seconds):
+                    memory.give_back()
+                    after = memory.resident_mib()
+                    logger.info(
+                        "%s: %s tower unloaded after %g idle seconds; resident MiB: %s, before: %s",
+                        *(service.manifest.name, " and ".join(names), seconds),
+                        *("unknown" if mib is None else round(mib) for mib in (after, before)),
+                    )
+
+
 class Services:
     """The models of a server by name. What a name means is fixed at its first use. Thread-safe."""
 
@@ -92,6 +137,7 @@ class Services:
         self._load = load
         self._lock = threading.Lock()
         self._services: dict[str, Service] = {}
+        self._unloader: Unloader | None = None
 
     def get(self, name: str) -> Service:
         """Return the service of a model. Raises UnknownModel or ModelCorrupt."""
@@ -119,6 +165,8 @@ class Services:
         """Answer what waits, then stop."""
         with self._lock:
             services = list(self._services.values())
+        if self._unloader is not None:
+            self._unloader.stop()
         for service in services:
             service.close()
 
@@ -131,4 +179,9 @@ class Services:
             "workers": chosen.replicas,
         }
         kind = EncoderService if model.manifest.task == DUAL_ENCODER else ClassifierService
-        return kind(model, self._load(chosen.threads), settings)
+        service = kind(model, self._load(chosen.threads), settings)
+        if chosen.unload_after is not None:
+            if self._unloader is None:
+                self._unloader = Unloader()
+            self._unloader.watch(service, chosen.unload_after)
+        return service

@@ -32,6 +32,7 @@ def test_defaults() -> None:
         "replicas": 1,
         "max_batch_size": 32,
         "max_queue": 1024,
+        "unload_after": None,
         "cache_mb": 64,
         "max_image_mb": 20,
         "max_image_megapixels": 100,
@@ -62,6 +63,9 @@ VALUES: dict[str, tuple[list[Any], list[Any], str]] = {
     "replicas": ([1, 64], [0, 65, -1, *WHOLE], "a whole number from 1 to 64"),
     "max_batch_size": ([1, 4096], [0, 4097, *WHOLE], "a whole number from 1 to 4096"),
     "max_queue": ([1, 1_000_000], [0, 1_000_001, *WHOLE], "a whole number from 1 to 1000000"),
+    "unload_after": (
+        [0.5, 60, 1_000_000], [0, -1, 1_000_001, True, "60", None, math.nan], "a number above 0, at most 1000000"
+    ),
     "cache_mb": ([0, 1_000_000], [-1, 1_000_001, *WHOLE], "a whole number from 0 to 1000000"),
     "max_image_mb": ([0.001, 1, 20.5, 2000], SIZE, "a number above 0, at most 2000"),
     "max_image_megapixels": ([0.001, 1, 2000], SIZE, "a number above 0, at most 2000"),
@@ -108,13 +112,14 @@ def test_bad_values(key: str, value: Any, expected: str) -> None:
         (
             {"colour": "red"},
             f'{WHERE}: unknown key "colour"; allowed are models_dir, default_model, default_classifier, preload, '
-            "threads, replicas, max_batch_size, max_queue, cache_mb, max_image_mb, max_image_megapixels, "
+            "threads, replicas, max_batch_size, max_queue, unload_after, cache_mb, max_image_mb, max_image_megapixels, "
             "max_text_chars, models",
         ),
         ({"models": {"clip": {"thread": 1}}}, f'{WHERE}.models.clip: unknown key "thread"; did you mean threads?'),
         (
             {"models": {"clip": {"cache_mb": 1}}},
-            f'{WHERE}.models.clip: unknown key "cache_mb"; allowed are threads, replicas, max_batch_size, max_queue',
+            f'{WHERE}.models.clip: unknown key "cache_mb"; allowed are threads, replicas, max_batch_size, max_queue,'
+            " unload_after",
         ),
         (
             {"models": {"clip": {"threads": 0}}},

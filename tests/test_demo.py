@@ -92,7 +92,7 @@ def test_only_a_demo_database_is_replaced(demo_path: Path, tmp_path: Path) -> No
     assert not demo.is_demo(other)
 
 
-@pytest.fixture()
+@pytest.fixture
 def datasette(demo_path: Path) -> Datasette:
     named: dict[str, Any] = {"metadata": demo.metadata("demo")}
     if IS_1_0:

@@ -95,3 +95,21 @@ def test_what_failed_is_tried_again(error: type[BaseException]) -> None:
             lazy.get()
         assert not lazy.loaded
     assert lazy.get() == "made"
+
+
+def test_a_forgotten_value_is_made_anew_and_its_holders_keep_theirs() -> None:
+    made: list[list[int]] = []
+    lazy = Lazy(lambda: made.append([len(made)]) or made[-1])
+    first = lazy.get()
+    assert lazy.forget()
+    assert not lazy.loaded
+    assert not lazy.forget()
+    assert first == [0]
+    assert lazy.get() == [1]
+
+
+def test_what_was_used_lately_is_not_forgotten() -> None:
+    lazy = Lazy(lambda: [1])
+    lazy.get()
+    assert not lazy.forget(idle_s=1000)
+    assert lazy.loaded
