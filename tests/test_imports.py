@@ -38,6 +38,7 @@ LAYERS: dict[str, int] = {
     "classifier": 2,
     "batcher": 2,
     "cache": 2,
+    "memory": 2,
     "config": 3,
     "serving": 3,
     "vision": 3,
