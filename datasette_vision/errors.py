@@ -14,6 +14,9 @@
     ├── UnknownModel             404  4   no installed model has this name
     ├── WrongTask                400  2   the model exists but does another kind of work
     ├── ModelCorrupt             500  5   a file of an installed model is missing or altered
+    ├── InstallFailed            500  8   a model could not be installed
+    │   ├── SourceNotFound       404  9     there is no such repository, revision or file
+    │   └── DownloadFailed       503  10    the hub could not be reached, refused, or sent something else
     ├── Busy                     503  6   the queue is full, or the work took too long
     └── EngineFailure            500  7   the inference engine itself failed
 
@@ -87,6 +90,27 @@ class ModelCorrupt(VisionError):
 
     http_status = 500
     exit_code = 5
+
+
+class InstallFailed(VisionError):
+    """A model could not be installed. Nothing of it is left but downloads to resume."""
+
+    http_status = 500
+    exit_code = 8
+
+
+class SourceNotFound(InstallFailed):
+    """There is no repository, revision, folder or file of this name to install from."""
+
+    http_status = 404
+    exit_code = 9
+
+
+class DownloadFailed(InstallFailed):
+    """The hub could not be reached, refused access, or sent other bytes than it announced."""
+
+    http_status = 503
+    exit_code = 10
 
 
 class Busy(VisionError):

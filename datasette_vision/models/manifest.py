@@ -118,7 +118,12 @@ def read(folder: Path) -> Manifest:
         value = json.loads(content)
     except (ValueError, RecursionError):
         raise ModelCorrupt(f"{path}: expected JSON, found something else") from None
-    return _manifest(_Reader(value, str(path)), hashlib.sha256(content).hexdigest())
+    return parse(value, str(path), hashlib.sha256(content).hexdigest())
+
+
+def parse(value: Any, where: str, identity: str = "") -> Manifest:
+    """Read a manifest that is not, or not yet, on disk. Raises ModelCorrupt, naming `where` and the key."""
+    return _manifest(_Reader(value, where), identity)
 
 
 class _Reader:
