@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision.encoder import LoadSession
-from datasette_vision.errors import EngineFailure
+from datasette_vision.encoder import LoadSession, checked
 from datasette_vision.lazy import Lazy
 from datasette_vision.models.store import InstalledModel
 from datasette_vision.runtime import Session
@@ -27,8 +26,6 @@ class ImageClassifier:
 
         They sum to 1 over the labels, unless the manifest's activation is sigmoid: then each stands for itself.
         """
-        logits = self.graph.get().run({self.manifest.image.input: pixels})
-        expected = (len(pixels), len(self.labels))
-        if logits.shape != expected:
-            raise EngineFailure(f"{self.manifest.name}: expected an output of {expected}, found {logits.shape}")
+        output = self.graph.get().run({self.manifest.image.input: pixels})
+        logits = checked(output, (len(pixels), len(self.labels)), self.manifest.name)
         return sigmoid(logits) if self.manifest.activation == "sigmoid" else softmax(logits)

@@ -50,7 +50,13 @@ class DualEncoder:
         return self._checked(self.image_tower.get().run({self.manifest.image.input: pixels}), len(pixels))
 
     def _checked(self, embeddings: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-        expected = (count, self.manifest.dimensions)
-        if embeddings.shape != expected:
-            raise EngineFailure(f"{self.manifest.name}: expected an output of {expected}, found {embeddings.shape}")
-        return embeddings
+        return checked(embeddings, (count, self.manifest.dimensions), self.manifest.name)
+
+
+def checked(output: NDArray[np.float32], shape: tuple[int, int], name: str) -> NDArray[np.float32]:
+    """Return what the graph of a model gave. Raises EngineFailure when it is of another shape or not finite."""
+    if output.shape != shape:
+        raise EngineFailure(f"{name}: expected an output of {shape}, found {output.shape}")
+    if not np.isfinite(output).all():
+        raise EngineFailure(f"{name}: expected finite numbers, found a NaN or an infinity in the output")
+    return output

@@ -107,7 +107,8 @@ def combine(pairs: Iterable[tuple[Vector, float]]) -> Vector:
 
 def to_json(vector: Vector) -> str:
     """Write an embedding as a JSON array, each float in the shortest form that reads back as the same float32."""
-    return "[" + ", ".join(map(str, vector)) + "]"
+    # NumPy 1 and 2 agree on the digits of a float32, not on how to write them: Python's repr() does that.
+    return "[" + ", ".join(repr(float(str(value))) for value in vector) + "]"
 
 
 def from_json(text: str) -> Vector:

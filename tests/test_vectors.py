@@ -224,8 +224,8 @@ def test_combine_refuses_what_cannot_be_added() -> None:
 
 
 def test_json_is_the_shortest_text() -> None:
-    values = (0.1, 1, -0.0, 1e-45, 4096, MAX, 1e-38, 1 / 3)
-    expected = "[0.1, 1.0, -0.0, 1e-45, 4096.0, 3.4028235e+38, 1e-38, 0.33333334]"
+    values = (0.1, 1, -0.0, 1e-45, 16777216, MAX, 1e-38, 1 / 3)
+    expected = "[0.1, 1.0, -0.0, 1e-45, 16777216.0, 3.4028235e+38, 1e-38, 0.33333334]"
     assert vectors.to_json(f32(*values)) == expected
 
 

@@ -13,6 +13,7 @@ import pytest
 from datasette_vision.config import Config
 from datasette_vision.errors import (
     Busy,
+    EngineFailure,
     InvalidImage,
     InvalidLabels,
     InvalidText,
@@ -284,3 +285,19 @@ def test_a_configuration_that_names_a_missing_model_is_found_out(fake_models: Pa
             Vision(config, store=ModelStore(fake_models)).check_models()
     with pytest.raises(WrongTask):
         Vision(Config(default_model="fake-classifier"), store=ModelStore(fake_models)).check_models()
+
+
+@pytest.mark.parametrize("model", ["fake", "fake-classifier"])
+def test_a_graph_that_gives_no_numbers_is_an_error_and_not_bad_data(fake_models: Path, model: str) -> None:
+    vision = Vision(Config(default_model="fake"), store=ModelStore(fake_models), load=lambda threads: broken)
+
+    class Broken:
+        def run(self, inputs: object) -> np.ndarray:
+            return np.full((1, 3 if model == "fake-classifier" else 8), np.nan, dtype=np.float32)
+
+    def broken(*_: object) -> Broken:
+        return Broken()
+
+    with pytest.raises(EngineFailure, match=f"^{model}: expected finite numbers, found a NaN or an infinity"):
+        vision.classify(pictures.png(), model) if "classifier" in model else vision.embed_image(pictures.png(), model)
+    vision.close()
