@@ -28,4 +28,6 @@ class ImageClassifier:
         """
         output = self.graph.get().run({self.manifest.image.input: pixels})
         logits = checked(output, (len(pixels), len(self.labels)), self.manifest.name)
+        if self.manifest.activation == "none":
+            return logits.astype(np.float64)
         return sigmoid(logits) if self.manifest.activation == "sigmoid" else softmax(logits)

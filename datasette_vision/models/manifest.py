@@ -214,7 +214,10 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
         # A classifier's logits come scaled out of its graph; without its scale a dual encoder cannot tell labels apart.
         logit_scale=value.number("logit_scale", None if task == DUAL_ENCODER else 1.0),
         logit_bias=value.number("logit_bias", 0.0),
-        activation=value.choice("activation", ("softmax", "sigmoid")),
+        # A classifier's graph may end with its own softmax: then there is nothing left to do.
+        activation=value.choice(
+            "activation", ("softmax", "sigmoid") if task == DUAL_ENCODER else ("softmax", "sigmoid", "none")
+        ),
         image=_image_tower(value.object("image"), "embedding" if task == DUAL_ENCODER else "logits"),
         text=_text_tower(value.object("text")) if task == DUAL_ENCODER else None,
         preprocess=_preprocess(value.object("preprocess")),

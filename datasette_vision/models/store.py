@@ -12,6 +12,7 @@ import platformdirs
 from datasette_vision.errors import ModelCorrupt, UnknownModel
 from datasette_vision.models import manifest as manifests
 from datasette_vision.models.manifest import Manifest
+from datasette_vision.models.staging import leftovers, replaced_name
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -72,6 +73,7 @@ class ModelStore:
             except OSError:
                 continue
             names |= {entry.name for entry in entries if self._is_model(entry)}
+            names |= {name for name in map(replaced_name, entries) if name and self._folder(root, name)}
         return sorted(names)
 
     def find(self, name: str) -> InstalledModel:
@@ -81,15 +83,23 @@ class ModelStore:
         """
         if manifests.NAME.fullmatch(name):
             for root in (self.models_dir, self.bundled):
-                if self._is_model(root / name):
-                    manifest = manifests.read(root / name)
+                folder = self._folder(root, name)
+                if folder is not None:
+                    manifest = manifests.read(folder)
                     if manifest.name != name:
-                        raise ModelCorrupt(
-                            f"{root / name / 'manifest.json'}: name: expected {name}, found {manifest.name}"
-                        )
-                    return InstalledModel(manifest, root / name)
+                        raise ModelCorrupt(f"{folder / 'manifest.json'}: name: expected {name}, found {manifest.name}")
+                    return InstalledModel(manifest, folder)
         shown = name if len(name) <= 64 else name[:64] + "…"
         raise UnknownModel(f"no model {shown!r} is installed; installed are: {', '.join(self.names()) or 'none'}")
+
+    def _folder(self, root: Path, name: str) -> Path | None:
+        """Return where the model is: in its folder or, while that is being replaced, beside it."""
+        if self._is_model(root / name):
+            return root / name
+        for entry, kind in leftovers(root, name):
+            if kind == "old" and (entry / "manifest.json").is_file() and not (root / name).exists():
+                return entry
+        return None
 
     @staticmethod
     def _is_model(folder: Path) -> bool:

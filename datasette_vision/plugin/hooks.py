@@ -13,7 +13,7 @@ import click
 from datasette import hookimpl
 
 from datasette_vision import sql
-from datasette_vision.plugin import cells, sql_errors
+from datasette_vision.plugin import cells, cli_models, sql_errors
 from datasette_vision.plugin.cli import vision_group
 from datasette_vision.plugin.state import state_of
 
@@ -50,6 +50,7 @@ def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
 @hookimpl
 def register_commands(cli: click.Group) -> None:
     """Add the commands of `datasette vision`."""
+    assert cli_models  # its commands are in the group because it is imported
     cli.add_command(vision_group)
 
 

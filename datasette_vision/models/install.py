@@ -1,0 +1,288 @@
+"""Installs, checks and removes models. Everything happens in a staging folder that is renamed when it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasette_vision.errors import InstallFailed, InvalidArgument, ModelCorrupt, SourceNotFound, UnknownModel
+from datasette_vision.models import catalog, drafts, hub, manifest, sources, staging, trial
+from datasette_vision.models.manifest import IMAGE_CLASSIFICATION, NAME
+from datasette_vision.models.origins import LocalFolder, OneGraph, Origin, Say, read_json
+from datasette_vision.models.store import InstalledModel, ModelStore
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+NO_BAKE = (
+    "{location} holds PyTorch weights: exporting them needs more packages: pip install 'datasette-vision[bake]'"
+    " (only to install the model, not to use it); missing is {missing}"
+)
+
+Bake = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be installed, as the command line says it."""
+
+    source: str
+    name: str | None = None
+    precision: str = "auto"
+    revision: str | None = None
+    force: bool = False
+    calibration: Path | None = None
+    task: str | None = None
+    labels: Path | None = None
+    preprocess: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An installed model, and whether it was there already."""
+
+    model: InstalledModel
+    already_there: bool
+
+
+@dataclass(frozen=True)
+class Installer:
+    """Installs into one models folder. `bake` exports PyTorch weights; tests put their own there."""
+
+    models_dir: Path
+    say: Say
+    bake: Bake | None = None
+    store: ModelStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "store", ModelStore(self.models_dir))
+
+    def install(self, request: Request) -> Outcome:
+        """Install a model, or do nothing when it is there from the same source. Raises InstallFailed and others."""
+        row = None if _is_path(request.source) else catalog.find(request.source)
+        name = request.name or (row.name if row else _name_of(request.source))
+        if not NAME.fullmatch(name):
+            raise InvalidArgument(
+                f"--name: expected lower-case letters, digits, '.', '_' and '-', at most 64, found {name!r}"
+            )
+        if _is_path(request.source) and not Path(request.source).expanduser().exists():
+            raise SourceNotFound(f"{request.source}: no such folder or file")
+        if not (_is_path(request.source) or row or REPOSITORY.fullmatch(request.source)):
+            raise SourceNotFound(
+                f"{request.source!r}: not a folder or file here, not a repository owner/name, and not in the catalogue"
+                f" ({', '.join(row.name for row in catalog.CATALOG)})"
+            )
+        with staging.held(self.models_dir, name, self.say):
+            target = self.models_dir / name
+            if target.exists() and not request.force:
+                return Outcome(self._already_there(name, request, row), already_there=True)
+            with staging.writing(self.models_dir), staging.staged(self.models_dir, name) as folder:
+                origins = _Origins(self, request, row)
+                draft = self._draft(origins, request, row, folder)
+                self._finish(draft, name, folder)
+                staging.put_in_place(folder, target)
+                origins.forget()
+        with staging.writing(self.models_dir):
+            staging.clear_up(self.models_dir, self.say)
+        return Outcome(self.store.find(name), already_there=False)
+
+    def remove(self, name: str) -> None:
+        """Remove an installed model. Raises UnknownModel, or InvalidArgument for one that comes with the package."""
+        target = check_removable(self.models_dir, name)
+        with staging.held(self.models_dir, name, self.say):
+            if not target.exists():
+                raise UnknownModel(f"{name} is not there any more")
+            staging.take_away(target)
+
+    def _already_there(self, name: str, request: Request, row: catalog.Row | None) -> InstalledModel:
+        try:
+            model = self.store.find(name)
+        except (UnknownModel, ModelCorrupt) as error:
+            raise InstallFailed(
+                f"{self.models_dir / name} is there but damaged ({error}): --force replaces it"
+            ) from None
+        origin, precision = model.manifest.source.location, model.manifest.precision
+        wanted = row.source if row else request.source
+        same = (
+            origin == wanted
+            or wanted in origin.split(" + ")
+            or origin == Path(request.source).expanduser().resolve().name
+        )
+        if not same or request.precision not in {"auto", precision}:
+            raise InstallFailed(
+                f"{name} is installed already, from {origin} ({precision}): --force replaces it, --name gives this one"
+                " another name"
+            )
+        return model
+
+    def _draft(self, origins: _Origins, request: Request, row: catalog.Row | None, folder: Path) -> drafts.Draft:
+        task = request.task or (row.task if row and row.task == IMAGE_CLASSIFICATION else None)
+        layout = sources.recognise(origins.first, task, origins.open, origins.text)
+        wishes = drafts.Wishes(request.precision, request.calibration, request.labels, request.preprocess, row)
+        if isinstance(layout, sources.Finished):
+            return _copy_finished(layout.origin, folder)
+        if isinstance(layout, sources.Towers):
+            return drafts.from_towers(layout, wishes, folder, self.say)
+        if isinstance(layout, sources.Classifier):
+            return drafts.from_classifier(layout, wishes, folder, self.say)
+        return self._bake(layout.origin, request, wishes, folder)
+
+    def _bake(self, origin: Origin, request: Request, wishes: drafts.Wishes, folder: Path) -> drafts.Draft:
+        bake = self.bake or _import_bake(origin.location)
+        weights = folder / "weights"
+        needed = sources.needed_for_export(origin)
+        if isinstance(origin, LocalFolder) and type(origin) is LocalFolder:
+            weights = origin.folder
+        else:
+            for name in needed:
+                staging.link_or_copy(origin, name, weights / name)
+        self.say(f"Exporting {origin.location}")
+        draft = bake(
+            weights,
+            folder,
+            task=request.task,
+            precision=request.precision,
+            calibration=request.calibration,
+            progress=self.say,
+        )
+        if weights.parent == folder:
+            shutil.rmtree(weights)
+        head = drafts.head(draft.get("task", ""), [origin], wishes.row)
+        return {**draft, "source": head["source"], "description": draft.get("description") or head["description"]}
+
+    def _finish(self, draft: drafts.Draft, name: str, folder: Path) -> None:
+        """Try the model in the staging folder, record what it answers, and write its manifest, last of all."""
+        value = {**draft, "name": name, "files": list_files(folder), "canonical": draft.get("canonical") or {}}
+        model = InstalledModel(manifest.parse(value, f"{name}: manifest"), folder)
+        self.say("Checking that it loads and answers")
+        try:
+            trial.verify(model)
+            value["canonical"] = {**trial.answers(model), **value["canonical"]}
+        except ModelCorrupt as error:
+            raise InstallFailed(f"{name} cannot be used: {_without(folder, str(error))}") from None
+        path = folder / "manifest.json"
+        path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        manifest.read(folder)
+
+
+class _Origins:
+    """The origins of one install: opened when asked for, their downloads forgotten when it is done."""
+
+    def __init__(self, installer: Installer, request: Request, row: catalog.Row | None) -> None:
+        self._installer = installer
+        self._revision = request.revision
+        self._opened: list[Origin] = []
+        path = Path(request.source).expanduser()
+        self.text = self.open(row.text_source) if row and row.text_source else None
+        if row is not None:
+            self.first = self._open_hub(row.source, request.revision)
+        elif path.is_file():
+            self.first = OneGraph(path.resolve())
+        elif _is_path(request.source):
+            self.first = LocalFolder(path.resolve())
+            self._beside = path.resolve().parent
+        else:
+            self.first = self._open_hub(request.source, request.revision)
+
+    _beside: Path | None = None
+
+    def open(self, location: str) -> Origin:
+        """Open the repository, or the folder beside the first one, where the other tower is."""
+        if self._beside is not None:
+            return LocalFolder(self._beside / location)
+        return self._open_hub(location, None)
+
+    def forget(self) -> None:
+        """Remove downloads that are in their place now."""
+        for origin in self._opened:
+            if isinstance(origin, hub.HubRepository):
+                origin.forget()
+
+    def _open_hub(self, repository: str, revision: str | None) -> Origin:
+        downloads = self._installer.models_dir / ".downloads"
+        origin = hub.open_repository(repository, revision, downloads, self._installer.say)
+        self._opened.append(origin)
+        return origin
+
+
+def list_files(folder: Path) -> list[dict[str, Any]]:
+    """Return path, size and SHA-256 of every file below a folder."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else _sha256(stream)
+            found.append(
+                {
+                    "path": path.relative_to(folder).as_posix(),
+                    "size": path.stat().st_size,
+                    "sha256": digest.hexdigest(),
+                }
+            )
+    return found
+
+
+def _sha256(stream: Any) -> Any:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest
+
+
+def _copy_finished(origin: Origin, folder: Path) -> drafts.Draft:
+    """Take a model over as it stands: each file checked against its manifest."""
+    value = read_json(origin, "manifest.json")
+    found = manifest.parse(value, f"{origin.location}: manifest.json")
+    for file in found.files:
+        staging.link_or_copy(origin, file.path, folder / file.path)
+    model = InstalledModel(found, folder)
+    for file in found.files:
+        try:
+            model.path(file.path)
+        except ModelCorrupt as error:
+            raise InstallFailed(f"{origin.location}: {_without(folder, str(error))}") from None
+    return value
+
+
+def _import_bake(location: str) -> Bake:
+    try:
+        from datasette_vision.models.bake import bake  # heavy: torch and transformers
+    except ImportError as error:
+        raise InstallFailed(NO_BAKE.format(location=location, missing=error.name or error)) from None
+    return bake
+
+
+def _is_path(source: str) -> bool:
+    """Whether a source means something here: it is written as a path, or there is one and no catalogue name."""
+    if source.startswith((".", "/", "~")) or "\\" in source:
+        return True
+    return catalog.find(source) is None and Path(source).exists()
+
+
+def _name_of(source: str) -> str:
+    """Make a name of a repository, folder or file: Qdrant/clip-ViT-B-32-vision -> clip-vit-b-32."""
+    path = Path(source)
+    last = (path.resolve() if _is_path(source) else path).name.removesuffix(".onnx")
+    plain = re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._")
+    return re.sub(r"-(vision|text|onnx)$", "", plain)[:64] or "model"
+
+
+def _without(folder: Path, message: str) -> str:
+    return message.replace(f"{folder}/", "")
+
+
+def check_removable(models_dir: Path, name: str) -> Path:
+    """Return the folder of a model that can be removed.
+
+    Raises UnknownModel, or InvalidArgument for one that comes with the package.
+    """
+    if NAME.fullmatch(name) and (models_dir / name).is_dir():
+        return models_dir / name
+    model = ModelStore(models_dir).find(name)
+    if model.folder.parent != models_dir:
+        raise InvalidArgument(f"{name} comes with the package, and is removed with it")
+    return models_dir / name  # found half-way through a replacement
