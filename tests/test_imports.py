@@ -54,7 +54,13 @@ LAYERS: dict[str, int] = {
 FRAMEWORKS = {"datasette", "click", "llm", "torch", "transformers", "ray"}
 HEAVY = {"onnxruntime", "torch", "llm", "usearch", "tokenizers", "numpy", "PIL", "numkong"}
 # The only module that may import each, wherever in it.
-ONE_PLACE = {"onnxruntime": "runtime", "tokenizers": "tokenizer", "llm": "llm_models llm_plugin"}
+ONE_PLACE = {
+    "onnxruntime": "runtime models.bake.fuse",
+    "tokenizers": "tokenizer",
+    "llm": "llm_models llm_plugin",
+}
+# Turns PyTorch models into ours: may import torch, and nothing that serves may import it.
+BAKE = "models.bake"
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
@@ -75,7 +81,7 @@ def layer(module: str) -> int:
     return found
 
 
-CORE = [module for module in MODULES if module and placed(module) != 4]
+CORE = [module for module in MODULES if module and placed(module) != 4 and not module.startswith(BAKE + ".")]
 
 
 def imports(module: str) -> Iterator[tuple[str, bool]]:
@@ -161,6 +167,18 @@ def test_imports_go_downward(module: str) -> None:
 @pytest.mark.parametrize("module", CORE)
 def test_the_core_imports_no_framework(module: str) -> None:
     assert loaded(FRAMEWORKS, [imported for imported, _ in imports(module)]) == set()
+
+
+def test_baking_is_apart() -> None:
+    """Torch is imported where models are baked, and only the front of that package is seen outside of it."""
+    users = {module for module in MODULES if loaded({"torch"}, [imported for imported, _ in imports(module)])}
+    assert users
+    assert all(module.startswith(BAKE + ".") for module in users)
+    for module in CORE:
+        seen = {imported for imported, at_once in own_imports(module) if at_once and imported.startswith(BAKE)}
+        assert seen == set(), module
+        if module != BAKE:
+            assert {imported for imported, _ in own_imports(module) if imported.startswith(BAKE)} <= {BAKE}, module
 
 
 @pytest.mark.parametrize("library", ONE_PLACE)

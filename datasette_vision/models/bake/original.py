@@ -1,0 +1,105 @@
+"""The PyTorch model to be baked, seen alike whatever its architecture: a tower for images, perhaps one for texts."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from PIL import Image
+
+from datasette_vision.errors import InstallFailed
+
+
+@dataclass
+class TextSide:
+    """The text tower of an original, and its own tokenizer."""
+
+    module: torch.nn.Module  # (input_ids, attention_mask) -> (n, d)
+    tokenizer: Any
+    context_length: int
+    causal: bool  # what follows the end token changes nothing: texts need no padding of their own
+    pad_token_id: int
+
+    def ids(self, text: str) -> list[int]:
+        """Tokenise as the original does, cut to the context length, padded to it where the tower needs that."""
+        padding = False if self.causal else "max_length"
+        encoded = self.tokenizer(text, truncation=True, max_length=self.context_length, padding=padding)
+        return list(encoded["input_ids"])
+
+
+@dataclass
+class Original:
+    """A PyTorch model with its own preprocessing."""
+
+    task: str
+    model: Any
+    image: torch.nn.Module  # pixel_values (n, 3, h, w) -> (n, d)
+    processor: Any
+    dimensions: int
+    description: str
+    text: TextSide | None = None
+    logit_scale: float = 1.0
+    logit_bias: float = 0.0
+    activation: str = "softmax"
+    labels: list[str] = field(default_factory=list)
+
+    def pixels(self, picture: Image.Image) -> NDArray[np.float32]:
+        """Preprocess an RGB picture as the original does: -> (3, h, w)."""
+        return np.asarray(self.processor(picture, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+
+
+def load_model(kind: Any, folder: Path) -> Any:
+    """Load `folder` as a model of this transformers class, in fp32 and ready to answer. Raises InstallFailed."""
+    with reported(folder):
+        model = kind.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+    return model.eval()
+
+
+def load_processor(folder: Path) -> Any:
+    """Load the image processor of `folder`: the one that works on Pillow, which models were trained with."""
+    with reported(folder):
+        return transformers.AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of `folder`."""
+    with reported(folder):
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+@contextlib.contextmanager
+def reported(folder: Path) -> Iterator[None]:
+    """Turn what transformers raises into InstallFailed, and keep its warnings and progress bars to itself."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InstallFailed(f"{folder}: transformers cannot load it: {reason}") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+
+
+class Tower(torch.nn.Module):
+    """One computation of a model, as a module of its own that can be exported."""
+
+    def __init__(self, model: Any, compute: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.compute = compute
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.compute(self.model, *inputs)
