@@ -48,7 +48,7 @@ def open_repository(repository: str, revision: str | None, downloads: Path, say:
         info = api.model_info(repository, revision=revision, files_metadata=True, timeout=CONNECT_SECONDS)
     except Exception as error:
         explained = explain(error, repository, wanted)
-        if _status(error) is None:
+        if _status(error) is None and isinstance(explained, DownloadFailed):
             try:
                 found = _cached(repository, wanted, "the network failed")
             except DownloadFailed:

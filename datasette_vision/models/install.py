@@ -82,8 +82,10 @@ class Installer:
                 return Outcome(self._already_there(name, request, row), already_there=True)
             with staging.writing(self.models_dir), staging.staged(self.models_dir, name) as folder:
                 origins = _Origins(self, request, row)
-                draft = self._draft(origins, request, row, folder)
-                self._finish(draft, name, folder)
+                try:
+                    self._finish(self._draft(origins, request, row, folder), name, folder)
+                except ModelCorrupt as error:
+                    raise InstallFailed(f"{name} cannot be used: {_without(folder, str(error))}") from None
                 staging.put_in_place(folder, target)
                 origins.forget()
         with staging.writing(self.models_dir):
@@ -159,11 +161,8 @@ class Installer:
         value = {**draft, "name": name, "files": list_files(folder), "canonical": draft.get("canonical") or {}}
         model = InstalledModel(manifest.parse(value, f"{name}: manifest"), folder)
         self.say("Checking that it loads and answers")
-        try:
-            trial.verify(model)
-            value["canonical"] = {**trial.answers(model), **value["canonical"]}
-        except ModelCorrupt as error:
-            raise InstallFailed(f"{name} cannot be used: {_without(folder, str(error))}") from None
+        trial.verify(model)
+        value["canonical"] = {**trial.answers(model), **value["canonical"]}
         path = folder / "manifest.json"
         path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
         manifest.read(folder)
@@ -234,17 +233,12 @@ def _sha256(stream: Any) -> Any:
 
 
 def _copy_finished(origin: Origin, folder: Path) -> drafts.Draft:
-    """Take a model over as it stands: each file checked against its manifest."""
+    """Take a model over as it stands, each file checked against its manifest. Raises ModelCorrupt."""
     value = read_json(origin, "manifest.json")
     found = manifest.parse(value, f"{origin.location}: manifest.json")
     for file in found.files:
         staging.link_or_copy(origin, file.path, folder / file.path)
-    model = InstalledModel(found, folder)
-    for file in found.files:
-        try:
-            model.path(file.path)
-        except ModelCorrupt as error:
-            raise InstallFailed(f"{origin.location}: {_without(folder, str(error))}") from None
+        InstalledModel(found, folder).path(file.path)
     return value
 
 

@@ -93,6 +93,12 @@ def recognise(
         return Classifier(one)
     if text_origin is None and any(fnmatch.filter(origin.names, pattern) for pattern in WEIGHTS):
         return Weights(origin)
+    for image, text in TOWERS:
+        lonely = _graphs(origin, image) or _graphs(origin, text)
+        if lonely and text_origin is None:
+            missing = text if _graphs(origin, image) else image
+            there = ", ".join(sorted(lonely.by_precision.values()))
+            raise InstallFailed(f"{origin.location}: there is {there}, but no {missing}.onnx")
     if one is not None:
         return _with_partner(origin, one, partner, text_origin)
     raise InstallFailed(

@@ -179,7 +179,7 @@ def link_or_copy(origin: Origin, name: str, target: Path) -> None:
 
     A person's own file is copied: they may write to it later.
     """
-    source = origin.file(name)
+    source = origin.file(name).resolve()  # the cache of huggingface_hub holds links
     target.parent.mkdir(parents=True, exist_ok=True)
     if origin.revision is not None:
         with contextlib.suppress(OSError):  # another disk, or a file system without links
