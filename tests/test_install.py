@@ -513,5 +513,4 @@ def test_killed_at_random_moments(children: Any, tmp_path: Path, monkeypatch: py
             hub.seconds_per_chunk = SLOW
             assert whole_or_nothing(models_dir)
             assert is_clean(models_dir), sorted(models_dir.rglob("*"))
-    print(seconds, found)
     assert len(found) == ROUNDS

@@ -46,7 +46,7 @@ CATALOG = (
         licence="MIT",
         megabytes=606,
         dimensions=512,
-        description="OpenAI CLIP ViT-B/32, the model of llm-clip: search photographs by English text",
+        description="OpenAI CLIP ViT-B/32, the one of llm-clip: search photographs by English",
         logit_scale=CLIP_LOGIT_SCALE,
     ),
     Row(
@@ -78,7 +78,7 @@ CATALOG = (
         dimensions=768,
         description="SigLIP 2 base: better than CLIP of its size, in many languages",
         # exp(4.724453) and the bias of the published weights.
-        logit_scale=112.6691,
+        logit_scale=112.668902,
         logit_bias=-16.771725,
     ),
     Row(

@@ -123,6 +123,8 @@ def _transformers_size(size: Any, kind: str, config: Mapping[str, Any]) -> dict[
     if isinstance(size, int):
         square = not kind.startswith(SHORTEST_EDGE) and "crop_pct" not in config
         return {"height": size, "width": size} if square else {"shortest_edge": size}
+    if not isinstance(size, Mapping):
+        raise TypeError(f"size {json.dumps(size)[:60]}")
     known = {key: int(size[key]) for key in ("shortest_edge", "height", "width") if size.get(key) is not None}
     if "shortest_edge" in known:
         return {"shortest_edge": known["shortest_edge"]}
