@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from datasette_vision import demo, sql
 from datasette_vision.config import KEYS, Config
+from datasette_vision.models.catalog import CATALOG
 from datasette_vision.sqltable import FUNCTIONS, SqlFunction
 from datasette_vision.vision import Vision
 
@@ -52,6 +53,22 @@ def configuration() -> str:
 
     rows = [(f"`{key.name}`", key.meaning, key.expected, shown(key.name)) for key in KEYS]
     return "\n" + table(["key", "meaning", "value", "default"], rows) + "\n\n"
+
+
+def catalogue() -> str:
+    """Write the table of models that can be installed by name."""
+    rows: list[tuple[object, ...]] = [
+        (
+            f"`{row.name}`",
+            row.description,
+            row.dimensions,
+            f"{row.megabytes:,} MB",
+            row.licence,
+            " + ".join(f"[{name}](https://huggingface.co/{name})" for name in (row.source, row.text_source) if name),
+        )
+        for row in CATALOG
+    ]
+    return "\n" + table(["name", "what for", "dimensions", "fp32", "licence", "from"], rows) + "\n\n"
 
 
 def command_help(*command: str) -> str:

@@ -82,25 +82,27 @@ def recognise(
     """
     if "manifest.json" in origin.names:
         return Finished(origin)
-    if text_origin is None and task != IMAGE_CLASSIFICATION:
+    if text_origin is not None:
+        return _pair(origin, text_origin)
+    if task != IMAGE_CLASSIFICATION:
         for image, text in TOWERS:
             image_graphs, text_graphs = _graphs(origin, image), _graphs(origin, text)
             if image_graphs and text_graphs:
                 return Towers(image_graphs, text_graphs)
     one = _one_graph(origin)
     config = read_json(origin, "config.json")
-    if one is not None and text_origin is None and task != DUAL_ENCODER and (task or _classifies(config)):
+    if one is not None and task != DUAL_ENCODER and (task or _classifies(config)):
         return Classifier(one)
-    if text_origin is None and any(fnmatch.filter(origin.names, pattern) for pattern in WEIGHTS):
+    if any(fnmatch.filter(origin.names, pattern) for pattern in WEIGHTS):
         return Weights(origin)
     for image, text in TOWERS:
         lonely = _graphs(origin, image) or _graphs(origin, text)
-        if lonely and text_origin is None:
+        if lonely:
             missing = text if _graphs(origin, image) else image
             there = ", ".join(sorted(lonely.by_precision.values()))
             raise InstallFailed(f"{origin.location}: there is {there}, but no {missing}.onnx")
     if one is not None:
-        return _with_partner(origin, one, partner, text_origin)
+        return _with_partner(origin, one, partner)
     raise InstallFailed(
         f"{origin.location}: nothing here that can be installed: expected ONNX towers (onnx/vision_model.onnx and"
         " onnx/text_model.onnx), a classifier (model.onnx), PyTorch weights (model.safetensors), or a model installed"
@@ -169,17 +171,20 @@ def _classifies(config: dict[str, Any]) -> bool:
     return not architectures and "id2label" in config and "text_config" not in config
 
 
-def _with_partner(
-    origin: Origin, graphs: Graphs, partner: Callable[[str], Origin], text_origin: Origin | None
-) -> Towers:
+def _pair(origin: Origin, text_origin: Origin) -> Towers:
+    """Take the image tower of one origin and the text tower of another."""
+    image, text = _graphs(origin, TOWERS[0][0]) or _one_graph(origin), _one_graph(text_origin)
+    for found, place in ((image, origin), (text, text_origin)):
+        if found is None:
+            raise InstallFailed(f"{place.location}: expected model.onnx, found {_shown(place)}")
+    assert image is not None
+    assert text is not None
+    return Towers(image, text)
+
+
+def _with_partner(origin: Origin, graphs: Graphs, partner: Callable[[str], Origin]) -> Towers:
     """Find the other tower of a dual encoder whose towers are two repositories, as those of Qdrant."""
     reads_text, reads_images = "tokenizer.json" in origin.names, "preprocessor_config.json" in origin.names
-    if text_origin is not None:
-        found = _one_graph(text_origin)
-        image = _graphs(origin, TOWERS[0][0]) or graphs
-        if found is None:
-            raise InstallFailed(f"{text_origin.location}: expected model.onnx, found {_shown(text_origin)}")
-        return Towers(image, found)
     own, other = ("text", "vision") if reads_text else ("vision", "text")
     head, mark, tail = origin.location.rpartition(f"-{own}")
     if reads_text == reads_images or not mark:
@@ -188,10 +193,8 @@ def _with_partner(
             " image-classification, --labels and --preprocess. A dual encoder needs its towers apart, as"
             " onnx/vision_model.onnx and onnx/text_model.onnx, or as two repositories NAME-vision and NAME-text"
         )
-    found = _one_graph(partner(f"{head}-{other}{tail}"))
-    if found is None:
-        raise InstallFailed(f"{head}-{other}{tail}: expected model.onnx, the other tower of {origin.location}")
-    return Towers(found, graphs) if reads_text else Towers(graphs, found)
+    found = partner(f"{head}-{other}{tail}")
+    return _pair(found, origin) if reads_text else _pair(origin, found)
 
 
 def _shown(origin: Origin) -> str:
