@@ -40,6 +40,9 @@ setup(
     },
     install_requires=[
         "datasette>=0.65",
+        # Both come with tokenizers; installing models uses them directly.
+        "filelock>=3.10",
+        "huggingface_hub>=0.25",
         "numkong>=7.4",
         "numpy>=1.24",
         "onnxruntime>=1.17",

@@ -202,13 +202,19 @@ def test_offline_with_half_a_cache(hub: Hub, machine: Machine, tmp_path: Path, m
 # What goes wrong
 
 
-def test_an_interrupted_download_goes_on_by_itself(
-    hub: Hub, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_download_goes_on_by_itself(hub: Hub, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 50)
     hub.cut["onnx/vision_model.onnx"] = [100]
     machine.install()
     assert hub.ranges("onnx/vision_model.onnx") == [None, "bytes=100-"]
+
+
+def test_a_line_that_breaks_again_and_again(hub: Hub, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 50)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.cut["onnx/vision_model.onnx"] = [100] * 6
+    machine.install()
+    assert hub.ranges("onnx/vision_model.onnx") == [None, *(f"bytes={100 * step}-" for step in range(1, 7))]
 
 
 def test_an_interrupted_download_goes_on_at_the_next_install(hub: Hub, machine: Machine) -> None:

@@ -108,31 +108,46 @@ class HubRepository:
         return whole
 
     def _download(self, name: str, partial: Path, size: int | None) -> None:
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]
+        """Fetch a file into `partial`, going on where it ends, and again for as long as it grows."""
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
         if not sys.stderr.isatty():
             disable_progress_bars()
-        try:
-            with partial.open("ab") as stream:
-                had = stream.tell()
-                if size is not None and had > size:
-                    stream.truncate(0)
-                    had = 0
-                resumed = f", going on from {_megabytes(had)}" if had else ""
-                self._say(f"Downloading {self.location}/{name} ({_megabytes(size)}{resumed})")
-                if size is None or had < size or size == 0:
-                    http_get(
-                        hf_hub_url(self.location, name, revision=self.revision, endpoint=endpoint()),
-                        stream,
-                        resume_size=had,
-                        headers=build_hf_headers(),
-                        expected_size=size,
-                        displayed_filename=name,
-                    )
-        except Exception as error:
-            raise explain(error, self.location, self.revision, name) from None
+        partial.touch()
+        had = partial.stat().st_size
+        resumed = f", going on from {_megabytes(had)}" if had else ""
+        self._say(f"Downloading {self.location}/{name} ({_megabytes(size)}{resumed})")
+        while True:
+            try:
+                self._get(name, partial, size)
+                return
+            except Exception as error:
+                now = partial.stat().st_size
+                if size is not None and now > size:
+                    partial.unlink()
+                # Versions of huggingface_hub differ in what they retry by themselves.
+                elif _status(error) is None and now > had:
+                    had = now
+                    self._say(f"  interrupted at {_megabytes(now)}: going on from there")
+                    continue
+                raise explain(error, self.location, self.revision, name) from None
+
+    def _get(self, name: str, partial: Path, size: int | None) -> None:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        with partial.open("ab") as stream:
+            if size is not None and stream.tell() == size:
+                return
+            http_get(
+                hf_hub_url(self.location, name, revision=self.revision, endpoint=endpoint()),
+                stream,
+                resume_size=stream.tell(),
+                headers=build_hf_headers(),
+                expected_size=size,
+                displayed_filename=name,
+            )
 
 
 def _cached(repository: str, revision: str, reason: str) -> Origin:
