@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from datasette_vision.errors import Busy, EngineFailure, ModelCorrupt, VisionError
 
@@ -18,6 +21,22 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 ANSWER_TIMEOUT_S = 120.0
+EXIT_TIMEOUT_S = 10.0
+
+_open: weakref.WeakSet[Batcher[Any, Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_work() -> None:
+    """Let the batches in hand finish, and drop the rest, before the interpreter goes.
+
+    A daemon thread that is inside ONNX Runtime when Python takes the interpreter down aborts the whole process.
+    """
+    batchers = list(_open)
+    for batcher in batchers:
+        batcher.drop()
+    for batcher in batchers:
+        batcher.join(EXIT_TIMEOUT_S)
 
 
 class Batcher(Generic[Item, Result]):
@@ -50,6 +69,7 @@ class Batcher(Generic[Item, Result]):
         self._closed = False
         self.batches = 0
         self.items = 0
+        _open.add(self)
 
     def submit(self, item: Item) -> Future[Result]:
         """Queue one item. Raises Busy when the queue is full or closed."""
@@ -60,9 +80,15 @@ class Batcher(Generic[Item, Result]):
             if len(self._waiting) >= self._max_queue:
                 raise Busy(f"{self._max_queue:,} inputs are waiting already: try again in a moment")
             self._waiting.append((item, future))
+            try:
+                if len(self._waiting) > self._idle:
+                    self._start_worker()
+            except RuntimeError as error:
+                if not self._threads:
+                    self._waiting.pop()
+                    logger.error("%s: no worker can be started: %s", self._name, error)
+                    raise Busy("the system has no thread left for inference: try again in a moment") from None
             self._changed.notify()
-            if len(self._waiting) > self._idle:
-                self._start_worker()
         return future
 
     def __call__(self, item: Item) -> Result:
@@ -72,29 +98,52 @@ class Batcher(Generic[Item, Result]):
     def map(self, items: Iterable[Item]) -> Iterator[Result | VisionError]:
         """Yield a result, or the error, for each item in order, holding at most two batches of the queue at a time."""
         pending: deque[Future[Result]] = deque()
-        for item in items:
-            while True:
-                try:
-                    pending.append(self.submit(item))
-                    break
-                except Busy:
-                    # Others fill the queue: give way, and go on when one of ours is through.
-                    if not pending:
-                        raise
+        try:
+            for item in items:
+                while (future := self._submit_when_there_is_room(item)) is None:
+                    if pending:
+                        yield self._outcome(pending.popleft())
+                pending.append(future)
+                if len(pending) >= 2 * self._max_batch_size:
                     yield self._outcome(pending.popleft())
-            if len(pending) >= 2 * self._max_batch_size:
+            while pending:
                 yield self._outcome(pending.popleft())
-        while pending:
-            yield self._outcome(pending.popleft())
+        finally:
+            for future in pending:  # the caller gave up half-way
+                future.cancel()
 
     def close(self) -> None:
         """Refuse new items, answer those that wait, and end the workers."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self.join(ANSWER_TIMEOUT_S)
+
+    def drop(self) -> None:
+        """Refuse new items and those that wait; what is being computed is finished."""
+        with self._changed:
+            self._closed = True
+            waiting, self._waiting = list(self._waiting), deque()
+            self._changed.notify_all()
+        for _, future in waiting:
+            _fail(future, Busy("the server is shutting down"))
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until the workers of a closed batcher have ended."""
+        with self._changed:
             threads = list(self._threads)
         for thread in threads:
-            thread.join(ANSWER_TIMEOUT_S)
+            thread.join(timeout_s)
+
+    def _submit_when_there_is_room(self, item: Item) -> Future[Result] | None:
+        """Queue one item; when others fill the queue, give way for a moment and return None."""
+        try:
+            return self.submit(item)
+        except Busy:
+            if self._closed:
+                raise
+            time.sleep(0.005)
+            return None
 
     def _wait(self, future: Future[Result]) -> Result:
         try:
@@ -114,7 +163,11 @@ class Batcher(Generic[Item, Result]):
         if len(self._threads) < self._workers:
             thread = threading.Thread(target=self._work, name=f"datasette-vision-{self._name}", daemon=True)
             self._threads.add(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                self._threads.discard(thread)
+                raise
 
     def _work(self) -> None:
         batch: list[tuple[Item, Future[Result]]] = []
@@ -130,7 +183,17 @@ class Batcher(Generic[Item, Result]):
             with self._changed:
                 self._threads.discard(threading.current_thread())
                 if self._waiting:
-                    self._start_worker()
+                    self._replace()
+
+    def _replace(self) -> None:
+        """Start another worker for what waits, or tell those who wait that there is none. Called with the lock held."""
+        try:
+            self._start_worker()
+        except RuntimeError:
+            if not self._threads:
+                for _, future in self._waiting:
+                    _fail(future, Busy("the system has no thread left for inference: try again in a moment"))
+                self._waiting.clear()
 
     def _take(self) -> list[tuple[Item, Future[Result]]]:
         """Wait for work and take a batch of it. An empty list says that the batcher is closed."""

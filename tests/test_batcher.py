@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -165,8 +169,75 @@ def test_map_keeps_the_order_and_reports_bad_items_in_place(doubler: Doubler, ba
 
 def test_map_gives_way_when_others_fill_the_queue(doubler: Doubler) -> None:
     batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=4, max_queue=3)
-    assert list(batcher.map(range(20))) == [2 * item for item in range(20)]
+    others = occupy(doubler, batcher), *(batcher.submit(item) for item in (1, 2, 3))
+    found: list[object] = []
+    mapper = threading.Thread(target=lambda: found.extend(batcher.map(range(20))))
+    mapper.start()
+    doubler.gate.set()
+    mapper.join(30)
+    assert found == [2 * item for item in range(20)]
+    assert [future.result(30) for future in others] == [0, 2, 4, 6]
     batcher.close()
+
+
+def test_a_map_that_is_given_up_cancels_what_it_queued(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    occupy(doubler, batcher)
+    mapped = batcher.map(range(1, 100))
+    doubler.gate.set()
+    assert next(mapped) == 2
+    doubler.entered.clear()
+    doubler.gate.clear()
+    mapped.close()  # type: ignore[attr-defined]
+    doubler.gate.set()
+    assert batcher(500) == 1000
+    assert batcher.items < 20
+
+
+def test_a_thread_that_cannot_be_started_is_busy_and_the_next_call_works(
+    batcher: Batcher[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(Busy, match="no thread left"):
+            batcher(1)
+    assert batcher(2) == 4
+
+
+def test_drop_refuses_what_waits_and_finishes_what_runs(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    running = occupy(doubler, batcher)
+    waiting = batcher.submit(1)
+    batcher.drop()
+    with pytest.raises(Busy, match="shutting down"):
+        waiting.result(30)
+    doubler.gate.set()
+    assert running.result(30) == 0
+
+
+def test_a_process_that_ends_amid_work_ends_in_order(tmp_path: Path) -> None:
+    """Real inference on a daemon thread while the interpreter goes down: without care it aborts."""
+    script = """
+    import sys, threading
+    from pathlib import Path
+    import numpy as np
+    from datasette_vision.config import Config
+    from datasette_vision.models.store import ModelStore
+    from datasette_vision.vision import Vision
+    from tests import pictures
+    vision = Vision()
+    outcomes = vision.embed_images(pictures.png(seed=number % 5) for number in range(100_000))
+    for _ in range(40):
+        next(outcomes)
+    threading.Thread(target=lambda: [vision.embed_text(str(n)) for n in range(100_000)], daemon=True).start()
+    raise SystemExit(3)
+    """
+    for _ in range(3):
+        result = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], cwd=Path(__file__).parent.parent, capture_output=True
+        )
+        assert result.returncode == 3, result.stderr.decode()
 
 
 def test_many_callers_on_several_workers_all_get_their_own_answer(doubler: Doubler) -> None:

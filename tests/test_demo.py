@@ -5,10 +5,14 @@ from __future__ import annotations
 import html
 import json
 import re
+import signal
+import socket
 import sqlite3
 import struct
 import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from datasette.app import Datasette
 
 from datasette_vision import demo, images, schema
 from datasette_vision.errors import InvalidImage, VisionError
-from datasette_vision.plugin.compatibility import IS_1_0
+from datasette_vision.plugin.compatibility import IS_1_0, serve_arguments
 from datasette_vision.vision import Vision
 
 PARAMETERS = {
@@ -83,6 +87,12 @@ def test_a_picture_that_cannot_be_embedded_stops_the_demo(
 
 def test_only_a_demo_database_is_replaced(demo_path: Path, tmp_path: Path) -> None:
     assert demo.is_demo(demo_path)
+    more = tmp_path / "more.db"
+    more.write_bytes(demo_path.read_bytes())
+    connection = sqlite3.connect(more)
+    connection.execute("create table notes (precious text)")
+    connection.close()
+    assert not demo.is_demo(more)
     other = tmp_path / "other.db"
     connection = sqlite3.connect(other)
     connection.execute("create table emoji (id integer)")
@@ -90,18 +100,58 @@ def test_only_a_demo_database_is_replaced(demo_path: Path, tmp_path: Path) -> No
     assert not demo.is_demo(other)
     other.write_text("not a database at all")
     assert not demo.is_demo(other)
+    assert not demo.is_demo(tmp_path / "odd?name#.db")
+    assert list(tmp_path.glob("odd*")) == []
+
+
+def test_what_waits_in_the_log_of_the_old_database_does_not_get_into_the_new_one(
+    demo_path: Path, tmp_path: Path, vision: Vision
+) -> None:
+    path = tmp_path / "demo.db"
+    path.write_bytes(demo_path.read_bytes())
+    script = """
+    import os, sqlite3, sys
+    connection = sqlite3.connect(sys.argv[1])
+    connection.executescript("pragma page_size = 8192; vacuum; pragma journal_mode = wal")
+    connection.execute("pragma wal_autocheckpoint = 0")
+    connection.execute("update emoji set name = 'old'")
+    connection.commit()
+    os._exit(0)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(path)], check=True, timeout=60)
+    assert path.with_name("demo.db-wal").stat().st_size > 0
+    demo.write_database(path, vision)
+    connection = sqlite3.connect(path)
+    assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
+    assert connection.execute("select count(*) from emoji where name = 'old'").fetchone() == (0,)
+    connection.close()
+
+
+def test_a_database_that_another_program_writes_to_is_left_alone(
+    demo_path: Path, tmp_path: Path, vision: Vision
+) -> None:
+    path = tmp_path / "demo.db"
+    path.write_bytes(demo_path.read_bytes())
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("pragma journal_mode = wal")
+    other.execute("begin immediate")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        demo.write_database(path, vision)
+    other.execute("rollback")
+    other.close()
+    assert [found.name for found in tmp_path.iterdir()] == ["demo.db"]
 
 
 @pytest.fixture
 def datasette(demo_path: Path) -> Datasette:
-    named: dict[str, Any] = {"metadata": demo.metadata("demo")}
+    named: dict[str, Any] = {"metadata": demo.metadata("demo", "demo")}
     if IS_1_0:
-        named["config"] = demo.metadata("demo")
+        named["config"] = demo.metadata("demo", "demo")
     return Datasette([str(demo_path)], **named)
 
 
 def test_every_saved_query_is_tested() -> None:
-    assert set(demo.metadata("demo")["databases"]["demo"]["queries"]) == set(PARAMETERS)  # type: ignore[index]
+    assert set(demo.metadata("demo", "demo")["databases"]["demo"]["queries"]) == set(PARAMETERS)  # type: ignore[index]
 
 
 @pytest.mark.asyncio
@@ -159,6 +209,7 @@ def test_the_command_writes_searches_and_says_how_to_go_on(tmp_path: Path) -> No
     assert "datasette serve my-emoji.db --metadata my-emoji-metadata.json" in result.stdout
     metadata = json.loads((tmp_path / "my-emoji-metadata.json").read_text())
     assert "/my-emoji/search?q=purple+heart" in metadata["databases"]["my-emoji"]["description_html"]
+    assert re.search(r"similarity +name +emoji\n +0\.\d{3}  \w", result.stdout)
     again = run(tmp_path, "my-emoji.db", "--no-serve")
     assert again.returncode == 0, again.stderr
 
@@ -167,5 +218,63 @@ def test_the_command_leaves_a_foreign_file_alone(tmp_path: Path) -> None:
     (tmp_path / "precious.db").write_bytes(b"precious")
     result = run(tmp_path, "precious.db", "--no-serve")
     assert result.returncode == 1
-    assert "precious.db exists and is not a demo database: choose another name" in result.stderr
+    assert "precious.db exists and is not a demo database alone: choose another name" in result.stderr
     assert (tmp_path / "precious.db").read_bytes() == b"precious"
+    (tmp_path / "my-metadata.json").write_text('{"mine": true}')
+    result = run(tmp_path, "my.db", "--no-serve")
+    assert result.returncode == 1
+    assert "my-metadata.json exists and is not a demo's: choose another name" in result.stderr
+    assert (tmp_path / "my-metadata.json").read_text() == '{"mine": true}'
+
+
+@pytest.mark.parametrize(
+    ("database", "message"),
+    [
+        ("missing/folder/x.db", "x.db cannot be written: "),
+        ("what?.db", "what?.db: Datasette cannot open a file with ?, # or % in its name"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path, database: str, message: str) -> None:
+    result = run(tmp_path, database, "--no-serve")
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_in_use_is_found_out_before_the_work(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        result = run(tmp_path, "--port", str(port))
+    assert result.returncode == 1
+    assert f"127.0.0.1 port {port} cannot be used" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stem", ["v1.2", 'a"b', "-dash", "zwei worte", "ünï"])
+def test_odd_names_work_in_addresses_and_metadata(tmp_path: Path, stem: str) -> None:
+    from datasette.utils import tilde_encode
+
+    metadata = demo.metadata(stem, tilde_encode(stem))
+    assert list(metadata["databases"]) == [stem]  # type: ignore[call-overload]
+    assert f"/{tilde_encode(stem)}/search?q=purple+heart" in json.dumps(metadata)
+    arguments = serve_arguments(Path(f"{stem}.db"), Path(f"{stem}-metadata.json"), "127.0.0.1", 8001)
+    assert not arguments[1].startswith("-")
+    assert Path(arguments[1]) == Path(f"{stem}.db")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_the_demo_in_order(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-m", "datasette", "vision", "demo", "--no-serve"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(tmp_path.glob(".demo.db-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(getattr(signal, name))
+    process.communicate(timeout=60)
+    assert process.returncode == (1 if name == "SIGINT" else 143)
+    assert list(tmp_path.iterdir()) == []

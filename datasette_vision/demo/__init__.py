@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import secrets
 import sqlite3
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ create table emoji (
 )"""
 SEARCH = """
 select emoji, name, vision_similarity(embedding, vision_embed(:q)) as similarity
-from emoji join _vision_emoji using (hexcode) order by similarity desc limit :limit"""
+from emoji join _vision_emoji using (hexcode) where model = :model order by similarity desc limit :limit"""
 EMOJI = SideTable("emoji", ("hexcode",))
 
 
@@ -68,20 +67,35 @@ def write_database(path: Path, vision: Vision, progress: Callable[[int, int], No
     """Write the demo database to `path`, in place of what is there, and return the number of emoji.
 
     It is made beside `path` and renamed when whole: stopping half-way leaves nothing. `progress` gets (done, total).
+    Raises OSError or sqlite3.Error when it cannot be written, or when another program is writing to the old one.
     """
     emoji = list(read_archive())
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent or Path())
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         connection = sqlite3.connect(temporary)
         with contextlib.closing(connection), connection:
             fill(connection, emoji, vision, progress)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        if path.exists():
+            _settle(path)
+        temporary.replace(path)
+    finally:
+        for leftover in (temporary, temporary.with_name(f"{temporary.name}-journal")):
+            leftover.unlink(missing_ok=True)
     return len(emoji)
+
+
+def _settle(path: Path) -> None:
+    """Move what waits in a database's write-ahead log into it: beside a new file of that name, it would be taken for
+    the new one's. Raises sqlite3.OperationalError while another program writes to it.
+    """
+    connection = sqlite3.connect(path)
+    with contextlib.closing(connection):
+        try:
+            connection.execute("pragma journal_mode = delete").fetchall()
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            pass  # not a database: it has no log
 
 
 def fill(
@@ -110,30 +124,50 @@ def fill(
     EMOJI.write(connection, rows())
 
 
-def metadata(database: str) -> dict[str, object]:
-    """Return metadata with the descriptions and saved queries, for Datasette to serve the demo as `database`."""
-    value: dict[str, object] = json.loads(QUERIES.read_text("utf-8").replace("{database}", database))
-    return value
+def metadata(database: str, route: str) -> dict[str, object]:
+    """Return metadata with the descriptions and saved queries, for Datasette to serve the demo as `database`.
+
+    `route` is the name as it stands in addresses.
+    """
+
+    def filled(value: object) -> object:
+        if isinstance(value, dict):
+            return {key.replace("{database}", database): filled(inner) for key, inner in value.items()}
+        return value.replace("{database}", route) if isinstance(value, str) else value
+
+    result = filled(json.loads(QUERIES.read_text("utf-8")))
+    assert isinstance(result, dict)
+    return result
 
 
 def is_demo(path: Path) -> bool:
-    """Say whether this file is a demo database, which may be made anew."""
+    """Say whether this file is a demo database and nothing more, so that it may be made anew."""
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        with contextlib.closing(connection):
-            found = connection.execute("select sql from sqlite_master where name = 'emoji'").fetchone()
+        with contextlib.closing(_open_to_read(path)) as connection:
+            found = dict(connection.execute("select name, sql from sqlite_master where name not like 'sqlite_%'"))
     except sqlite3.Error:
         return False
-    return (
-        found is not None
-        and found[0].split() == CREATE_EMOJI.replace("create", "CREATE", 1).replace("table", "TABLE", 1).split()
-    )
+    return set(found) == {EMOJI.table, EMOJI.name} and found[EMOJI.table].split()[2:] == CREATE_EMOJI.split()[2:]
+
+
+def is_demo_metadata(path: Path) -> bool:
+    """Say whether this file is metadata of a demo, so that it may be made anew."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and value.get("title") == metadata("", "")["title"]
 
 
 def search(path: Path, vision: Vision, text: str, limit: int = 5) -> list[tuple[str, str, float]]:
     """Return the (emoji, name, similarity) of the pictures in a demo database closest to a text, best first."""
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    with contextlib.closing(connection):
+    with contextlib.closing(_open_to_read(path)) as connection:
         sql.register(connection, lambda: vision)
-        rows = connection.execute(SEARCH, {"q": text, "limit": limit}).fetchall()
+        parameters = {"q": text, "limit": limit, "model": vision.config.default_model}
+        rows = connection.execute(SEARCH, parameters).fetchall()
     return [(str(row[0]), str(row[1]), float(row[2])) for row in rows]
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    # As an address, so that no character of the name is taken for something else.
+    return sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True)

@@ -14,5 +14,10 @@ def serve_arguments(database: Path, metadata: Path, host: str, port: int) -> lis
 
     0.65 reads saved queries from --metadata, 1.0 from --config; each ignores what is the other's.
     """
-    files = ["--metadata", str(metadata), *(["--config", str(metadata)] if IS_1_0 else [])]
-    return ["serve", str(database), *files, "--host", host, "--port", str(port), "--cors"]
+    files = ["--metadata", _argument(metadata), *(["--config", _argument(metadata)] if IS_1_0 else [])]
+    return ["serve", _argument(database), *files, "--host", host, "--port", str(port), "--cors"]
+
+
+def _argument(path: Path) -> str:
+    """Write a path so that no command line takes it for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
