@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+.DELETE_ON_ERROR:
 .PHONY: demo test lint docs train clean
 
 demo: $(VENV)/.installed  ## Install, write the demo database, search it, and serve it

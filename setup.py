@@ -6,15 +6,19 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
+URL = "https://github.com/datasette-vision/datasette-vision"
+readme = (here / "README.md").read_text("utf-8")
+# What is relative to the repository has to be absolute on the package index.
+readme = re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", rf"]({URL}/blob/main/\1)", readme)
 version = re.search(r'__version__ = "([^"]+)"', (here / "datasette_vision/__init__.py").read_text("utf-8"))
 
 setup(
     name="datasette-vision",
     version=version.group(1),
     description="Image understanding in SQL: CLIP embeddings and image classification for Datasette",
-    long_description=(here / "README.md").read_text("utf-8"),
+    long_description=readme,
     long_description_content_type="text/markdown",
-    url="https://github.com/datasette-vision/datasette-vision",
+    url=URL,
     license="Apache-2.0",
     license_files=["LICENSE"],
     classifiers=[

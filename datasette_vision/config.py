@@ -46,6 +46,7 @@ class Config:
     max_image_mb: float = 20
     max_image_megapixels: float = 100
     max_text_chars: int = 100_000
+    max_labels: int = 1000
     models: Mapping[str, ModelConfig] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
@@ -169,6 +170,12 @@ KEYS = (
         "characters of a text at most",
         "a whole number from 1 to 10000000",
         _whole(1, 10_000_000),
+    ),
+    Key(
+        "max_labels",
+        "labels of a zero-shot classification at most: each is embedded the first time",
+        "a whole number from 1 to 100000",
+        _whole(1, 100_000),
     ),
     Key(
         "models",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -44,22 +45,33 @@ class VisionEmbeddingModel(llm.EmbeddingModel):
         self._vision = vision
 
     def embed_batch(self, items: Iterable[str | bytes]) -> Iterator[list[float]]:
-        """Yield an embedding for each text or image, in order. Raises llm.ModelError, saying which item is bad."""
+        """Yield an embedding for each text or image, in order.
+
+        Raises llm.ModelError that names every bad item by its position and digest: llm tells a model no file names, and
+        stores nothing of a batch that fails.
+        """
         from datasette_vision.errors import VisionError
 
         vision = self._vision.get()
         remaining = iter(items)
         while chunk := list(islice(remaining, self.batch_size)):
             try:
-                found = iter(vision.embed_texts([item for item in chunk if isinstance(item, str)], self._name))
+                texts = iter(vision.embed_texts([item for item in chunk if isinstance(item, str)], self._name))
             except VisionError as error:
                 raise EmbeddingFailed(str(error)) from None
             images = vision.embed_images((item for item in chunk if isinstance(item, bytes)), self._name)
-            for item in chunk:
-                vector = next(found if isinstance(item, str) else images)
-                if isinstance(vector, VisionError):
-                    raise EmbeddingFailed(str(vector))
-                yield vector.tolist()
+            found: list[list[float]] = []
+            bad: list[str] = []
+            for position, item in enumerate(chunk, start=1):
+                outcome = next(texts if isinstance(item, str) else images)
+                if isinstance(outcome, VisionError):
+                    digest = sha256(item if isinstance(item, bytes) else item.encode()).hexdigest()
+                    bad.append(f"item {position} of a batch of {len(chunk)} (SHA-256 {digest[:12]}…): {outcome}")
+                else:
+                    found.append(outcome.tolist())
+            if bad:
+                raise EmbeddingFailed("; ".join(bad))
+            yield from found
 
 
 @llm.hookimpl

@@ -77,8 +77,7 @@ def _scalar(name: str, functions: _Lazy, on_error: Callable[[str], None]) -> Cal
         except (InvalidImage, InvalidVector):
             return None  # a row's bad data: vision_error() says what is wrong with it
         except Exception as error:
-            on_error(_message(name, error))
-            raise
+            raise _reported(name, error, on_error) from None
 
     return call
 
@@ -97,8 +96,7 @@ def _aggregate(name: str, functions: _Lazy, on_error: Callable[[str], None]) -> 
             except (InvalidImage, InvalidVector):
                 pass  # a row's bad data does not count
             except Exception as error:
-                on_error(_message(name, error))
-                raise
+                raise _reported(name, error, on_error) from None
 
         def finalize(self) -> bytes | None:
             try:
@@ -106,14 +104,20 @@ def _aggregate(name: str, functions: _Lazy, on_error: Callable[[str], None]) -> 
             except (InvalidImage, InvalidVector):
                 return None
             except Exception as error:
-                on_error(_message(name, error))
-                raise
+                raise _reported(name, error, on_error) from None
 
     return Aggregate
 
 
-def _message(name: str, error: Exception) -> str:
+def _reported(name: str, error: Exception, on_error: Callable[[str], None]) -> VisionError:
+    """Tell `on_error` what went wrong, and return what to raise.
+
+    Never the original: SQLite's own words for a MemoryError or an OverflowError would take the place of ours.
+    """
     if isinstance(error, VisionError):
-        return f"{name}(): {error}"
-    logger.error("%s() failed", name, exc_info=error)
-    return f"{name}(): internal error; the server's log says more"
+        message = f"{name}(): {error}"
+    else:
+        logger.error("%s() failed", name, exc_info=error)
+        message = f"{name}(): internal error; the server's log says more"
+    on_error(message)
+    return VisionError(message)

@@ -117,12 +117,13 @@ class Functions:
 
     def llm_embed(self, model: Any, value: Any) -> bytes:
         name = _text(model, "the name of a model as TEXT")
-        ours = name.removeprefix("vision/")
-        vision = self._vision
+        # By the name that llm knows a model of ours under, it gives what llm gives: unit length.
+        ours, normalised = name.removeprefix("vision/"), name.startswith("vision/")
         try:
             if isinstance(value, str):
-                return vectors.encode(vision.embed_text(value, ours, normalised=False))
-            return vectors.encode(vision.embed_image(_blob(value, "TEXT or an image BLOB"), ours, normalised=False))
+                return vectors.encode(self._vision.embed_text(value, ours, normalised=normalised))
+            image = _blob(value, "TEXT or an image BLOB")
+            return vectors.encode(self._vision.embed_image(image, ours, normalised=normalised))
         except UnknownModel:
             if self._foreign_embed is None:
                 raise

@@ -68,7 +68,8 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "vision_similarity",
         ("a", "b"),
         (),
-        "The cosine of two embeddings, from -1 to 1. NULL for a BLOB that is not an embedding.",
+        "The cosine of two embeddings, from -1 to 1. NULL for a BLOB that is not an embedding; an error for embeddings "
+        "of two models, which cannot be compared.",
         "select name from emoji join _vision_emoji using (hexcode)\n"
         "order by vision_similarity(embedding, vision_embed('purple heart')) desc limit 3",
     ),
@@ -165,7 +166,8 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         ("model", "input"),
         (),
         "Drop-in for datasette-llm-embed, with the same BLOBs as llm-clip: *not* normalised. Any model of this plugin "
-        "by its name, else any embedding model that llm knows, loaded once and kept.",
+        "by its name (as `vision/<name>`, the name that llm knows it under, of unit length, as llm gives it), else any "
+        "embedding model that llm knows, loaded once and kept.",
         "select length(llm_embed('tiny-emoji', 'purple and gold')) as bytes",
         drop_in=True,
     ),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from datasette_vision import images, vectors
-from datasette_vision.cache import EmbeddingCache
+from datasette_vision.cache import EmbeddingCache, LabelSets
 from datasette_vision.config import Config
 from datasette_vision.encoder import LoadSession, load_on
 from datasette_vision.errors import InvalidImage, InvalidText, InvalidVector, VisionError, WrongTask
@@ -19,7 +18,8 @@ from datasette_vision.serving import ClassifierService, EncoderService, Pixels, 
 from datasette_vision.vectors import Matrix, Vector
 from datasette_vision.zeroshot import Labels, parse_labels, scores, top_k
 
-MAX_LABEL_SETS = 64
+# The part of cache_mb that label sets may take; the rest is for embeddings.
+LABEL_SETS_SHARE = 0.25
 
 
 class Vision:
@@ -42,10 +42,10 @@ class Vision:
             max_bytes=int(self.config.max_image_mb * 1_000_000),
             max_pixels=int(self.config.max_image_megapixels * 1_000_000),
         )
-        self.cache = EmbeddingCache(self.config.cache_mb * 1_000_000)
+        cache_bytes = self.config.cache_mb * 1_000_000
+        self.cache = EmbeddingCache(int(cache_bytes * (1 - LABEL_SETS_SHARE)))
+        self.label_sets = LabelSets(int(cache_bytes * LABEL_SETS_SHARE))
         self.services = Services(self.store, self.config, load)
-        self._label_sets: dict[tuple[str, str | None], tuple[Labels, Matrix]] = {}
-        self._label_sets_lock = threading.Lock()
 
     # Embeddings
 
@@ -171,19 +171,16 @@ class Vision:
         """
         name = model or self.config.default_model
         self._dual_encoder(name)
-        chosen, prompts = self._label_set(name, labels, lambda: parse_labels(labels))
+        chosen, prompts = self._label_set(name, labels, lambda: parse_labels(labels, self.config.max_labels))
         return self._score(self.embed_image_or_embedding(value, name), chosen, prompts, name, k)
 
     def _label_set(self, model: str, text: str | None, make: Callable[[], Labels]) -> tuple[Labels, Matrix]:
         """Return labels with the embeddings of their prompts, (n, d), kept for the next row of the same query."""
-        found = self._label_sets.get((model, text))
+        found = self.label_sets.get((model, text))
         if found is None:
             labels = make()
             found = labels, self.embed_texts(labels.prompts, model)
-            with self._label_sets_lock:
-                while len(self._label_sets) >= MAX_LABEL_SETS:
-                    del self._label_sets[next(iter(self._label_sets))]
-                self._label_sets[model, text] = found
+            self.label_sets.put((model, text), *found)
         return found
 
     def _score(
@@ -229,6 +226,9 @@ class Vision:
         for name in self.config.named_models():
             self.store.find(name)
         self._dual_encoder(None)
+        classifier = self.config.default_classifier
+        if classifier is not None and not self.store.find(classifier).manifest.labels:
+            raise WrongTask(f"default_classifier: {classifier!r} brings no labels of its own")
 
     def preload(self) -> None:
         """Load the models of the configuration's `preload`, and return when they are ready."""

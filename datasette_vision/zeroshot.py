@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from datasette_vision.errors import InvalidLabels
 
-MAX_LABELS = 10_000
 MAX_LABELS_CHARS = 2_000_000
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -32,7 +31,7 @@ class Labels:
     temperature: float = 1.0
 
 
-def parse_labels(text: str) -> Labels:
+def parse_labels(text: str, max_labels: int = 1000) -> Labels:
     """Read the `labels` argument of the SQL functions.
 
     A JSON array of strings, or of {"label", "prompt"} objects; or an object {"labels": […], "template": "a photo of a
@@ -56,19 +55,19 @@ def parse_labels(text: str) -> Labels:
             raise InvalidLabels('labels: expected the key "labels" in the object, found none')
         options, value = value, value["labels"]
     template = _template(options.get("template", "{}"))
-    labels, prompts = _entries(value, template)
+    labels, prompts = _entries(value, template, max_labels)
     return Labels(
         labels, prompts, _flag(options.get("multi_label", False)), _temperature(options.get("temperature", 1))
     )
 
 
-def _entries(value: object, template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _entries(value: object, template: str, max_labels: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not isinstance(value, list):
         raise InvalidLabels("labels: expected a JSON array, found something else")
     if not value:
         raise InvalidLabels("labels: expected at least one label, found an empty array")
-    if len(value) > MAX_LABELS:
-        raise InvalidLabels(f"labels: expected at most {MAX_LABELS:,} labels, found {len(value):,}")
+    if len(value) > max_labels:
+        raise InvalidLabels(f"labels: expected at most {max_labels:,} labels (max_labels), found {len(value):,}")
     labels, prompts = [], []
     seen: set[str] = set()
     for position, entry in enumerate(value, start=1):

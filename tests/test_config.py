@@ -37,6 +37,7 @@ def test_defaults() -> None:
         "max_image_mb": 20,
         "max_image_megapixels": 100,
         "max_text_chars": 100_000,
+        "max_labels": 1000,
     }
     assert dict(Config().models) == {}
 
@@ -70,6 +71,7 @@ VALUES: dict[str, tuple[list[Any], list[Any], str]] = {
     "max_image_mb": ([0.001, 1, 20.5, 2000], SIZE, "a number above 0, at most 2000"),
     "max_image_megapixels": ([0.001, 1, 2000], SIZE, "a number above 0, at most 2000"),
     "max_text_chars": ([1, 10_000_000], [0, 10_000_001, *WHOLE], "a whole number from 1 to 10000000"),
+    "max_labels": ([1, 100_000], [0, 100_001, *WHOLE], "a whole number from 1 to 100000"),
     "models": ([{}], [[], "clip", None, 1, {1: {}}, {"": {}}, {None: {}}], "an object of names of models"),
 }  # fmt: skip
 
@@ -113,7 +115,7 @@ def test_bad_values(key: str, value: Any, expected: str) -> None:
             {"colour": "red"},
             f'{WHERE}: unknown key "colour"; allowed are models_dir, default_model, default_classifier, preload, '
             "threads, replicas, max_batch_size, max_queue, unload_after, cache_mb, max_image_mb, max_image_megapixels, "
-            "max_text_chars, models",
+            "max_text_chars, max_labels, models",
         ),
         ({"models": {"clip": {"thread": 1}}}, f'{WHERE}.models.clip: unknown key "thread"; did you mean threads?'),
         (

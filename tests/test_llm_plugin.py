@@ -92,5 +92,8 @@ def test_texts_and_images_may_be_mixed_in_one_batch(
 
 def test_an_unreadable_item_is_named(fake_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATASETTE_VISION_MODELS", str(fake_models))
-    with pytest.raises(llm.ModelError, match="not an image"):
+    with pytest.raises(llm.ModelError, match=r"^item 1 of a batch of 1 \(SHA-256 [0-9a-f]{12}…\): not an image"):
         llm.get_embedding_model("vision/fake").embed(b"nothing like an image")
+    items = [pictures.png(), b"bad one", "text", b"bad two"]
+    with pytest.raises(llm.ModelError, match=r"item 2 of a batch of 4 .*; item 4 of a batch of 4"):
+        list(llm.get_embedding_model("vision/fake").embed_multi(items))

@@ -304,17 +304,22 @@ def test_models(fake_db: Connection) -> None:
 def test_llm_embed_is_not_normalised_as_llm_clip_s_is_not(fake_db: Connection, fake_vision: Vision) -> None:
     expected = fake_vision.embed_text("cat", normalised=False)
     assert fake_db.one("llm_embed('fake', 'cat')") == expected.tobytes()
-    assert fake_db.one("llm_embed('vision/fake', 'cat')") == expected.tobytes()
+    assert fake_db.one("llm_embed('vision/fake', 'cat')") == fake_vision.embed_text("cat").tobytes()
     image = fake_vision.embed_image(pictures.png(), normalised=False)
     assert fake_db.one("llm_embed('fake', ?)", pictures.png()) == image.tobytes()
     assert json.loads(str(fake_db.one("llm_embed_decode(llm_embed('fake', 'cat'))"))) == expected.tolist()
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, MemoryError, OverflowError])
 def test_an_internal_error_shows_nothing_of_itself(
-    fake_db: Connection, fake_vision: Vision, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fake_db: Connection,
+    fake_vision: Vision,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[Exception],
 ) -> None:
     def broken(*_: object) -> object:
-        raise RuntimeError("secret /etc/passwd")
+        raise kind("secret /etc/passwd")
 
     monkeypatch.setattr(fake_vision, "embed_text", broken)
     assert fake_db.error("vision_embed('x')") == "vision_embed(): internal error; the server's log says more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -175,12 +176,28 @@ def test_labels_are_embedded_once_for_all_rows(fake_vision: Vision, counting: fa
     assert sum(counting.batches) == texts
 
 
-def test_label_sets_are_bounded(fake_vision: Vision, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasette_vision.vision.MAX_LABEL_SETS", 3)
-    vector = fake_vision.embed_text("anything").tobytes()
-    for number in range(10):
-        fake_vision.zero_shot(vector, f'["label {number}"]')
-    assert len(fake_vision._label_sets) == 3
+def test_label_sets_are_bounded_in_bytes(fake_models: Path) -> None:
+    vision = Vision(Config(default_model="fake", cache_mb=1), store=ModelStore(fake_models))
+    vector = vision.embed_text("anything").tobytes()
+    for number in range(40):
+        labels = json.dumps([f"set {number} label {label}" for label in range(100)])
+        assert len(vision.zero_shot(vector, labels)) == 100
+        assert 0 < vision.label_sets.bytes <= 250_000
+    vision.close()
+
+
+def test_too_many_labels_are_refused(fake_models: Path) -> None:
+    vision = Vision(Config(default_model="fake", max_labels=2), store=ModelStore(fake_models))
+    vector = vision.embed_text("anything").tobytes()
+    with pytest.raises(InvalidLabels, match=r"^labels: expected at most 2 labels \(max_labels\), found 3$"):
+        vision.zero_shot(vector, '["a", "b", "c"]')
+    vision.close()
+
+
+def test_a_default_classifier_without_labels_is_found_out(fake_models: Path) -> None:
+    config = Config(default_model="fake", default_classifier="fake")
+    with pytest.raises(WrongTask, match=r"^default_classifier: 'fake' brings no labels of its own$"):
+        Vision(config, store=ModelStore(fake_models)).check_models()
 
 
 def test_mistakes_are_named(fake_vision: Vision) -> None:

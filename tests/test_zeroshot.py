@@ -107,11 +107,12 @@ def test_labels_that_are_malformed(text: str, message: str) -> None:
 
 
 def test_number_of_labels() -> None:
-    labels = [str(number) for number in range(zeroshot.MAX_LABELS + 1)]
-    assert len(parse_labels(json.dumps(labels[1:])).labels) == 10_000
+    labels = [str(number) for number in range(1001)]
+    assert len(parse_labels(json.dumps(labels[1:])).labels) == 1000
     with pytest.raises(InvalidLabels) as caught:
         parse_labels(json.dumps(labels))
-    assert str(caught.value) == "labels: expected at most 10,000 labels, found 10,001"
+    assert str(caught.value) == "labels: expected at most 1,000 labels (max_labels), found 1,001"
+    assert len(parse_labels(json.dumps(labels), max_labels=1001).labels) == 1001
 
 
 def test_length_of_labels() -> None:

@@ -37,6 +37,7 @@ def shutdown(datasette: Datasette) -> None:
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
     """Register the SQL functions."""
+    sql_errors.install()  # connections may be made before the start
     state = state_of(datasette)
     sql.register(
         conn,
