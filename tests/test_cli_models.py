@@ -123,6 +123,12 @@ def test_install_from_the_catalogue(models_dir: Path, hub: Hub, tmp_path: Path) 
     assert here == {"clip", "clip-multilingual", "siglip2", "nsfw"}
 
 
+def test_a_conversion_that_is_gone(models_dir: Path, hub: Hub) -> None:
+    message = vision("install", "clip", code=9).stderr
+    assert f"{hub.url}: Xenova/clip-vit-base-patch32 (main): not found" in message
+    assert "The original can be exported: datasette vision install openai/clip-vit-base-patch32 --name clip" in message
+
+
 def test_install_without_a_network(models_dir: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     message = vision("install", "clip", code=10).stderr

@@ -277,6 +277,16 @@ def test_a_file_that_is_listed_and_not_there(hub: Hub, machine: Machine) -> None
     assert machine.fails(SourceNotFound).startswith(f"{hub.url}: owner/clip/tokenizer.json ({COMMIT}): ")
 
 
+def test_names_that_lead_outside_are_not_there(hub: Hub, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = hub.info("owner/clip")
+    info["siblings"] += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in ("../x", "/x", "a/../../x.bin")]
+    monkeypatch.setattr(Hub, "info", lambda self, repository: info)
+    origin = hubs.open_repository("owner/clip", None, machine.models_dir, machine.said.append)
+    assert not {name for name in origin.names if ".." in name or name.startswith("/")}
+    with pytest.raises(SourceNotFound):
+        origin.file("../x")
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [

@@ -98,6 +98,25 @@ def test_a_second_time_nothing_is_done(installer: Installer, source: Path, model
     assert again.model.manifest.identity == first.manifest.identity
 
 
+def test_what_is_there_needs_no_writing(installer: Installer, source: Path, models_dir: Path) -> None:
+    installer.install(request(source))
+    shutil.rmtree(models_dir / ".locks")
+    assert installer.install(request(source)).already_there
+    assert entries(models_dir) == {NAME}
+
+
+def test_wishes_that_a_source_cannot_fulfil(installer: Installer, source: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a\n")
+    with pytest.raises(InvalidArgument, match="--labels: only a classifier"):
+        installer.install(request(source, labels=labels))
+    model = installer.install(request(source)).model
+    with pytest.raises(InvalidArgument, match="--preprocess: this source says itself"):
+        installer.install(request(model.folder, preprocess="clip", name="other"))
+    with pytest.raises(InstallFailed, match="clip: no graph of precision int8: it is fp32"):
+        installer.install(request(model.folder, precision="int8", name="other"))
+
+
 def test_another_source_of_the_same_name_is_refused(installer: Installer, source: Path, tmp_path: Path) -> None:
     installer.install(request(source))
     other = repositories.xenova(tmp_path / "other", 12)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.errors import DownloadFailed, SourceNotFound
+from datasette_vision.models.manifest import is_inside
 from datasette_vision.models.origins import UNKNOWN_LICENCE, LocalFolder, Origin, Say
 from datasette_vision.models.staging import exclusive
 
@@ -67,7 +68,7 @@ class HubRepository:
         self.location = repository
         self.revision: str = info.sha
         self.licence = _licence(info)
-        self._siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        self._siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if is_inside(sibling.rfilename)}
         self.names = frozenset(self._siblings)
         self._downloads = downloads
         self._say = say

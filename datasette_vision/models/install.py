@@ -76,8 +76,11 @@ class Installer:
                 f"{request.source!r}: not a folder or file here, not a repository owner/name, and not in the catalogue"
                 f" ({', '.join(row.name for row in catalog.CATALOG)})"
             )
+        target = self.models_dir / name
+        whole = (target / "manifest.json").is_file() and not staging.leftovers(self.models_dir, name)
+        if whole and not request.force:  # also where nothing can be written, as in a container
+            return Outcome(self._already_there(name, request, row), already_there=True)
         with staging.held(self.models_dir, name, self.say):
-            target = self.models_dir / name
             if target.exists() and not request.force:
                 return Outcome(self._already_there(name, request, row), already_there=True)
             with staging.writing(self.models_dir), staging.staged(self.models_dir, name) as folder:
@@ -125,8 +128,12 @@ class Installer:
         task = request.task or (row.task if row and row.task == IMAGE_CLASSIFICATION else None)
         layout = sources.recognise(origins.first, task, origins.open, origins.text)
         wishes = drafts.Wishes(request.precision, request.calibration, request.labels, request.preprocess, row)
+        if request.labels and not isinstance(layout, sources.Classifier):
+            raise InvalidArgument("--labels: only a classifier's graph is given labels")
+        if request.preprocess and isinstance(layout, sources.Finished | sources.Weights):
+            raise InvalidArgument("--preprocess: this source says itself how pictures are prepared")
         if isinstance(layout, sources.Finished):
-            return _copy_finished(layout.origin, folder)
+            return _copy_finished(layout.origin, folder, request.precision)
         if isinstance(layout, sources.Towers):
             return drafts.from_towers(layout, wishes, folder, self.say)
         if isinstance(layout, sources.Classifier):
@@ -178,7 +185,13 @@ class _Origins:
         path = Path(request.source).expanduser()
         self.text = self.open(row.text_source) if row and row.text_source else None
         if row is not None:
-            self.first = self._open_hub(row.source, request.revision)
+            try:
+                self.first = self._open_hub(row.source, request.revision)
+            except SourceNotFound as error:
+                # Conversions come and go; what they were made of stays.
+                raise SourceNotFound(
+                    f"{error}. The original can be exported: datasette vision install {row.original} --name {row.name}"
+                ) from None
         elif path.is_file():
             self.first = OneGraph(path.resolve())
         elif _is_path(request.source):
@@ -232,10 +245,12 @@ def _sha256(stream: Any) -> Any:
     return digest
 
 
-def _copy_finished(origin: Origin, folder: Path) -> drafts.Draft:
+def _copy_finished(origin: Origin, folder: Path, precision: str) -> drafts.Draft:
     """Take a model over as it stands, each file checked against its manifest. Raises ModelCorrupt."""
     value = read_json(origin, "manifest.json")
     found = manifest.parse(value, f"{origin.location}: manifest.json")
+    if precision not in {"auto", found.precision}:
+        raise InstallFailed(f"{origin.location}: no graph of precision {precision}: it is {found.precision}")
     for file in found.files:
         staging.link_or_copy(origin, file.path, folder / file.path)
         InstalledModel(found, folder).path(file.path)

@@ -164,7 +164,7 @@ class _Reader:
         return float(self.get(key, (int, float), lambda number: abs(number) < 1e9, "a number"))
 
     def path(self, key: str) -> str:
-        return self.get(key, str, _is_inside, "a relative path")
+        return self.get(key, str, is_inside, "a relative path")
 
     def object(self, key: str) -> _Reader:
         return _Reader(self.value.get(key), f"{self.where}: {key}")
@@ -177,7 +177,8 @@ class _Reader:
         return self.get(key, dict, lambda _: True, "an object") if key in self.value else {}
 
 
-def _is_inside(path: str) -> bool:
+def is_inside(path: str) -> bool:
+    """Whether a relative path stays below the folder that it is in, on every system."""
     parts = PurePosixPath(path)
     # Not printable: NUL and lone surrogates, which no file system takes. A colon: a drive of Windows.
     return bool(parts.parts) and not parts.is_absolute() and ".." not in parts.parts and _is_plain(path)
