@@ -12,7 +12,8 @@ import pytest
 
 from datasette_vision.errors import DownloadFailed, InstallFailed, SourceNotFound, VisionError
 from datasette_vision.models import hub as hubs
-from datasette_vision.models.install import Installer, Outcome, Request
+from datasette_vision.models.install import Installer, Outcome
+from datasette_vision.models.requests import Request
 from tests import repositories
 from tests.hubserver import COMMIT, Hub, serve
 
@@ -86,6 +87,10 @@ def test_an_install(hub: Hub, machine: Machine) -> None:
 def test_a_revision(hub: Hub, machine: Machine) -> None:
     machine.install(revision="v1")
     assert hub.log[0][1] == "/api/models/owner/clip/revision/v1"
+    assert machine.install(revision="v1").already_there
+    assert machine.install(revision=COMMIT[:8]).already_there
+    with pytest.raises(InstallFailed, match="clip is installed already"):
+        machine.install(revision="abcdef0")
 
 
 def test_progress_is_plain_lines_without_a_terminal(

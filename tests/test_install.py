@@ -26,7 +26,8 @@ from datasette_vision.errors import (
     UnknownModel,
 )
 from datasette_vision.models import staging, trial
-from datasette_vision.models.install import Installer, Request
+from datasette_vision.models.install import Installer
+from datasette_vision.models.requests import Request
 from datasette_vision.models.store import ModelStore
 from datasette_vision.vision import Vision
 from tests import fakes, repositories
@@ -150,6 +151,7 @@ def test_a_model_installed_elsewhere(installer: Installer, source: Path, models_
     assert model.manifest.name == "copied"
     assert model.manifest.canonical == first.manifest.canonical
     assert model.manifest.source == first.manifest.source
+    assert there.install(request(models_dir / NAME, name="copied")).already_there
     damaged = models_dir / NAME / "text.onnx"
     damaged.write_bytes(damaged.read_bytes() + b"\0")
     with pytest.raises(InstallFailed, match=r"^again cannot be used: text\.onnx: expected [\d,]+ bytes, found"):

@@ -17,9 +17,10 @@ from datasette_vision.classifier import ImageClassifier
 from datasette_vision.encoder import DualEncoder, load_on
 from datasette_vision.errors import InstallFailed, InvalidArgument, VisionError
 from datasette_vision.models import samples, trial
-from datasette_vision.models.install import Installer, Request
+from datasette_vision.models.install import Installer
 from datasette_vision.models.labels import read_labels
 from datasette_vision.models.origins import LocalFolder, OneGraph
+from datasette_vision.models.requests import Request
 from datasette_vision.models.sources import Classifier, Finished, Towers, Weights, needed_for_export, recognise
 from datasette_vision.models.store import InstalledModel
 from tests import fakes, repositories

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,30 +14,15 @@ from datasette_vision.errors import InstallFailed, InvalidArgument, ModelCorrupt
 from datasette_vision.models import catalog, drafts, hub, manifest, sources, staging, trial
 from datasette_vision.models.manifest import IMAGE_CLASSIFICATION, NAME
 from datasette_vision.models.origins import LocalFolder, OneGraph, Origin, Say, read_json
+from datasette_vision.models.requests import COMMIT, REPOSITORY, Request, is_path, location, name_of
 from datasette_vision.models.store import InstalledModel, ModelStore
 
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NO_BAKE = (
     "{location} holds PyTorch weights: exporting them needs more packages: pip install 'datasette-vision[bake]'"
     " (only to install the model, not to use it); missing is {missing}"
 )
 
 Bake = Callable[..., dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be installed, as the command line says it."""
-
-    source: str
-    name: str | None = None
-    precision: str = "auto"
-    revision: str | None = None
-    force: bool = False
-    calibration: Path | None = None
-    task: str | None = None
-    labels: Path | None = None
-    preprocess: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,15 +47,15 @@ class Installer:
 
     def install(self, request: Request) -> Outcome:
         """Install a model, or do nothing when it is there from the same source. Raises InstallFailed and others."""
-        row = None if _is_path(request.source) else catalog.find(request.source)
-        name = request.name or (row.name if row else _name_of(request.source))
+        row = None if is_path(request.source) else catalog.find(request.source)
+        name = request.name or (row.name if row else name_of(request.source))
         if not NAME.fullmatch(name):
             raise InvalidArgument(
                 f"--name: expected lower-case letters, digits, '.', '_' and '-', at most 64, found {name!r}"
             )
-        if _is_path(request.source) and not Path(request.source).expanduser().exists():
+        if is_path(request.source) and not Path(request.source).expanduser().exists():
             raise SourceNotFound(f"{request.source}: no such folder or file")
-        if not (_is_path(request.source) or row or REPOSITORY.fullmatch(request.source)):
+        if not (is_path(request.source) or row or REPOSITORY.fullmatch(request.source)):
             raise SourceNotFound(
                 f"{request.source!r}: not a folder or file here, not a repository owner/name, and not in the catalogue"
                 f" ({', '.join(row.name for row in catalog.CATALOG)})"
@@ -110,17 +94,14 @@ class Installer:
             raise InstallFailed(
                 f"{self.models_dir / name} is there but damaged ({error}): --force replaces it"
             ) from None
-        origin, precision = model.manifest.source.location, model.manifest.precision
-        wanted = row.source if row else request.source
-        same = (
-            origin == wanted
-            or wanted in origin.split(" + ")
-            or origin == Path(request.source).expanduser().resolve().name
-        )
-        if not same or request.precision not in {"auto", precision}:
+        origin, precision = model.manifest.source, model.manifest.precision
+        wanted = row.source if row else location(request.source)
+        same = wanted in origin.location.split(" + ") or wanted == origin.location
+        commit = request.revision if request.revision and COMMIT.fullmatch(request.revision) else ""
+        if not same or request.precision not in {"auto", precision} or not (origin.revision or "").startswith(commit):
             raise InstallFailed(
-                f"{name} is installed already, from {origin} ({precision}): --force replaces it, --name gives this one"
-                " another name"
+                f"{name} is installed already, from {origin.location} ({precision}): --force replaces it, --name gives"
+                " this one another name"
             )
         return model
 
@@ -180,7 +161,6 @@ class _Origins:
 
     def __init__(self, installer: Installer, request: Request, row: catalog.Row | None) -> None:
         self._installer = installer
-        self._revision = request.revision
         self._opened: list[Origin] = []
         path = Path(request.source).expanduser()
         self.text = self.open(row.text_source) if row and row.text_source else None
@@ -194,7 +174,7 @@ class _Origins:
                 ) from None
         elif path.is_file():
             self.first = OneGraph(path.resolve())
-        elif _is_path(request.source):
+        elif is_path(request.source):
             self.first = LocalFolder(path.resolve())
             self._beside = path.resolve().parent
         else:
@@ -263,21 +243,6 @@ def _import_bake(location: str) -> Bake:
     except ImportError as error:
         raise InstallFailed(NO_BAKE.format(location=location, missing=error.name or error)) from None
     return bake
-
-
-def _is_path(source: str) -> bool:
-    """Whether a source means something here: it is written as a path, or there is one and no catalogue name."""
-    if source.startswith((".", "/", "~")) or "\\" in source:
-        return True
-    return catalog.find(source) is None and Path(source).exists()
-
-
-def _name_of(source: str) -> str:
-    """Make a name of a repository, folder or file: Qdrant/clip-ViT-B-32-vision -> clip-vit-b-32."""
-    path = Path(source)
-    last = (path.resolve() if _is_path(source) else path).name.removesuffix(".onnx")
-    plain = re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._")
-    return re.sub(r"-(vision|text|onnx)$", "", plain)[:64] or "model"
 
 
 def _without(folder: Path, message: str) -> str:

@@ -66,7 +66,8 @@ def install(source: str, models_dir: Path | None, **wishes: Any) -> None:
 
     A model appears whole or not at all: an install can be stopped at any moment and run again.
     """
-    from datasette_vision.models.install import Installer, Request
+    from datasette_vision.models.install import Installer
+    from datasette_vision.models.requests import Request
     from datasette_vision.models.store import default_models_dir
 
     outcome = Installer(models_dir or default_models_dir(), say).install(Request(source=source, **wishes))
