@@ -55,8 +55,8 @@ FRAMEWORKS = {"datasette", "click", "llm", "torch", "transformers", "ray"}
 HEAVY = {"onnxruntime", "torch", "llm", "usearch", "tokenizers", "numpy", "PIL", "numkong"}
 # The only module that may import each, wherever in it.
 ONE_PLACE = {
-    "onnxruntime": "runtime models.bake.fuse",
-    "tokenizers": "tokenizer",
+    "onnxruntime": "runtime models.bake.fuse models.bake.static",
+    "tokenizers": "tokenizer models.bake.slow_tokenizers",
     "llm": "llm_models llm_plugin",
 }
 # Turns PyTorch models into ours: may import torch, and nothing that serves may import it.

@@ -28,16 +28,17 @@ def bake(
     """Export the PyTorch model in folder `source` (transformers or sentence-transformers layout) into `staging`.
 
     Writes image.onnx and, for a dual encoder, text.onnx and tokenizer.json; returns the manifest without its keys
-    name, files and source. Every precision is compared with the original over the images in `calibration` (or
-    bundled ones) and bundled texts: "auto" keeps the fastest whose worst cosine reaches `threshold`. `progress` is told
-    what goes on, a line at a time. Raises InstallFailed or SourceNotFound, saying what is not supported or not there.
+    name, files, source and canonical. Every precision is compared with the original over the images in `calibration`
+    (or bundled ones) and bundled texts: "auto" keeps the fastest whose worst cosine reaches `threshold`, "int8" the
+    best quantised one above a cosine of 0.9. `progress` is told what goes on, a line at a time.
+    Raises InstallFailed or SourceNotFound, saying what is not supported or not there, or InvalidArgument.
     """
     if precision not in PRECISIONS:
         raise InvalidArgument(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
     if task is not None and task not in TASKS:
         raise InvalidArgument(f"task: expected one of {', '.join(TASKS)}, found {task!r}")
     try:
-        from datasette_vision.models.bake import baking, sources  # heavy: torch and transformers
+        from datasette_vision.models.bake import baking, sources, towers  # heavy: torch and transformers
         from datasette_vision.models.bake.calibration import pictures
     except ImportError as error:
         raise InstallFailed(
@@ -45,4 +46,5 @@ def bake(
         ) from error
     progress("loading the PyTorch model")
     original = sources.load(source, task)
-    return baking.Baker(original, staging, precision, threshold, progress).bake(pictures(calibration))
+    wish = towers.Wish(precision, threshold, progress)
+    return baking.Baker(original, staging, wish).bake(pictures(calibration))

@@ -17,6 +17,7 @@ from datasette_vision.models.bake.original import (
     load_processor,
     load_tokenizer,
 )
+from datasette_vision.models.bake.slow_tokenizers import backend
 from datasette_vision.models.manifest import DUAL_ENCODER
 
 
@@ -43,6 +44,7 @@ def load_clip(folder: Path) -> Original:
     text = TextSide(
         Tower(model, _text),
         tokenizer,
+        backend(tokenizer),
         context_length=min(config.text_config.max_position_embeddings, tokenizer.model_max_length),
         causal=True,
         pad_token_id=_pad_token(tokenizer, config),
@@ -67,6 +69,7 @@ def load_siglip(folder: Path) -> Original:
     text = TextSide(
         Tower(model, _text),
         tokenizer,
+        backend(tokenizer),
         context_length=config.text_config.max_position_embeddings,
         causal=False,
         pad_token_id=_pad_token(tokenizer, config),

@@ -7,7 +7,6 @@ where a model has its own (LeViT) or adds a bias to its scores (Swin), it is exp
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +16,10 @@ import onnx
 import torch
 import transformers
 from onnx import TensorProto, helper
+from torch.onnx import symbolic_helper
 
 from datasette_vision.errors import InstallFailed
+from datasette_vision.models.bake.original import quiet
 
 OPSET = 17
 IR_VERSION = 8  # what ONNX Runtime 1.17 reads
@@ -70,17 +71,27 @@ transformers.AttentionInterface.register(ATTENTION, _attention)
 transformers.AttentionMaskInterface.register(ATTENTION, _no_mask)
 
 
+def _gelu(g: Any, x: Any, approximate: str) -> Any:
+    """Export GELU as one node, exact or with the tanh that SigLIP was trained with."""
+    operator = "FastGelu" if approximate == "tanh" else "Gelu"
+    return g.op(f"com.microsoft::{operator}", x).setType(x.type())
+
+
 @contextmanager
 def exportable(model: Any) -> Iterator[None]:
     """Have the model compute its attention by what can be exported as one node, then as before."""
     before = model.config._attn_implementation
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, of which there is no ONNX
+    torch.onnx.register_custom_op_symbolic("aten::gelu", symbolic_helper.parse_args("v", "s")(_gelu), OPSET)
     try:
-        model.set_attn_implementation(ATTENTION)
-        yield
+        with quiet():
+            model.set_attn_implementation(ATTENTION)
+            yield
     finally:
-        model.set_attn_implementation(before)
+        with quiet():
+            model.set_attn_implementation(before)
+        torch.onnx.unregister_custom_op_symbolic("aten::gelu", OPSET)
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
@@ -96,8 +107,7 @@ def export(
     Raises InstallFailed when PyTorch cannot export it.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet():
             torch.onnx.export(
                 tower,
                 tuple(example.values()),

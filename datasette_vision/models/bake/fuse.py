@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
 from datasette_vision.errors import InstallFailed
 from datasette_vision.models.bake.graph import MICROSOFT, Graph
 
+LEVELS = onnxruntime.GraphOptimizationLevel
 # Extended, not all: the level above lays weights out for the processor it runs on, and this file travels.
-LEVEL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+FUSED = LEVELS.ORT_ENABLE_EXTENDED
+# Constants and batch normalisations folded, in standard operators: what convolutional graphs are quantised from.
+FOLDED = LEVELS.ORT_ENABLE_BASIC
 
 
-def optimise(source: Path, target: Path) -> None:
+def optimise(source: Path, target: Path, level: Any = FUSED) -> None:
     """Have ONNX Runtime fold constants and fuse (GELU, QuickGELU, batch normalisation …), and save what it made.
 
     Raises InstallFailed when it cannot load the graph.
     """
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = LEVEL
+    options.graph_optimization_level = level
     options.optimized_model_filepath = str(target)
     options.log_severity_level = 3
     try:
@@ -30,20 +34,23 @@ def optimise(source: Path, target: Path) -> None:
         ) from error
 
 
-def fuse(path: Path, work: Path) -> Path:
-    """Optimise the graph at `path` by every means that changes no answer; return the path of the result."""
-    first, second, result = work / "first.onnx", work / "second.onnx", work / f"{path.stem}-fp32.onnx"
-    optimise(path, first)
-    graph = Graph(first)
-    bypass_reshapes(graph)
-    fuse_skips(graph)
-    graph.save(second)
-    optimise(second, result)
-    graph = Graph(result)
-    graph.save(result)
-    for used in (first, second):
-        used.unlink()
-    return result
+def fuse(source: Path, target: Path, *, lean: bool = True) -> None:
+    """Optimise the graph at `source` by what changes no answer; `lean` adds our own fusions to ONNX Runtime's."""
+    optimise(source, target, FOLDED)
+    graph = Graph(target)
+    if not graph.nodes("MatMul"):
+        graph.save(target)  # convolutions: ONNX Runtime joins them with what follows as it loads them
+        return
+    optimise(source, target)
+    graph = Graph(target)
+    if lean:
+        bypass_reshapes(graph)
+        if graph.nodes("MultiHeadAttention"):  # else activations may be images, which SkipLayerNormalization refuses
+            fuse_skips(graph)
+        graph.save(target)
+        optimise(target, target)  # what those laid bare
+        graph = Graph(target)
+    graph.save(target)
 
 
 def bypass_reshapes(graph: Graph) -> None:

@@ -23,7 +23,8 @@ class TextSide:
     """The text tower of an original, and its own tokenizer."""
 
     module: torch.nn.Module  # (input_ids, attention_mask) -> (n, d)
-    tokenizer: Any
+    tokenizer: Any  # of transformers
+    backend: Any  # of tokenizers: what becomes tokenizer.json
     context_length: int
     causal: bool  # what follows the end token changes nothing: texts need no padding of their own
     pad_token_id: int
@@ -50,10 +51,20 @@ class Original:
     logit_bias: float = 0.0
     activation: str = "softmax"
     labels: list[str] = field(default_factory=list)
+    bgr: bool = False  # the processor turns the channels round; the tower does it here
+
+    @property
+    def processor_config(self) -> dict[str, Any]:
+        """Return the processor's settings, without what the tower does."""
+        config = {key: value for key, value in self.processor.to_dict().items() if value is not None}
+        if self.bgr:
+            config.pop("do_flip_channel_order")
+        return {**config, "do_normalize": bool(getattr(self.processor, "do_normalize", False))}
 
     def pixels(self, picture: Image.Image) -> NDArray[np.float32]:
         """Preprocess an RGB picture as the original does: -> (3, h, w)."""
-        return np.asarray(self.processor(picture, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+        found = np.asarray(self.processor(picture, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+        return found[::-1] if self.bgr else found
 
 
 def load_model(kind: Any, folder: Path) -> Any:
@@ -77,7 +88,18 @@ def load_tokenizer(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def reported(folder: Path) -> Iterator[None]:
-    """Turn what transformers raises into InstallFailed, and keep its warnings and progress bars to itself."""
+    """Turn what transformers raises into InstallFailed, without its warnings."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InstallFailed(f"{folder}: transformers cannot load it: {reason}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' warnings and progress bars to itself: they are for who writes models, not for who installs."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -85,9 +107,6 @@ def reported(folder: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InstallFailed(f"{folder}: transformers cannot load it: {reason}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()

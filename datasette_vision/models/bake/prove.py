@@ -58,12 +58,16 @@ def measure(
     samples: Sequence[Inputs],
     reference: NDArray[np.float32],
     timed: Inputs,
+    rounds: int = ROUNDS,
 ) -> list[Measured]:
-    """Run every candidate over `samples`, one at a time, and time it on `timed`, the candidates turn about."""
+    """Run every candidate over `samples`, one at a time, and time it on `timed`, the candidates turn about.
+
+    Raises ModelCorrupt or EngineFailure when one of them cannot be loaded or run.
+    """
     sessions = {name: OnnxSession(path, inputs=tuple(timed), output=output) for name, path in candidates.items()}
     found = {name: np.concatenate([session.run(sample) for sample in samples]) for name, session in sessions.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, session in sessions.items():
             started = time.perf_counter()
             session.run(timed)

@@ -10,16 +10,31 @@ Token embeddings: one scale a token, only the tokens of the text being turned in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datasette_vision.models.bake.graph import MICROSOFT, Graph
+from datasette_vision.models.bake.prove import Inputs
+from datasette_vision.models.bake.static import quantise_convolutions
 
 HIGHEST = 127
 # Tables with fewer rows are positions, not tokens: small, and every text uses them.
 MIN_TOKENS = 256
+
+
+def candidates(source: Path, samples: Sequence[Inputs], work: Path) -> dict[str, Path]:
+    """Write quantised versions of the fp32 graph at `source` into `work`: name -> path. None where nothing can be."""
+    found = {}
+    path = work / f"{source.stem}-int8.onnx"
+    if quantise(source, path):
+        found["int8"] = path
+    path = work / f"{source.stem}-int8-static.onnx"
+    if quantise_convolutions(source, path, samples):
+        found["int8-static"] = path
+    return found
 
 
 def quantise(source: Path, target: Path) -> int:
@@ -44,9 +59,11 @@ def quantise_products(graph: Graph) -> int:
     smallest = graph.add_weight("row_smallest", np.array(1e-12, np.float32))
     rows: set[str] = set()
     count = 0
+    outputs = {output.name for output in graph.graph.output}
     for node in graph.nodes("MatMul"):
         name, weight = node.input[1], graph.weight(node.input[1])
-        if weight is None or weight.ndim != 2:
+        # The last projection is small, and its errors would be the answer's.
+        if weight is None or weight.ndim != 2 or node.output[0] in outputs:
             continue
         count += 1
         x, y = node.input[0], node.output[0]

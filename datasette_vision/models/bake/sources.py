@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.errors import InstallFailed, SourceNotFound
-from datasette_vision.models.bake import dual_encoders
+from datasette_vision.models.bake import classifiers, dual_encoders
 from datasette_vision.models.bake.original import Original
+from datasette_vision.models.manifest import DUAL_ENCODER, IMAGE_CLASSIFICATION
 
 DUAL_ENCODERS = {
     "clip": dual_encoders.load_clip,
@@ -24,10 +25,16 @@ def load(source: Path, task: str | None) -> Original:
     folder = transformers_folder(source)
     config = _read(folder / "config.json")
     kind = str(config.get("model_type"))
-    load_dual = DUAL_ENCODERS.get(kind)
-    if load_dual is None:
-        raise InstallFailed(f"{folder}: models of type {kind} cannot be baked")
-    return load_dual(folder)
+    if task != IMAGE_CLASSIFICATION and kind in DUAL_ENCODERS:
+        return DUAL_ENCODERS[kind](folder)
+    classes = [str(name) for name in config.get("architectures") or []]
+    if task != DUAL_ENCODER and any("ForImageClassification" in name for name in classes):
+        return classifiers.load_classifier(folder)
+    known = ", ".join(DUAL_ENCODERS)
+    raise InstallFailed(
+        f"{folder}: expected a dual encoder ({known}) or a model for image classification,"
+        f" found {', '.join(classes) or kind}"
+    )
 
 
 def transformers_folder(source: Path) -> Path:
