@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
+import random
+
 import numpy as np
 
 #: Name -> anchor colours (sRGB). A colour is called what its nearest anchor is called, in OKLab.
@@ -22,6 +25,23 @@ ANCHORS: dict[str, tuple[str, ...]] = {
 }
 
 COLOURS = tuple(ANCHORS)
+
+#: The shades that still bear the name: hue in degrees (may pass 360), saturation and value, each from - to.
+RANGES: dict[str, tuple[float, float, float, float, float, float]] = {
+    "red": (350, 368, 0.75, 1.0, 0.74, 1.0),
+    "orange": (22, 40, 0.8, 1.0, 0.85, 1.0),
+    "yellow": (49, 62, 0.5, 1.0, 0.85, 1.0),
+    "green": (80, 155, 0.45, 1.0, 0.35, 0.95),
+    "turquoise": (168, 190, 0.5, 1.0, 0.5, 1.0),
+    "blue": (202, 246, 0.5, 1.0, 0.4, 1.0),
+    "purple": (264, 302, 0.4, 1.0, 0.4, 0.9),
+    "pink": (318, 352, 0.22, 0.65, 0.92, 1.0),
+    "brown": (0, 34, 0.5, 0.85, 0.3, 0.68),
+    "gold": (41, 48, 0.65, 0.9, 0.7, 0.88),
+    "black": (0, 360, 0.0, 0.3, 0.0, 0.12),
+    "grey": (0, 360, 0.0, 0.08, 0.4, 0.75),
+    "white": (0, 360, 0.0, 0.04, 0.96, 1.0),
+}
 
 #: Other words that people type for the same colour.
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -48,6 +68,20 @@ USUAL_SHARE = 0.18
 def rgb(code: str) -> tuple[int, int, int]:
     """ "#1e6fe0" -> (30, 111, 224)."""
     return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)
+
+
+def anchor_shade(colour: str, chance: random.Random) -> str:
+    """One of the colour's anchors, a little off, as "#rrggbb"."""
+    mixed = [min(255, max(0, value + chance.randint(-12, 12))) for value in rgb(chance.choice(ANCHORS[colour]))]
+    return "#" + "".join(f"{value:02x}" for value in mixed)
+
+
+def any_shade(colour: str, chance: random.Random) -> str:
+    """Any shade that bears the colour's name, as "#rrggbb"."""
+    hue_from, hue_to, *rest = RANGES[colour]
+    hue = chance.uniform(hue_from, hue_to) % 360 / 360
+    saturation, value = chance.uniform(rest[0], rest[1]), chance.uniform(rest[2], rest[3])
+    return "#" + "".join(f"{round(channel * 255):02x}" for channel in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
 def oklab(pixels: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from augment import augment
 from captions import Captions
 from colours import colour_shares, named_colours
 from emoji_set import emoji_set
-from render import Drawings
+from render import SYNTHETIC, Drawings
 from tokenise import PAD, PAD_ID
 
 #: How often a style is drawn from, relative to a coloured style as its author drew it.
@@ -47,7 +47,7 @@ def seen_colours(styles: list[Drawings]) -> list[list[str]]:
     total = np.zeros((len(emoji_set()), len(colour_shares(np.zeros((1, 2, 2, 4), np.uint8))[0])), np.float64)
     count = np.zeros((len(total), 1))
     for style in styles:
-        if style.colour and "+" not in style.style and style.style != "synthetic":
+        if style.colour and "+" not in style.style and style.style != SYNTHETIC:
             np.add.at(total, style.classes, colour_shares(style.pixels))
             np.add.at(count, style.classes, 1)
     return [named_colours(row) for row in total / np.maximum(count, 1)]

@@ -21,7 +21,8 @@ from render import rasterise
 from runtime import ShippedModel
 from shapes import SHAPES
 
-#: The ten named colours of the colour test. They are painted in CSS's own colours, which training does not use.
+#: The ten named colours of the colour test, in the shades that CSS gives those names; the test has an emoji's usual
+#: shade of each as well.
 TEST_COLOURS = {
     "red": "#ff0000",
     "orange": "#ffa500",
@@ -104,17 +105,17 @@ def colour_test(model: ShippedModel) -> tuple[int, int, int, int]:
             total += int(names[int(scores.argmax())] == true)
         return total
 
-    swatches = [Image.new("RGB", (96, 96), code) for code in TEST_COLOURS.values()]
-    anchors = [Image.new("RGB", (96, 96), rgb(ANCHORS[name][0])) for name in TEST_COLOURS]
-    swatch_right = right([*swatches, *anchors], [*TEST_COLOURS, *TEST_COLOURS], ["{}"] * 2 * len(TEST_COLOURS))
+    paints = [(name, code) for name, css in TEST_COLOURS.items() for code in (css, ANCHORS[name][0])]
+    swatches = [Image.new("RGB", (96, 96), rgb(code)) for _, code in paints]
+    swatches_right = right(swatches, [name for name, _ in paints], ["{}"] * len(paints))
     pictures, truth, forms = [], [], []
-    for name, code in TEST_COLOURS.items():
+    for name, code in paints:
         for shape in TEST_SHAPES:
             svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100" fill="{code}">{SHAPES[shape]}</svg>'
             pictures.append(Image.fromarray(rasterise(svg, 96)))
             truth.append(name)
             forms.append(f"{{}} {shape}")
-    return swatch_right, len(swatches) * 2, right(pictures, truth, forms), len(pictures)
+    return swatches_right, len(paints), right(pictures, truth, forms), len(pictures)
 
 
 def top(model: ShippedModel, images: np.ndarray, query: str, count: int) -> list[int]:
@@ -160,7 +161,7 @@ def report(model: ShippedModel, folder: Path) -> str:
     lines += [
         "",
         f"- The right one of ten colour names comes first for {swatches} of {all_swatches} plain swatches and for "
-        f"{shapes} of {all_shapes} coloured shapes.",
+        f"{shapes} of {all_shapes} coloured shapes, in the shades of CSS and of emoji.",
         f"- Both towers together: {size:.1f} MB. One picture: {image_time:.1f} ms; one text: {text_time:.1f} ms "
         "(2 threads, x86-64 with AVX-512).",
         "",

@@ -15,11 +15,11 @@ import onnx
 import torch
 from PIL import Image
 
-import train
 from card import write_notice
+from checkpoint import POLISHED, TOKENIZER, load_checkpoint
 from emoji_set import emoji_set, google_drawings, plain
 from manifest import MANIFEST, MODEL_FOLDER, group_labels, list_files, subgroup_labels, versions, write_json
-from model import DualEncoder, Shape
+from model import DualEncoder
 from onnx_graphs import image_graph, text_graph
 from runtime import ShippedModel, unit
 
@@ -28,15 +28,6 @@ DESCRIPTION = (
     "A small dual encoder trained from scratch on emoji drawings and their names in 25 languages: "
     "it knows drawings, not photographs."
 )
-
-
-def load_checkpoint(path: Path) -> tuple[DualEncoder, Shape, float]:
-    """The trained model in fp32, its shape, and the scale of its cosines."""
-    stored = torch.load(path, weights_only=True)
-    shape = Shape(**stored["shape"])
-    model = DualEncoder(shape, len(stored["weights"]["prototypes"]))
-    model.load_state_dict(stored["weights"])
-    return model.eval(), shape, stored["logit_scale"]
 
 
 def parity(model: DualEncoder, folder: Path) -> dict[str, Any]:
@@ -71,7 +62,7 @@ def export(checkpoint: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(image_graph(model.image, shape.dimensions), folder / "image.onnx")
     onnx.save(text_graph(model.text, shape.dimensions), folder / "text.onnx")
-    shutil.copyfile(checkpoint.with_name(train.TOKENIZER.name), folder / "tokenizer.json")
+    shutil.copyfile(checkpoint.with_name(TOKENIZER.name), folder / "tokenizer.json")
     write_json(folder / "labels-groups.json", group_labels())
     write_notice(folder)
     half = [0.5, 0.5, 0.5]
@@ -117,7 +108,7 @@ def export(checkpoint: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, default=train.CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, default=POLISHED)
     parser.add_argument("--folder", type=Path, default=MODEL_FOLDER)
     arguments = parser.parse_args()
     export(arguments.checkpoint, arguments.folder)

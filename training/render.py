@@ -18,6 +18,7 @@ import resvg_py
 from PIL import Image
 
 import packages
+from colours import anchor_shade, any_shade
 from emoji_set import emoji_set, google_drawings, plain, twitter_drawings
 from shapes import draw, synthetic_classes
 from styles import SVG_STYLES, Style, drawings
@@ -25,6 +26,7 @@ from styles import SVG_STYLES, Style, drawings
 #: Larger than the model's input, so that augmentation can zoom in without inventing pixels.
 SIZE = 80
 SYNTHETIC_VARIANTS = 8
+SYNTHETIC, WIDE = "synthetic", "synthetic+wide"
 DRAWINGS = packages.CACHE / "drawings"
 
 #: Styles of which inked versions are made: flat colours, so that an outline around every shape looks drawn.
@@ -107,12 +109,13 @@ def _png_style(files: dict[str, Path]) -> tuple[list[np.ndarray], list[int]]:
     return pixels, classes
 
 
-def _synthetic_style() -> tuple[list[np.ndarray], list[int]]:
-    chance = random.Random("synthetic")
+def _synthetic_style(name: str) -> tuple[list[np.ndarray], list[int]]:
+    chance = random.Random(name)
+    shade = any_shade if name == WIDE else anchor_shade
     pixels, classes = [], []
     for number, what in enumerate(synthetic_classes(), start=len(emoji_set())):
         for _ in range(SYNTHETIC_VARIANTS):
-            pixels.append(rasterise(draw(what, chance), SIZE))
+            pixels.append(rasterise(draw(what, chance, shade), SIZE))
             classes.append(number)
     return pixels, classes
 
@@ -125,8 +128,8 @@ def _load(name: str, colour: bool) -> Drawings:
             pixels, classes = _png_style(google_drawings())
         elif name == "twitter":
             pixels, classes = _png_style(twitter_drawings())
-        elif name == "synthetic":
-            pixels, classes = _synthetic_style()
+        elif name in (SYNTHETIC, WIDE):
+            pixels, classes = _synthetic_style(name)
         else:
             base, _, treatment = name.partition("+")
             (style,) = (style for style in SVG_STYLES if style.name == base)
@@ -146,7 +149,12 @@ def load_drawings() -> list[Drawings]:
     found += [_load(style.name, style.colour) for style in SVG_STYLES]
     found += [_load(f"{name}+ink", True) for name in INKED]
     found += [_load(f"{name}+lines", False) for name in LINES]
-    return [*found, _load("synthetic", True)]
+    return [*found, _load(SYNTHETIC, True)]
+
+
+def load_polish_drawings() -> list[Drawings]:
+    """The same, and the synthetic drawings once more in every shade that bears a colour's name."""
+    return [*load_drawings(), _load(WIDE, True)]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Make the bundled model from nothing: fetch, render, train, export, evaluate, write the card.
+"""Make the bundled model from nothing: fetch, render, train, polish, export, evaluate, write the card.
 
     python training/run.py
 
-Takes about an hour and a half on two free cores. What `.cache/` has already is not made again, but for the checkpoint.
+Takes about an hour on two free cores. What `.cache/` has already is not made again, but for the checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "100000000",
 }
-STEPS = (("render.py",), ("train.py",), ("export.py",), ("evaluate.py", "--update-card"))
+STEPS = (("render.py",), ("train.py",), ("polish.py",), ("export.py",), ("evaluate.py", "--update-card"))
 
 
 def main() -> None:

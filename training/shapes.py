@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi, sin
 
-from colours import ANCHORS, COLOURS, rgb
+from colours import COLOURS
 
 COUNT_WORDS = {1: "one", 2: "two", 3: "three"}
 
@@ -63,16 +64,10 @@ def synthetic_classes() -> list[Synthetic]:
     return shapes + swatches + [Synthetic(None, pair) for pair in itertools.combinations(COLOURS, 2)]
 
 
-def _paint(colour: str, chance: random.Random) -> str:
-    """A shade of a colour: one of its anchors, a little off."""
-    mixed = [min(255, max(0, value + chance.randint(-12, 12))) for value in rgb(chance.choice(ANCHORS[colour]))]
-    return "#" + "".join(f"{value:02x}" for value in mixed)
-
-
-def draw(what: Synthetic, chance: random.Random) -> str:
-    """One random drawing of `what`, as an SVG document of 100 x 100."""
+def draw(what: Synthetic, chance: random.Random, shade: Callable[[str, random.Random], str]) -> str:
+    """One random drawing of `what`, as an SVG document of 100 x 100; `shade` mixes the paint of a named colour."""
     ink = f' stroke="#000" stroke-width="{chance.uniform(1.5, 5):.1f}"' if chance.random() < 0.35 else ""
-    paints = [_paint(colour, chance) for colour in what.colours]
+    paints = [shade(colour, chance) for colour in what.colours]
     if what.shape is None and len(paints) == 1:
         body = f'<rect width="100" height="100" fill="{paints[0]}"/>'
     elif what.shape is None:

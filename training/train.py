@@ -22,16 +22,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing
 from torch.nn import functional as F
 
-import packages
 from captions import Captions
+from checkpoint import TOKENIZER, TRAINED, save_checkpoint
 from data import Batch, Batches, seen_colours
 from model import DualEncoder, Shape
 from progress import Progress
 from render import Drawings, load_drawings
 from tokenise import train_tokenizer
-
-CHECKPOINT = packages.CACHE / "tiny-emoji.pt"
-TOKENIZER = packages.CACHE / "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -62,12 +59,16 @@ def soft_cross_entropy(logits: Tensor, weights: Tensor) -> Tensor:
     return losses.sum() / (totals > 0).sum().clamp(min=1)
 
 
-def losses(model: DualEncoder, batch: Batch, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """The contrastive loss, the images' and the captions' loss against the prototypes."""
+def embed(model: DualEncoder, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Drawings (n, d) and captions (n, d) of a batch, of unit length."""
     with torch.autocast("cpu", torch.bfloat16):
         images = model.image(batch.pixels.contiguous(memory_format=torch.channels_last))
         texts = model.text(batch.input_ids, batch.attention_mask)
-    images, texts = F.normalize(images.float()), F.normalize(texts.float())
+    return F.normalize(images.float()), F.normalize(texts.float())
+
+
+def losses(model: DualEncoder, batch: Batch, images: Tensor, texts: Tensor, settings: Settings) -> Tensor:
+    """The contrastive loss, the images' and the captions' loss against the prototypes: (3,)."""
     prototypes = F.normalize(model.prototypes)
     fits = batch.fits.float()
 
@@ -81,10 +82,10 @@ def losses(model: DualEncoder, batch: Batch, settings: Settings) -> tuple[Tensor
         images @ prototypes.T * settings.prototype_scale, batch.classes, label_smoothing=settings.label_smoothing
     )
     by_text = soft_cross_entropy(texts @ prototypes.T * settings.prototype_scale, fits)
-    return contrastive, by_image, by_text
+    return torch.stack([contrastive, by_image, by_text])
 
 
-def _parameter_groups(model: DualEncoder, settings: Settings) -> list[dict[str, object]]:
+def parameter_groups(model: DualEncoder, settings: Settings) -> list[dict[str, object]]:
     """Weight decay for matrices only."""
     named = list(model.named_parameters())
     decayed = [p for name, p in named if p.ndim > 1 and "tokens" not in name and "positions" not in name]
@@ -95,7 +96,7 @@ def _parameter_groups(model: DualEncoder, settings: Settings) -> list[dict[str, 
     ]
 
 
-def _update_average(average: DualEncoder, model: DualEncoder, decay: float) -> None:
+def update_average(average: DualEncoder, model: DualEncoder, decay: float) -> None:
     with torch.no_grad():
         for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
             if kept.is_floating_point():
@@ -104,7 +105,7 @@ def _update_average(average: DualEncoder, model: DualEncoder, decay: float) -> N
                 kept.copy_(new)
 
 
-def _prepare(settings: Settings, held_out: list[str], checkpoint: Path) -> tuple[list[Drawings], Captions, Tokenizer]:
+def _prepare(held_out: list[str]) -> tuple[list[Drawings], Captions, Tokenizer]:
     """The styles to train on, the captions, and the tokenizer; all of it the same in every process."""
     styles = [style for style in load_drawings() if not style.style.startswith(tuple(held_out))]
     captions = Captions(seen_colours(styles))
@@ -112,7 +113,7 @@ def _prepare(settings: Settings, held_out: list[str], checkpoint: Path) -> tuple
     return styles, captions, tokenizer
 
 
-def _share_gradients(model: DualEncoder) -> None:
+def share_gradients(model: DualEncoder) -> None:
     """Replace every gradient by its mean over the processes."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
@@ -127,13 +128,13 @@ def work(rank: int, settings: Settings, held_out: list[str], checkpoint: Path) -
     torch.set_num_threads(1)
     rendezvous = checkpoint.with_suffix(".rendezvous").absolute().as_uri()
     distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=settings.processes)
-    styles, captions, tokenizer = _prepare(settings, held_out, checkpoint)
+    styles, captions, tokenizer = _prepare(held_out)
     shape = Shape(vocabulary=tokenizer.get_vocab_size())
     batches = Batches(styles, captions, tokenizer, settings.seed + rank)
     torch.manual_seed(settings.seed)
     model = DualEncoder(shape, captions.classes).to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).eval()
-    optimiser = torch.optim.AdamW(_parameter_groups(model, settings), betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(parameter_groups(model, settings), betas=(0.9, 0.98))
     progress = None
     if rank == 0:
         tokenizer.save(str(checkpoint.with_name(TOKENIZER.name)))
@@ -144,18 +145,17 @@ def work(rank: int, settings: Settings, held_out: list[str], checkpoint: Path) -
             group["lr"] = settings.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / settings.steps))
         size = settings.early_size if step <= settings.early_share * settings.steps else shape.image_size
         batch = batches.draw(settings.batch // settings.processes, size, shape.context_length)
-        parts = torch.stack(losses(model, batch, settings))
+        parts = losses(model, batch, *embed(model, batch), settings)
         parts.sum().backward()
-        _share_gradients(model)
+        share_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimiser.step()
         optimiser.zero_grad()
         if progress is not None:
-            _update_average(average, model, min(settings.average, step / (step + 20)))
+            update_average(average, model, min(settings.average, step / (step + 20)))
             progress.after_step(step, parts.detach(), model, average, last=step == settings.steps)
     if rank == 0:
-        scale = float(average.log_scale.exp().clamp(max=settings.largest_scale))
-        torch.save({"shape": shape.as_dict(), "weights": average.state_dict(), "logit_scale": scale}, checkpoint)
+        save_checkpoint(checkpoint, average, shape, settings.largest_scale)
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -177,6 +177,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--hold-out", action="append", default=[], help="leave out the styles whose name starts so")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, default=TRAINED)
     arguments = parser.parse_args()
     train(Settings(steps=arguments.steps), arguments.hold_out, arguments.checkpoint)
