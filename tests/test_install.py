@@ -227,7 +227,10 @@ FLAWS: list[tuple[Callable[[Path], None], str]] = [
     (broken_tokenizer, "clip cannot be used: tokenizer.json: expected a tokenizer"),
     (not_json, "clip: config.json: expected JSON, found something else"),
     (unequal_towers, "clip: the image tower gives 12 dimensions (image_embeds), the text tower 8 (text_embeds)"),
-    (no_preprocessing, "clip: expected preprocessor_config.json or preprocess_cfg.json, which is not there: say how"),
+    (
+        no_preprocessing,
+        "clip: expected preprocessor_config.json or processor_config.json or preprocess_cfg.json, which is not",
+    ),
 ]
 
 

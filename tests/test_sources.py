@@ -147,6 +147,17 @@ def test_xenova(machine: Machine, tmp_path: Path, reference: tuple[np.ndarray, n
     assert same(embeddings(model), reference)
 
 
+def test_one_file_for_all_processors(
+    machine: Machine, tmp_path: Path, reference: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """As transformers 5 writes it."""
+    folder = repositories.xenova(tmp_path / "clip")
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": config}))
+    assert same(embeddings(machine.install(folder)), reference)
+
+
 def test_qdrant(machine: Machine, tmp_path: Path, reference: tuple[np.ndarray, np.ndarray]) -> None:
     vision, text = repositories.qdrant(tmp_path)
     for folder in (vision, text):

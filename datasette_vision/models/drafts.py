@@ -25,7 +25,7 @@ from datasette_vision.tokenizer import Tokenizer
 Draft = dict[str, Any]
 
 # Where preprocessing is written: beside the graph, or at the root.
-PREPROCESS_FILES = ("preprocessor_config.json", "preprocess_cfg.json")
+PREPROCESS_FILES = ("preprocessor_config.json", "processor_config.json", "preprocess_cfg.json")
 PACKAGES = ("datasette-vision", "onnxruntime", "tokenizers", "pillow")
 
 
@@ -195,7 +195,10 @@ def _preprocess(tower: Graphs, wishes: Wishes, side: int) -> dict[str, Any]:
             f"{error}: say how pictures are prepared with --preprocess ({', '.join(preprocessors.PRESETS)},"
             " or a JSON file)"
         ) from None
-    return preprocessors.from_config(read_json(tower.origin, name), f"{tower.origin.location}: {name}")
+    config = read_json(tower.origin, name)
+    # transformers 5 writes one file for image processor and tokenizer.
+    config = config.get("image_processor", config) if name.endswith("processor_config.json") else config
+    return preprocessors.from_config(config, f"{tower.origin.location}: {name}")
 
 
 def _preprocessor(spec: dict[str, Any]) -> Preprocess:
