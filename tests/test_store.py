@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,28 @@ def test_a_folder_in_place_of_a_file(store: ModelStore, models: Path) -> None:
     path.unlink()
     path.mkdir()
     damaged(store, "text.onnx")
+
+
+@pytest.mark.parametrize(("graph", "data"), [("image.onnx", "image.onnx.data"), ("int8/a.onnx", "int8/weights")])
+def test_weights_kept_apart_are_checked_with_their_graph(tmp_path: Path, graph: str, data: str) -> None:
+    folder = fakes.make_dual_encoder(tmp_path, "apart")
+    (folder / graph).parent.mkdir(exist_ok=True)
+    (folder / graph).write_bytes((folder / "image.onnx").read_bytes())
+    (folder / data).write_bytes(b"weights")
+    files = [
+        {"path": path.relative_to(folder).as_posix(), "size": len(content), "sha256": sha256(content).hexdigest()}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+        for content in [path.read_bytes()]
+    ]
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "files": files, "image": {"file": graph}}))
+    model = ModelStore(tmp_path, tmp_path).find("apart")
+    assert model.path(graph) == folder / graph
+    (folder / data).write_bytes(b"wrights")
+    with pytest.raises(ModelCorrupt, match=f"{data}: expected the SHA-256"):
+        model.path(graph)
+    assert model.path("text.onnx") == folder / "text.onnx"
 
 
 def test_a_damaged_file_is_found_when_it_is_used(store: ModelStore, models: Path) -> None:

@@ -11,7 +11,8 @@ import platformdirs
 
 from datasette_vision.errors import ModelCorrupt, UnknownModel
 from datasette_vision.models import manifest as manifests
-from datasette_vision.models.manifest import Manifest
+from datasette_vision.models.manifest import File, Manifest
+from datasette_vision.models.origins import weights_beside
 from datasette_vision.models.staging import leftovers, replaced_name
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -27,9 +28,15 @@ class InstalledModel:
     def path(self, name: str) -> Path:
         """Return the path of a file of the model, its content checked against the manifest.
 
-        Raises ModelCorrupt when it is missing, of another size or of another digest.
+        With a graph, the files are checked that hold weights for it. Raises ModelCorrupt when one is missing, of
+        another size or of another digest.
         """
-        file = self.manifest.file(name)
+        beside = weights_beside(name, [file.path for file in self.manifest.files])
+        for other in beside:
+            self._check(self.manifest.file(other))
+        return self._check(self.manifest.file(name))
+
+    def _check(self, file: File) -> Path:
         path = self.folder / file.path
         try:
             size = path.stat().st_size
