@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from datasette_vision import demo, images
 from datasette_vision.classifier import ImageClassifier
 from datasette_vision.encoder import DualEncoder, load_on
-from datasette_vision.errors import InstallFailed, InvalidArgument, VisionError
+from datasette_vision.errors import InstallFailed, InvalidArgument, ModelCorrupt, VisionError
 from datasette_vision.models import samples, trial
 from datasette_vision.models.install import Installer
 from datasette_vision.models.labels import read_labels
@@ -207,13 +207,29 @@ def test_weights_outside_of_the_graph(machine: Machine, tmp_path: Path) -> None:
     model = onnx.load(path)
     onnx.save(model, path, save_as_external_data=True, location="vision_model.onnx_data", size_threshold=0)
     assert (folder / "onnx" / "vision_model.onnx_data").exists()
+    (folder / "onnx" / "vision_model.onnx_data").chmod(0o600)
     installed = machine.install(folder)
+    data = installed.folder / "image" / "fp32" / "vision_model.onnx_data"
+    assert data.stat().st_mode & 0o777 == (installed.folder / "manifest.json").stat().st_mode & 0o777
     assert {file.path for file in installed.manifest.files} == {
         "image/fp32/vision_model.onnx",
         "image/fp32/vision_model.onnx_data",
         "text.onnx",
         "tokenizer.json",
     }
+
+
+def test_weights_outside_of_the_graph_are_checked_with_it(machine: Machine, tmp_path: Path) -> None:
+    folder = repositories.xenova(tmp_path / "clip")
+    path = folder / "onnx" / "vision_model.onnx"
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="vision_model.onnx_data", size_threshold=0)
+    installed = machine.install(folder)
+    data = installed.folder / "image" / "fp32" / "vision_model.onnx_data"
+    content = data.read_bytes()
+    data.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    encoder = DualEncoder(installed, load_on(1))
+    with pytest.raises(ModelCorrupt, match=r"vision_model\.onnx_data: expected the SHA-256"):
+        encoder.encode_pixels(np.zeros((1, 3, 16, 16), dtype=np.float32))
 
 
 def test_graphs_that_cannot_be_used(machine: Machine, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from datasette_vision.models import graphs, preprocessors, samples, texttowers, 
 from datasette_vision.models.catalog import CLIP_LOGIT_SCALE, Row
 from datasette_vision.models.labels import labels_of, read_labels
 from datasette_vision.models.manifest import DUAL_ENCODER, FORMAT, IMAGE_CLASSIFICATION, ImageTower, TextTower, parse
-from datasette_vision.models.origins import UNKNOWN_LICENCE, Origin, Say, read_json
-from datasette_vision.models.sources import Classifier, Graphs, Towers, choose_precisions, external_data
+from datasette_vision.models.origins import UNKNOWN_LICENCE, Origin, Say, read_json, weights_beside
+from datasette_vision.models.sources import Classifier, Graphs, Towers, choose_precisions
 from datasette_vision.models.staging import link_or_copy
 from datasette_vision.preprocess import Preprocess
 from datasette_vision.tokenizer import Tokenizer
@@ -152,7 +152,7 @@ def _fetch(tower: Graphs, precision: str, staging: Path, name: str) -> dict[str,
     chosen = choose_precisions(tower, precision)
     found = {}
     for kind, source in chosen.items():
-        data = external_data(tower.origin, source)
+        data = weights_beside(source, tower.origin.names)
         # A graph names the files of its weights: they keep theirs, in a folder where no other graph's can be.
         target = staging / name / kind / Path(source).name if data else staging / f"{name}-{kind}.onnx"
         if len(chosen) == 1 and not data:

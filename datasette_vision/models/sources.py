@@ -137,16 +137,6 @@ def choose_precisions(graphs: Graphs, wanted: str) -> dict[str, str]:
     )
 
 
-def external_data(origin: Origin, graph: str) -> list[str]:
-    """Return the files beside a graph that hold its weights: graphs above 2 GB cannot hold them themselves."""
-    stem = graph.removesuffix(".onnx")
-    return sorted(
-        name
-        for name in origin.names
-        if name.startswith((f"{graph}_data", f"{graph}.data")) or name in {f"{stem}.data", f"{stem}.bin"}
-    )
-
-
 def _graphs(origin: Origin, stem: str) -> Graphs | None:
     found = {}
     for precision, suffixes in PRECISIONS.items():

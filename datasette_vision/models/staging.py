@@ -135,7 +135,11 @@ def staged(models_dir: Path, name: str) -> Iterator[Path]:
 
 def put_in_place(staging: Path, target: Path) -> None:
     """Rename a finished staging folder to its name, replacing what is there. The lock of the name is held."""
+    # Some exporters write files for their user alone, but whoever may read the folder is to read the model.
+    readable = staging.stat().st_mode & 0o444
     for path in sorted(staging.rglob("*"), reverse=True):
+        if path.is_file() and path.stat().st_mode & readable != readable:
+            path.chmod(path.stat().st_mode | readable)
         flush(path)
     flush(staging)
     old = None

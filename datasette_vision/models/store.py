@@ -28,11 +28,13 @@ class InstalledModel:
     def path(self, name: str) -> Path:
         """Return the path of a file of the model, its content checked against the manifest.
 
-        With a graph, the files are checked that hold weights for it. Raises ModelCorrupt when one is missing, of
-        another size or of another digest.
+        With a graph, the files are checked that hold weights for it: by their names, or by being in its folder below
+        the model's. Raises ModelCorrupt when one is missing, of another size or of another digest.
         """
-        beside = weights_beside(name, [file.path for file in self.manifest.files])
-        for other in beside:
+        names = [file.path for file in self.manifest.files]
+        folder = name.rpartition("/")[0]
+        together = [other for other in names if folder and other.rpartition("/")[0] == folder and other != name]
+        for other in dict.fromkeys([*weights_beside(name, names), *together]):
             self._check(self.manifest.file(other))
         return self._check(self.manifest.file(name))
 

@@ -85,7 +85,8 @@ def verify(model: InstalledModel) -> list[str]:
     manifest = model.manifest
     for file in manifest.files:
         model.path(file.path)
-    lines = [f"{len(manifest.files)} files are what they were ({sum(file.size for file in manifest.files):,} bytes)"]
+    count, size = len(manifest.files), sum(file.size for file in manifest.files)
+    lines = [f"{count} {'file is what it was' if count == 1 else 'files are what they were'} ({size:,} bytes)"]
     recorded = manifest.canonical
     tolerance = TOLERANCE.get(manifest.precision, TOLERANCE_QUANTISED)
     if manifest.task == DUAL_ENCODER:
