@@ -116,8 +116,8 @@ class HubRepository:
             disable_progress_bars()
         partial.touch()
         had = partial.stat().st_size
-        resumed = f", going on from {_megabytes(had)}" if had else ""
-        self._say(f"Downloading {self.location}/{name} ({_megabytes(size)}{resumed})")
+        resumed = f", going on from {_size(had)}" if had else ""
+        self._say(f"Downloading {self.location}/{name} ({_size(size)}{resumed})")
         while True:
             try:
                 self._get(name, partial, size)
@@ -129,7 +129,7 @@ class HubRepository:
                 # Versions of huggingface_hub differ in what they retry by themselves.
                 elif _status(error) is None and now > had:
                     had = now
-                    self._say(f"  interrupted at {_megabytes(now)}: going on from there")
+                    self._say(f"  interrupted at {_size(now)}: going on from there")
                     continue
                 raise explain(error, self.location, self.revision, name) from None
 
@@ -253,5 +253,7 @@ def _digest(path: Path, git: bool) -> str:
     return digest.hexdigest()
 
 
-def _megabytes(size: int | None) -> str:
-    return "size unknown" if size is None else f"{size / 1e6:,.1f} MB"
+def _size(size: int | None) -> str:
+    if size is None:
+        return "size unknown"
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
