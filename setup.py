@@ -57,7 +57,14 @@ setup(
     ],
     extras_require={
         "llm": ["llm>=0.19"],
-        "bake": [],
+        # Only to export PyTorch weights. Where CUDA is not wanted, install torch from PyTorch's CPU index first.
+        "bake": [
+            "onnx>=1.17",
+            "sentence-transformers>=3",
+            "sentencepiece>=0.2",
+            "torch>=2.4",
+            "transformers>=4.45",
+        ],
         "deploy": [],
         "ray": [],
         "heif": ["pillow-heif>=0.18"],

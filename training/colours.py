@@ -43,6 +43,23 @@ RANGES: dict[str, tuple[float, float, float, float, float, float]] = {
     "white": (0, 360, 0.0, 0.04, 0.96, 1.0),
 }
 
+#: The shade that CSS gives each name (https://www.w3.org/TR/css-color-4/#named-colors): brown is a reddish one there.
+CSS = {
+    "red": "#ff0000",
+    "orange": "#ffa500",
+    "yellow": "#ffff00",
+    "green": "#008000",
+    "turquoise": "#40e0d0",
+    "blue": "#0000ff",
+    "purple": "#800080",
+    "pink": "#ffc0cb",
+    "brown": "#a52a2a",
+    "gold": "#ffd700",
+    "black": "#000000",
+    "grey": "#808080",
+    "white": "#ffffff",
+}
+
 #: Other words that people type for the same colour.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "red": ("red", "scarlet", "crimson"),
@@ -72,12 +89,17 @@ def rgb(code: str) -> tuple[int, int, int]:
 
 def anchor_shade(colour: str, chance: random.Random) -> str:
     """One of the colour's anchors, a little off, as "#rrggbb"."""
-    mixed = [min(255, max(0, value + chance.randint(-12, 12))) for value in rgb(chance.choice(ANCHORS[colour]))]
-    return "#" + "".join(f"{value:02x}" for value in mixed)
+    return _a_little_off(chance.choice(ANCHORS[colour]), chance)
+
+
+def _a_little_off(code: str, chance: random.Random) -> str:
+    return "#" + "".join(f"{min(255, max(0, value + chance.randint(-12, 12))):02x}" for value in rgb(code))
 
 
 def any_shade(colour: str, chance: random.Random) -> str:
-    """Any shade that bears the colour's name, as "#rrggbb"."""
+    """Any shade that bears the colour's name, as "#rrggbb": one time in three about what CSS means by it."""
+    if chance.random() < 1 / 3:
+        return _a_little_off(CSS[colour], chance)
     hue_from, hue_to, *rest = RANGES[colour]
     hue = chance.uniform(hue_from, hue_to) % 360 / 360
     saturation, value = chance.uniform(rest[0], rest[1]), chance.uniform(rest[2], rest[3])

@@ -3,7 +3,8 @@
     python training/polish.py
 
 Starts from train.py's checkpoint, at a lower learning rate. The same losses go on; beside them every drawing is told
-apart by the wordings of the groups and of the subgroups, as zero-shot classification will do it.
+apart by the wordings of the groups and of the subgroups, and every coloured shape by the names of the colours, as
+zero-shot classification will do it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from captions import Captions
 from checkpoint import POLISHED, TOKENIZER, TRAINED, load_checkpoint, save_checkpoint
+from colours import COLOURS, SYNONYMS
 from data import Batches, encode, seen_colours
 from emoji_set import emoji_set
 from labels import GROUPS, SUBGROUPS
@@ -27,26 +29,37 @@ from manifest import group_labels, subgroup_labels
 from model import DualEncoder
 from progress import Progress
 from render import load_drawings, load_polish_drawings
+from shapes import SHAPES, synthetic_classes
 from train import Settings, embed, losses, parameter_groups, share_gradients, update_average
 
-SETTINGS = replace(Settings(), seed=21, steps=450, learning_rate=5e-4, warm_up=30, average=0.99)
+SETTINGS = replace(Settings(), seed=21, steps=1200, learning_rate=5e-4, warm_up=30, average=0.99)
 
 
 @dataclass(frozen=True)
 class LabelTask:
-    """One zero-shot task: wordings of every label, and the label of every class (-100 where it has none)."""
+    """One zero-shot task: wordings of every label, and the label of every class (-100 where it has none).
+
+    `forms` are what a wording may stand in, the same one for all labels of a step.
+    """
 
     phrases: list[tuple[str, ...]]
     label_of: Tensor
+    forms: tuple[str, ...] = ("{}",)
 
     def prompts(self, chance: random.Random) -> list[str]:
         """For every label its prompt or, as often, another wording."""
-        return [wordings[0] if chance.random() < 0.5 else chance.choice(wordings) for wordings in self.phrases]
+        form = chance.choice(self.forms)
+        return [
+            form.format(wordings[0] if chance.random() < 0.5 else chance.choice(wordings)) for wordings in self.phrases
+        ]
 
 
 def label_tasks(classes: int) -> list[LabelTask]:
-    """The nine groups and the subgroups."""
-    found = []
+    """The nine groups, the subgroups, and the colours of shapes and swatches."""
+    synthetic = [COLOURS.index(one.colours[0]) if len(one.colours) == 1 else -100 for one in synthetic_classes()]
+    label_of = torch.tensor([-100] * len(emoji_set()) + synthetic)
+    forms = ("{}", *(f"{{}} {shape}" for shape in SHAPES), *(f"a {{}} {shape}" for shape in SHAPES))
+    found = [LabelTask([SYNONYMS[colour] for colour in COLOURS], label_of, forms)]
     for key, labels, wordings in (("group", group_labels(), GROUPS), ("subgroup", subgroup_labels(), SUBGROUPS)):
         names = [label["label"] for label in labels]
         of_emoji = [names.index(getattr(emoji, key)) for emoji in emoji_set()]
