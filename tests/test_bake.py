@@ -33,10 +33,9 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
 TEXTS = (
     *calibration.TEXTS,
-    "<|endoftext|> in the middle",
+    "<|startoftext|> and <|endoftext|> in the middle",
     "tabs\tand\nlines",
     "▁underscore▁ of SentencePiece",
-    "</s> in <unk> it",
     "x" * 500,
     "ＦＵＬＬ ｗｉｄｔｈ",  # noqa: RUF001
     "İstanbul ŒUVRE ẞ",
@@ -68,6 +67,15 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Baked:
         return finish(bake(source, folder, **options), folder)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a few pictures to calibrate with: the bundled ones take longer than the tiny models."""
+    folder = tmp_path_factory.mktemp("few")
+    for number, picture in enumerate(list(calibration.pictures(None).values())[::6]):
+        picture.save(folder / f"{number}.png")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -146,16 +154,16 @@ def test_padding_changes_nothing_in_clip(baked: Baked, clip: Path) -> None:
 def test_clip_int8_is_smaller_close_and_reported(baked: Baked, clip: Path) -> None:
     said: list[str] = []
     model = baked(clip, precision="int8", progress=said.append)
-    assert model.manifest.precision == "int8"
+    assert "int8" in model.manifest.precision
     plain = baked(clip, precision="fp32")
-    for file in ("image.onnx", "text.onnx"):
-        assert model.manifest.file(file).size < 0.7 * plain.manifest.file(file).size
+    for file in ("image.onnx.data", "text.onnx.data"):
+        assert model.manifest.file(file).size < 0.5 * plain.manifest.file(file).size
     for tower in ("image", "text"):
         report = model.manifest.parity[tower]
-        assert report["kept"] == "int8"
+        assert report["kept"] in ("int8", "int8-blocks")
         assert 0.99 < report["worst_cosine"] <= report["mean_cosine"] <= 1
         exact, quantised = report["candidates"][:2]
-        assert exact["name"] == "fp32"
+        assert [candidate["name"] for candidate in report["candidates"]] == ["fp32", "int8", "int8-blocks"]
         assert exact["worst_cosine"] > 0.99999
         assert exact["norm_difference"] < 0.001
         assert {"milliseconds", "size", "mean_cosine"} <= set(quantised)
@@ -179,13 +187,13 @@ def test_clip_of_sentence_transformers(baked: Baked, clip: Path, tmp_path: Path)
     np.testing.assert_allclose(embed_images(model), images, atol=1e-3)
 
 
-def test_clip_of_older_sentence_transformers(clip: Path, tmp_path: Path, baked: Baked) -> None:
+def test_clip_of_older_sentence_transformers(clip: Path, tmp_path: Path, baked: Baked, few: Path) -> None:
     """The layout of the published clip-ViT-B-32: the model in a folder of its own."""
     (tmp_path / "st").mkdir()
     (tmp_path / "st" / "0_CLIPModel").symlink_to(clip)
     entry = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
     (tmp_path / "st" / "modules.json").write_text(json.dumps([entry]))
-    assert baked(tmp_path / "st", precision="fp32").manifest.dimensions == 48
+    assert baked(tmp_path / "st", precision="fp32", calibration=few).manifest.dimensions == 48
 
 
 def test_siglip(baked: Baked, siglip: Path) -> None:
@@ -201,13 +209,13 @@ def test_siglip(baked: Baked, siglip: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", tinytorch.CLASSIFIERS)
-def test_classifiers(baked: Baked, tmp_path: Path, kind: str) -> None:
+def test_classifiers(baked: Baked, tmp_path: Path, few: Path, kind: str) -> None:
     source = tinytorch.make_classifier(tmp_path, kind)
-    model = baked(source, precision="fp32")
+    model = baked(source, precision="fp32", calibration=few)
     manifest = model.manifest
     assert [label.label for label in manifest.labels] == ["ant", "bee", "cat"]
     assert manifest.text is None
-    pictures = list(calibration.pictures(None).values())
+    pictures = list(calibration.pictures(few).values())
     scores = ImageClassifier(model, load_on(1)).classify_pixels(np.stack([manifest.preprocess(p) for p in pictures]))
     np.testing.assert_allclose(scores.sum(1), 1, atol=1e-6)
     original = transformers.AutoModelForImageClassification.from_pretrained(source).eval()
@@ -217,25 +225,22 @@ def test_classifiers(baked: Baked, tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(scores, expected, atol=0.02)  # pictures are resized to within 1 of 255
 
 
-def test_a_classifier_of_several_labels(baked: Baked, tmp_path: Path) -> None:
+def test_a_classifier_of_several_labels(baked: Baked, tmp_path: Path, few: Path) -> None:
     source = tinytorch.make_classifier(tmp_path, "vit")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
-    assert baked(source, precision="fp32").manifest.activation == "sigmoid"
+    assert baked(source, precision="fp32", calibration=few).manifest.activation == "sigmoid"
 
 
-def test_static_int8_of_convolutions(baked: Baked, tmp_path: Path) -> None:
-    model = baked(tinytorch.make_classifier(tmp_path, "resnet"), precision="int8")
+def test_static_int8_of_convolutions(baked: Baked, tmp_path: Path, few: Path) -> None:
+    model = baked(tinytorch.make_classifier(tmp_path, "resnet"), precision="int8", calibration=few)
     assert model.manifest.precision == "int8-static"
 
 
-def test_calibration_folder(clip: Path, tmp_path: Path, baked: Baked) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number, picture in enumerate(list(calibration.pictures(None).values())[:3]):
-        picture.save(folder / f"{number}.png")
-    (folder / "notes.txt").write_text("not a picture")
-    assert baked(clip, precision="fp32", calibration=folder).manifest.parity["image"]["samples"] == 3
+def test_calibration_folder(clip: Path, tmp_path: Path, few: Path, baked: Baked) -> None:
+    count = len(list(few.iterdir()))
+    (few / "notes.txt").write_text("not a picture")
+    assert baked(clip, precision="fp32", calibration=few).manifest.parity["image"]["samples"] == count
     with pytest.raises(SourceNotFound, match="expected images to calibrate with"):
         bake(clip, tmp_path, calibration=clip)
 

@@ -70,8 +70,12 @@ class Graph:
                 if name == old:
                     node.input[position] = new
 
-    def save(self, path: Path) -> None:
-        """Write the model, with the operator sets it uses and no others."""
+    def save(self, path: Path, *, weights_apart: bool = False) -> None:
+        """Write the model, with the operator sets it uses and no others.
+
+        `weights_apart` puts the weights into <path>.data, from where ONNX Runtime maps them into memory: what it lays
+        out anew for its own use is then held once, and of a table of tokens only the rows that are read.
+        """
         self.index()
         used = {node.domain for node in self.graph.node} | {""}
         kept = [entry for entry in self.model.opset_import if entry.domain in used]
@@ -80,7 +84,13 @@ class Graph:
         del self.model.opset_import[:]
         self.model.opset_import.extend(kept)
         del self.graph.value_info[:]
-        onnx.save(self.model, str(path))
+        if weights_apart:
+            data = path.with_name(f"{path.name}.data")
+            data.unlink(missing_ok=True)  # onnx would append to it
+            onnx.save(self.model, str(path), save_as_external_data=True, location=data.name)
+            data.chmod(path.stat().st_mode & 0o777)
+        else:
+            onnx.save(self.model, str(path))
 
     def _prune(self) -> None:
         wanted = {output.name for output in self.graph.output}

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import NodeProto
 
 from datasette_vision.models.bake.graph import MICROSOFT, Graph
 from datasette_vision.models.bake.prove import Inputs
 from datasette_vision.models.bake.static import quantise_convolutions
 
 HIGHEST = 127
+BLOCK = 32
 # Tables with fewer rows are positions, not tokens: small, and every text uses them.
 MIN_TOKENS = 256
 
@@ -28,21 +30,17 @@ MIN_TOKENS = 256
 def candidates(source: Path, samples: Sequence[Inputs], work: Path) -> dict[str, Path]:
     """Write quantised versions of the fp32 graph at `source` into `work`: name -> path. None where nothing can be."""
     found = {}
-    path = work / f"{source.stem}-int8.onnx"
-    if quantise(source, path):
-        found["int8"] = path
+    for name, method in (("int8", quantise_products), ("int8-blocks", quantise_blocks)):
+        path = work / f"{source.stem}-{name}.onnx"
+        graph = Graph(source)
+        if method(graph):
+            quantise_tables(graph)
+            graph.save(path)
+            found[name] = path
     path = work / f"{source.stem}-int8-static.onnx"
     if quantise_convolutions(source, path, samples):
         found["int8-static"] = path
     return found
-
-
-def quantise(source: Path, target: Path) -> int:
-    """Write the graph at `source` to `target` with 8-bit matrix products and token embeddings; return how many."""
-    graph = Graph(source)
-    count = quantise_products(graph) + quantise_tables(graph)
-    graph.save(target)
-    return count
 
 
 def by_scale(values: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -52,20 +50,29 @@ def by_scale(values: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], 
     return np.rint(values / scales).astype(np.int8), scales.astype(np.float32)
 
 
+def products(graph: Graph) -> list[tuple[NodeProto, NDArray[np.float32]]]:
+    """Return the products of activations with constant matrices, and these matrices.
+
+    Without the last projection: it is small, and its errors would be the answer's.
+    """
+    outputs = {output.name for output in graph.graph.output}
+    found = []
+    for node in graph.nodes("MatMul"):
+        weight = graph.weight(node.input[1])
+        if weight is not None and weight.ndim == 2 and node.output[0] not in outputs:
+            found.append((node, weight))
+    return found
+
+
 def quantise_products(graph: Graph) -> int:
-    """Replace products of activations and constant matrices; return how many."""
+    """Replace products by 8-bit ones, a scale a column and a scale a row; return how many."""
     one = graph.add_weight("row_scale", np.array(1 / HIGHEST, np.float32))
     middle = graph.add_weight("row_zero", np.array(HIGHEST + 1, np.uint8))
     smallest = graph.add_weight("row_smallest", np.array(1e-12, np.float32))
     rows: set[str] = set()
-    count = 0
-    outputs = {output.name for output in graph.graph.output}
-    for node in graph.nodes("MatMul"):
-        name, weight = node.input[1], graph.weight(node.input[1])
-        # The last projection is small, and its errors would be the answer's.
-        if weight is None or weight.ndim != 2 or node.output[0] in outputs:
-            continue
-        count += 1
+    replaced = products(graph)
+    for node, weight in replaced:
+        name = node.input[1]
         x, y = node.input[0], node.output[0]
         if x not in rows:
             rows.add(x)
@@ -91,7 +98,34 @@ def quantise_products(graph: Graph) -> int:
         graph.remove(node)
         graph.add("Mul", [f"{y}_unit", f"{x}_row"], [y])
     graph.index()
-    return count
+    return len(replaced)
+
+
+def quantise_blocks(graph: Graph) -> int:
+    """Replace products by MatMulNBits: 8 bits, a scale for every 32 weights and every 32 activations; return how many.
+
+    Twice the time of a scale a column, but closer: for models whose outliers spoil whole columns or rows.
+    """
+    replaced = [(node, weight) for node, weight in products(graph) if len(weight) % BLOCK == 0]
+    for node, weight in replaced:
+        depth, width = weight.shape
+        integers, scales = by_scale(weight.T.reshape(width, depth // BLOCK, BLOCK), 2)
+        name = node.input[1]
+        blocks = graph.add_weight(f"{name}_blocks", (integers.astype(np.int16) + HIGHEST + 1).astype(np.uint8))
+        graph.remove(node)
+        graph.add(
+            "MatMulNBits",
+            [node.input[0], blocks, graph.add_weight(f"{name}_scales", scales.reshape(-1))],
+            [node.output[0]],
+            domain=MICROSOFT,
+            K=depth,
+            N=width,
+            bits=8,
+            block_size=BLOCK,
+            accuracy_level=4,  # activations as 8-bit integers too
+        )
+    graph.index()
+    return len(replaced)
 
 
 def quantise_tables(graph: Graph) -> int:

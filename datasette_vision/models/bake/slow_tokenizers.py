@@ -29,7 +29,10 @@ def backend(tokenizer: Any) -> Tokenizer:
 
 
 def _from_siglip(tokenizer: Any) -> Tokenizer:
-    """Build what transformers' tokenization_siglip.py does: its canonicalize_text(), then SentencePiece, then </s>."""
+    """Build what transformers' tokenization_siglip.py does: its canonicalize_text(), then SentencePiece, then </s>.
+
+    Only a text that has the special tokens written out in it ("</s>") is cut in another way there.
+    """
     model = import_protobuf().ModelProto.FromString(tokenizer.sp_model.serialized_model_proto())
     if model.trainer_spec.model_type != UNIGRAM:
         raise InstallFailed("spiece.model: expected a unigram model")
@@ -46,7 +49,6 @@ def _from_siglip(tokenizer: Any) -> Tokenizer:
     steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
     fast.normalizer = normalizers.Sequence(steps)
     fast.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always", split=True)
-    fast.add_special_tokens(list(tokenizer.added_tokens_decoder.values()))
     end = str(tokenizer.eos_token)
     fast.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,11 @@ from datasette_vision.errors import EngineFailure, InstallFailed, ModelCorrupt
 from datasette_vision.models.bake import quantise
 from datasette_vision.models.bake.export import export, exportable
 from datasette_vision.models.bake.fuse import fuse
+from datasette_vision.models.bake.graph import Graph
 from datasette_vision.models.bake.prove import FP32, Inputs, Measured, choose, exact, measure
+
+# PyTorch is given so many inputs of one shape at once: its threads then wait less for each other.
+BATCH = 8
 
 Progress = Callable[[str], None]
 
@@ -44,8 +48,14 @@ class Tower:
 
     def reference(self) -> NDArray[np.float32]:
         """Compute the original's answers to the samples: (n, d)."""
+        answers = []
         with torch.no_grad():
-            answers = [self.module(*map(torch.from_numpy, sample.values())).numpy() for sample in self.samples]
+            for _, alike in itertools.groupby(self.samples, lambda sample: [value.shape for value in sample.values()]):
+                rows = list(alike)
+                for start in range(0, len(rows), BATCH):
+                    part = rows[start : start + BATCH]
+                    inputs = [np.concatenate(values) for values in zip(*(row.values() for row in part), strict=True)]
+                    answers.append(self.module(*map(torch.from_numpy, inputs)).numpy())
         return np.concatenate(answers)
 
     def export(self, path: Path) -> None:
@@ -75,7 +85,7 @@ def bake_tower(tower: Tower, wish: Wish, staging: Path, work: Path) -> tuple[Mea
     say(f"{tower.name} tower: comparing and timing {', '.join(candidates)}")
     measured = measure(candidates, tower.output, tower.samples, reference, tower.timed)
     kept = choose(measured, wish.precision, wish.threshold)
-    shutil.move(kept.path, staging / f"{tower.name}.onnx")
+    Graph(kept.path).save(staging / f"{tower.name}.onnx", weights_apart=True)
     say(
         f"{tower.name} tower: kept {kept.name}: worst cosine {kept.worst_cosine:.5f}, {kept.milliseconds:.1f} ms,"
         f" {kept.size / 1e6:.0f} MB"
