@@ -60,10 +60,11 @@ setup(
         # Only to export PyTorch weights. Where CUDA is not wanted, install torch from PyTorch's CPU index first.
         "bake": [
             "onnx>=1.17",
-            "sentence-transformers>=3",
+            "protobuf>=4.25",
+            "sentence-transformers>=5.4",
             "sentencepiece>=0.2",
             "torch>=2.4",
-            "transformers>=4.45",
+            "transformers>=5.0",
         ],
         "deploy": [],
         "ray": [],

@@ -21,34 +21,49 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def register(
-    connection: sqlite3.Connection,
-    vision: Callable[[], Vision],
-    *,
-    drop_in: bool = True,
-    foreign_embed: ForeignEmbed | None = None,
-    on_error: Callable[[str], None] = lambda message: None,
-) -> None:
-    """Register every function of the table on a connection.
+class Registration:
+    """The SQL functions over one Vision, to be registered on any number of connections.
 
     `vision` is asked for at the first call. `drop_in` adds the llm_embed… family; `foreign_embed(model, input)` answers
     llm_embed() for models that are not ours. SQLite and Python between them replace the message of an exception by one
     that says nothing: `on_error` gets the real one, on the thread that runs the query, before the query fails.
     """
-    functions = _Lazy(vision, foreign_embed)
-    for function in FUNCTIONS:
-        if function.drop_in and not drop_in:
-            continue
-        if function.aggregate:
-            connection.create_aggregate(function.name, 1, _aggregate(function.name, functions, on_error))
-            continue
-        wrapped = _scalar(function.name, functions, on_error)
-        for arity in function.arities:
-            connection.create_function(function.name, arity, wrapped, deterministic=True)
+
+    def __init__(
+        self,
+        vision: Callable[[], Vision],
+        *,
+        drop_in: bool = True,
+        foreign_embed: ForeignEmbed | None = None,
+        on_error: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        functions = _Lazy(vision, foreign_embed)
+        self._scalars: list[tuple[str, int, Callable[..., Any]]] = []
+        self._aggregates: list[tuple[str, type]] = []
+        for function in FUNCTIONS:
+            if function.drop_in and not drop_in:
+                continue
+            if function.aggregate:
+                self._aggregates.append((function.name, _aggregate(function.name, functions, on_error)))
+                continue
+            wrapped = _scalar(function.name, functions, on_error)
+            self._scalars += [(function.name, arity, wrapped) for arity in function.arities]
+
+    def register(self, connection: sqlite3.Connection) -> None:
+        """Register every function of the table on a connection."""
+        for name, arity, scalar in self._scalars:
+            connection.create_function(name, arity, scalar, deterministic=True)
+        for name, aggregate in self._aggregates:
+            connection.create_aggregate(name, 1, aggregate)
+
+
+def register(connection: sqlite3.Connection, vision: Callable[[], Vision], **options: Any) -> None:
+    """Register the functions on one connection. `options` are those of Registration."""
+    Registration(vision, **options).register(connection)
 
 
 class _Lazy:
-    """The functions of one connection, made at the first call."""
+    """What the functions do, made at the first call."""
 
     def __init__(self, vision: Callable[[], Vision], foreign_embed: ForeignEmbed | None) -> None:
         self._make = vision, foreign_embed

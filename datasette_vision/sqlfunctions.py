@@ -28,7 +28,7 @@ ForeignEmbed = Callable[[str, "str | bytes"], Vector]
 
 
 class Functions:
-    """The SQL functions of one connection. Not thread-safe, as a connection is not."""
+    """The SQL functions over one Vision. Thread-safe, as it holds nothing of its own."""
 
     def __init__(self, vision: Vision, foreign_embed: ForeignEmbed | None = None) -> None:
         self._vision = vision

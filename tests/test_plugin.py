@@ -105,8 +105,10 @@ async def test_a_message_is_not_kept_for_the_next_error(fake_models: Path) -> No
     datasette = make_datasette(fake_models)
     assert "no model 'nope'" in (await get(datasette, "select vision_embed('x', 'nope')")).json()["error"]
     assert (await get(datasette, "select no_such_function()")).json()["error"] == "no such function: no_such_function"
-    not_utf8 = (await get(datasette, "select vision_embed(cast(x'ff' as text))")).json()["error"]
-    assert not_utf8 == "user-defined function raised exception" + HINT
+    # CPython refuses to hand such TEXT to a function; pysqlite3 hands over NULL.
+    not_utf8 = (await get(datasette, "select vision_embed(cast(x'ff' as text)) as e")).json()
+    if not_utf8 != [{"e": None}]:
+        assert not_utf8["error"] == "user-defined function raised exception" + HINT
 
 
 @pytest.mark.asyncio

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from datasette import hookimpl
 
-from datasette_vision import sql
 from datasette_vision.plugin import cells, cli_models, sql_errors
 from datasette_vision.plugin.cli import vision_group
 from datasette_vision.plugin.state import state_of
@@ -38,14 +37,7 @@ def shutdown(datasette: Datasette) -> None:
 def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
     """Register the SQL functions."""
     sql_errors.install()  # connections may be made before the start
-    state = state_of(datasette)
-    sql.register(
-        conn,
-        state.vision.get,
-        drop_in=not state.has_llm_embed_plugin,
-        foreign_embed=state.foreign_embed,
-        on_error=sql_errors.remember,
-    )
+    state_of(datasette).sql.register(conn)
 
 
 @hookimpl

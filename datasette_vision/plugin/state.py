@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from datasette.utils import StartupError
 
+from datasette_vision import sql
 from datasette_vision.config import Config
 from datasette_vision.errors import ConfigError, VisionError
 from datasette_vision.lazy import Lazy
+from datasette_vision.plugin import sql_errors
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTRIBUTE = "_datasette_vision"
+
+# pysqlite3 lets go of a closed connection's functions without holding Python's lock, when the last of its statements
+# goes. Were that the last reference, the process would abort: so there is always this one. A process has one Datasette.
+_kept: list[sql.Registration] = []
 
 
 class StopStart(StartupError, click.ClickException):
@@ -35,6 +41,13 @@ class PluginState:
         self._config: Lazy[Config] = Lazy(self._read_config)
         self._foreign: Lazy[Any] = Lazy(self._make_foreign)
         self.vision: Lazy[Vision] = Lazy(self._make_vision)
+        self.sql = sql.Registration(
+            self.vision.get,
+            drop_in=not self.has_llm_embed_plugin,
+            foreign_embed=self.foreign_embed,
+            on_error=sql_errors.remember,
+        )
+        _kept.append(self.sql)
 
     @property
     def config(self) -> Config:
