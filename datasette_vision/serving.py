@@ -31,6 +31,7 @@ class EncoderService:
     def __init__(self, model: InstalledModel, load: LoadSession, settings: dict[str, Any]) -> None:
         self.manifest = model.manifest
         self.encoder = DualEncoder(model, load)
+        self._towers = {"text": self.encoder.text_tower, "image": self.encoder.image_tower}
         name = self.manifest.name
         self.texts: Batcher[list[int], Vector] = Batcher(
             lambda batch: list(self.encoder.encode_tokens(batch)), name=f"{name}-text", **settings
@@ -45,13 +46,11 @@ class EncoderService:
 
     def loaded(self) -> list[str]:
         """Return the towers that are in memory."""
-        towers = {"text": self.encoder.text_tower, "image": self.encoder.image_tower}
-        return [name for name, tower in towers.items() if tower.loaded]
+        return [name for name, tower in self._towers.items() if tower.loaded]
 
     def unload(self, idle_s: float) -> list[str]:
         """Drop the towers that nobody asked for in the last `idle_s` seconds, and return their names."""
-        towers = {"text": self.encoder.text_tower, "image": self.encoder.image_tower}
-        return [name for name, tower in towers.items() if tower.forget(idle_s)]
+        return [name for name, tower in self._towers.items() if tower.forget(idle_s)]
 
     def warm(self) -> None:
         """Load both towers, the text tower first: it is what most first requests ask for."""

@@ -219,11 +219,7 @@ def test_drop_refuses_what_waits_and_finishes_what_runs(doubler: Doubler, batche
 def test_a_process_that_ends_amid_work_ends_in_order(tmp_path: Path) -> None:
     """Real inference on a daemon thread while the interpreter goes down: without care it aborts."""
     script = """
-    import sys, threading
-    from pathlib import Path
-    import numpy as np
-    from datasette_vision.config import Config
-    from datasette_vision.models.store import ModelStore
+    import threading
     from datasette_vision.vision import Vision
     from tests import pictures
     vision = Vision()

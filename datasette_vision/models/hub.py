@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.errors import DownloadFailed, SourceNotFound
+from datasette_vision.models import digests
 from datasette_vision.models.manifest import is_inside
 from datasette_vision.models.origins import UNKNOWN_LICENCE, LocalFolder, Origin, Say
 from datasette_vision.models.staging import exclusive
@@ -245,12 +246,7 @@ def _is_as_announced(path: Path, lfs: str | None, git: str | None) -> bool:
 
 
 def _digest(path: Path, git: bool) -> str:
-    # Git's name of a blob: SHA-1 of a header with its size, then the content.
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False) if git else hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return digests.git_blob(path) if git else digests.sha256(path)
 
 
 def _size(size: int | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.errors import InstallFailed, InvalidArgument, ModelCorrupt, SourceNotFound, UnknownModel
-from datasette_vision.models import catalog, drafts, hub, manifest, sources, staging, trial
+from datasette_vision.models import catalog, digests, drafts, hub, manifest, sources, staging, trial
 from datasette_vision.models.manifest import IMAGE_CLASSIFICATION, NAME
 from datasette_vision.models.origins import LocalFolder, OneGraph, Origin, Say, read_json
 from datasette_vision.models.requests import COMMIT, REPOSITORY, Request, is_path, location, name_of
@@ -206,23 +205,14 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else _sha256(stream)
             found.append(
                 {
                     "path": path.relative_to(folder).as_posix(),
                     "size": path.stat().st_size,
-                    "sha256": digest.hexdigest(),
+                    "sha256": digests.sha256(path),
                 }
             )
     return found
-
-
-def _sha256(stream: Any) -> Any:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest()
-    while chunk := stream.read(1 << 20):
-        digest.update(chunk)
-    return digest
 
 
 def _copy_finished(origin: Origin, folder: Path, precision: str) -> drafts.Draft:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import platformdirs
 
 from datasette_vision.errors import ModelCorrupt, UnknownModel
+from datasette_vision.models import digests
 from datasette_vision.models import manifest as manifests
 from datasette_vision.models.manifest import File, Manifest
 from datasette_vision.models.origins import weights_beside
@@ -44,20 +44,12 @@ class InstalledModel:
             size = path.stat().st_size
             if size != file.size:
                 raise ModelCorrupt(f"{path}: expected {file.size:,} bytes, found {size:,}")
-            digest = _sha256(path)
+            digest = digests.sha256(path)
         except OSError as error:
             raise ModelCorrupt(f"{path}: cannot be read: {error.strerror}") from None
         if digest != file.sha256:
             raise ModelCorrupt(f"{path}: expected the SHA-256 {file.sha256[:12]}…, found {digest[:12]}…")
         return path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def default_models_dir() -> Path:
