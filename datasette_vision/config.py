@@ -23,6 +23,7 @@ class ModelConfig:
     """What can be set for one model, over what is set for all."""
 
     threads: int | None = None
+    providers: tuple[str, ...] | None = None
     replicas: int | None = None
     max_batch_size: int | None = None
     max_queue: int | None = None
@@ -38,6 +39,7 @@ class Config:
     default_classifier: str | None = None
     preload: tuple[str, ...] = ()
     threads: int | None = None
+    providers: tuple[str, ...] | None = None
     replicas: int = 1
     max_batch_size: int = 32
     max_queue: int = 1024
@@ -69,7 +71,7 @@ class Config:
         """Return the settings that hold for a model: its own where given, else those for all."""
         own = self.models.get(name, ModelConfig())
         given = {key: value for key, value in dataclasses.asdict(own).items() if value is not None}
-        common = ModelConfig(self.threads, self.replicas, self.max_batch_size, self.max_queue, self.unload_after)
+        common = ModelConfig(**{key.name: getattr(self, key.name) for key in MODEL_KEYS})
         return dataclasses.replace(common, **given)
 
 
@@ -125,6 +127,12 @@ THREADS = Key(
     "threads", "cores that one inference uses; all of them by default", "a whole number from 1 to 256", _whole(1, 256)
 )
 REPLICAS = Key("replicas", "batches that a model computes at a time", "a whole number from 1 to 64", _whole(1, 64))
+PROVIDERS = Key(
+    "providers",
+    "execution providers of ONNX Runtime, the best first, as CUDAExecutionProvider; the CPU by default",
+    "a list of names of execution providers",
+    _names,
+)
 MAX_BATCH_SIZE = Key(
     "max_batch_size", "inputs computed together at most", "a whole number from 1 to 4096", _whole(1, 4096)
 )
@@ -140,7 +148,7 @@ UNLOAD_AFTER = Key(
     "a number above 0, at most 1000000",
     _positive(1_000_000),
 )
-MODEL_KEYS = (THREADS, REPLICAS, MAX_BATCH_SIZE, MAX_QUEUE, UNLOAD_AFTER)
+MODEL_KEYS = (THREADS, PROVIDERS, REPLICAS, MAX_BATCH_SIZE, MAX_QUEUE, UNLOAD_AFTER)
 KEYS = (
     Key(
         "models_dir",

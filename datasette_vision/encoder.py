@@ -18,9 +18,14 @@ from datasette_vision.tokenizer import Tokenizer
 LoadSession = Callable[[Path, tuple[str, ...], str], Session]
 
 
-def load_on(threads: int | None) -> LoadSession:
-    """Return a loader of graphs that run on so many threads (None: one for each core)."""
-    return lambda path, inputs, output: OnnxSession(path, inputs=inputs, output=output, threads=threads)
+def load_on(threads: int | None, providers: Sequence[str] = ()) -> LoadSession:
+    """Return a loader of graphs that run on so many threads (None: one for each core).
+
+    `providers` are ONNX Runtime's execution providers, the best first; the CPU without any.
+    """
+    return lambda path, inputs, output: OnnxSession(
+        path, inputs=inputs, output=output, threads=threads, providers=providers
+    )
 
 
 class DualEncoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision.errors import EngineFailure, ModelCorrupt
+from datasette_vision.errors import ConfigError, EngineFailure, ModelCorrupt
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Port:
     shape: tuple[int | None, ...]
 
 
+CPU = "CPUExecutionProvider"
 # What this package makes -> the narrower type that some exporters give their inputs. Nothing else is converted.
 NARROWED = {
     ("int64", "tensor(int32)"): np.int32,
@@ -48,14 +49,23 @@ NARROWED = {
 
 
 class OnnxSession:
-    """A graph loaded by ONNX Runtime on the CPU."""
+    """A graph loaded by ONNX Runtime."""
 
-    def __init__(self, path: Path, *, inputs: tuple[str, ...], output: str, threads: int | None = None) -> None:
-        """Load the graph at `path`.
+    def __init__(
+        self,
+        path: Path,
+        *,
+        inputs: tuple[str, ...],
+        output: str,
+        threads: int | None = None,
+        providers: Sequence[str] = (),
+    ) -> None:
+        """Load the graph at `path`, on the CPU unless other execution providers are given, the best first.
 
-        Raises ModelCorrupt when it cannot be loaded, or does not have these inputs and this output.
+        Raises ModelCorrupt when it cannot be loaded, or does not have these inputs and this output, and ConfigError for
+        a provider that the installed ONNX Runtime does not have.
         """
-        self._session = _load(path, threads or default_threads(), optimise=True)
+        self._session = _load(path, threads or default_threads(), providers=providers)
         for kind, expected, nodes in (
             ("input", inputs, self._session.get_inputs()),
             ("output", (output,), self._session.get_outputs()),
@@ -103,9 +113,15 @@ def _port(node: Any) -> Port:
     )
 
 
-def _load(path: Path, threads: int, *, optimise: bool) -> Any:
+def _load(path: Path, threads: int, *, optimise: bool = True, providers: Sequence[str] = ()) -> Any:
     import onnxruntime  # heavy: loaded with the first model, never at start
 
+    available = onnxruntime.get_available_providers()
+    if unknown := [name for name in providers if name not in available]:
+        raise ConfigError(
+            f"providers: the installed ONNX Runtime has {', '.join(available)}, not {', '.join(unknown)};"
+            " that of NVIDIA GPUs comes with: pip install onnxruntime-gpu"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -123,7 +139,9 @@ def _load(path: Path, threads: int, *, optimise: bool) -> Any:
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=[*providers, *([] if CPU in providers else [CPU])]
+        )
     except Exception as error:
         logger.error("%s: ONNX Runtime could not load it: %s", path, error)
         raise ModelCorrupt(f"{path}: expected a graph that ONNX Runtime can load; the log says why not") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +23,8 @@ from datasette_vision.vectors import Vector
 logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.float32]
+# (threads, execution providers) -> a loader of graphs
+MakeLoader = Callable[[int | None, Sequence[str]], LoadSession]
 
 
 class EncoderService:
@@ -130,7 +132,7 @@ class Unloader:
 class Services:
     """The models of a server by name. What a name means is fixed at its first use. Thread-safe."""
 
-    def __init__(self, store: ModelStore, config: Config, load: Callable[[int | None], LoadSession]) -> None:
+    def __init__(self, store: ModelStore, config: Config, load: MakeLoader) -> None:
         self._store = store
         self._config = config
         self._load = load
@@ -178,7 +180,7 @@ class Services:
             "workers": chosen.replicas,
         }
         kind = EncoderService if model.manifest.task == DUAL_ENCODER else ClassifierService
-        service = kind(model, self._load(chosen.threads), settings)
+        service = kind(model, self._load(chosen.threads, chosen.providers or ()), settings)
         if chosen.unload_after is not None:
             if self._unloader is None:
                 self._unloader = Unloader()

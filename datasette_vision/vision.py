@@ -11,10 +11,10 @@ import numpy as np
 from datasette_vision import images, vectors
 from datasette_vision.cache import EmbeddingCache, LabelSets
 from datasette_vision.config import Config
-from datasette_vision.encoder import LoadSession, load_on
+from datasette_vision.encoder import load_on
 from datasette_vision.errors import InvalidImage, InvalidText, InvalidVector, VisionError, WrongTask
 from datasette_vision.models.store import ModelStore
-from datasette_vision.serving import ClassifierService, EncoderService, Pixels, Service, Services
+from datasette_vision.serving import ClassifierService, EncoderService, MakeLoader, Pixels, Service, Services
 from datasette_vision.vectors import Matrix, Vector
 from datasette_vision.zeroshot import Labels, parse_labels, scores, top_k
 
@@ -25,7 +25,7 @@ LABEL_SETS_SHARE = 0.25
 class Vision:
     """Embeds, compares and classifies, with the models that are installed. Thread-safe.
 
-    `load` makes a loader of graphs for a number of threads; tests put their own there.
+    `load` makes a loader of graphs for a number of threads and execution providers; tests put their own there.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Vision:
         config: Config | None = None,
         *,
         store: ModelStore | None = None,
-        load: Callable[[int | None], LoadSession] = load_on,
+        load: MakeLoader = load_on,
     ) -> None:
         self.config = config or Config()
         models_dir = Path(self.config.models_dir).expanduser() if self.config.models_dir else None

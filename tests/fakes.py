@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ class CountingLoads:
         self.before_run: Callable[[Mapping[str, np.ndarray]], None] = lambda inputs: None
         self._lock = threading.Lock()
 
-    def __call__(self, threads: int | None) -> LoadSession:
+    def __call__(self, threads: int | None, providers: Sequence[str]) -> LoadSession:
         real = load_on(1)
 
         def load(path: Path, inputs: tuple[str, ...], output: str) -> Any:

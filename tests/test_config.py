@@ -29,6 +29,7 @@ def test_defaults() -> None:
         "default_classifier": None,
         "preload": (),
         "threads": None,
+        "providers": None,
         "replicas": 1,
         "max_batch_size": 32,
         "max_queue": 1024,
@@ -61,6 +62,10 @@ VALUES: dict[str, tuple[list[Any], list[Any], str]] = {
         [[], ["clip"], ["a", "b"]], ["clip", [""], [1], [None], {"clip": 1}, None, True], "a list of names of models"
     ),
     "threads": ([1, 2, 256], [0, 257, -1, *WHOLE], "a whole number from 1 to 256"),
+    "providers": (
+        [[], ["CUDAExecutionProvider", "CPUExecutionProvider"]], ["CPUExecutionProvider", [""], [1], {"a": 1}, None],
+        "a list of names of execution providers",
+    ),
     "replicas": ([1, 64], [0, 65, -1, *WHOLE], "a whole number from 1 to 64"),
     "max_batch_size": ([1, 4096], [0, 4097, *WHOLE], "a whole number from 1 to 4096"),
     "max_queue": ([1, 1_000_000], [0, 1_000_001, *WHOLE], "a whole number from 1 to 1000000"),
@@ -114,14 +119,14 @@ def test_bad_values(key: str, value: Any, expected: str) -> None:
         (
             {"colour": "red"},
             f'{WHERE}: unknown key "colour"; allowed are models_dir, default_model, default_classifier, preload, '
-            "threads, replicas, max_batch_size, max_queue, unload_after, cache_mb, max_image_mb, max_image_megapixels, "
-            "max_text_chars, max_labels, models",
+            "threads, providers, replicas, max_batch_size, max_queue, unload_after, cache_mb, max_image_mb, "
+            "max_image_megapixels, max_text_chars, max_labels, models",
         ),
         ({"models": {"clip": {"thread": 1}}}, f'{WHERE}.models.clip: unknown key "thread"; did you mean threads?'),
         (
             {"models": {"clip": {"cache_mb": 1}}},
-            f'{WHERE}.models.clip: unknown key "cache_mb"; allowed are threads, replicas, max_batch_size, max_queue,'
-            " unload_after",
+            f'{WHERE}.models.clip: unknown key "cache_mb"; allowed are threads, providers, replicas, max_batch_size,'
+            " max_queue, unload_after",
         ),
         (
             {"models": {"clip": {"threads": 0}}},

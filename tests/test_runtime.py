@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from datasette_vision.errors import EngineFailure, ModelCorrupt
+from datasette_vision.errors import ConfigError, EngineFailure, ModelCorrupt
 from datasette_vision.runtime import OnnxSession, Port, default_threads, ports
 from tests import fakes
 
@@ -74,6 +74,18 @@ def test_the_threads_are_those_asked_for(tmp_path: Path) -> None:
         session = OnnxSession(path, inputs=("pixel_values",), output="embedding", threads=given)
         assert session._session.get_session_options().intra_op_num_threads == expected
     assert default_threads() >= 1
+
+
+def test_execution_providers(tmp_path: Path) -> None:
+    path = graph(tmp_path / "x.onnx")
+    only = ["CPUExecutionProvider"]
+    for given in ([], only):
+        session = OnnxSession(path, inputs=("pixel_values",), output="embedding", providers=given)
+        assert session._session.get_providers() == only
+    with pytest.raises(
+        ConfigError, match=r"providers: the installed ONNX Runtime has .*CPUExecutionProvider.*, not Gpu;"
+    ):
+        OnnxSession(path, inputs=("pixel_values",), output="embedding", providers=["Gpu", *only])
 
 
 def test_many_threads_run_one_session(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from datasette_vision.config import Config
+from datasette_vision.encoder import LoadSession, load_on
 from datasette_vision.errors import (
     Busy,
     EngineFailure,
@@ -284,6 +286,22 @@ def test_models_describes_what_is_installed_and_what_is_damaged(fake_models: Pat
     vision.close()
 
 
+def test_threads_and_providers_of_a_model_reach_its_loader(fake_models: Path) -> None:
+    asked: list[tuple[int | None, tuple[str, ...]]] = []
+
+    def load(threads: int | None, providers: Sequence[str]) -> LoadSession:
+        asked.append((threads, tuple(providers)))
+        return load_on(1)
+
+    config = Config.from_mapping(
+        {"default_model": "fake", "threads": 3, "providers": ["A", "B"], "models": {"fake-wide": {"providers": []}}}
+    )
+    vision = Vision(config, store=ModelStore(fake_models), load=load)
+    vision.embed_text("a")
+    vision.embed_text("a", "fake-wide")
+    assert asked == [(3, ("A", "B")), (3, ())]
+
+
 def test_preload_warms_both_towers(fake_models: Path, counting: fakes.CountingLoads) -> None:
     config = Config(default_model="fake", preload=("fake", "fake-classifier"))
     vision = Vision(config, store=ModelStore(fake_models), load=counting)
@@ -306,7 +324,7 @@ def test_a_configuration_that_names_a_missing_model_is_found_out(fake_models: Pa
 
 @pytest.mark.parametrize("model", ["fake", "fake-classifier"])
 def test_a_graph_that_gives_no_numbers_is_an_error_and_not_bad_data(fake_models: Path, model: str) -> None:
-    vision = Vision(Config(default_model="fake"), store=ModelStore(fake_models), load=lambda threads: broken)
+    vision = Vision(Config(default_model="fake"), store=ModelStore(fake_models), load=lambda threads, providers: broken)
 
     class Broken:
         def run(self, inputs: object) -> np.ndarray:
