@@ -11,11 +11,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasette_vision.errors import ConfigError
 
 BUNDLED_MODEL = "tiny-emoji"
+
+# An allow block of Datasette: everybody, nobody, or whose properties match.
+Allow: TypeAlias = bool | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Config:
     max_image_megapixels: float = 100
     max_text_chars: int = 100_000
     max_labels: int = 1000
+    allow: Allow | None = None
+    allow_metrics: Allow | None = None
     models: Mapping[str, ModelConfig] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
@@ -115,6 +120,14 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(_name(entry) for entry in value)
 
 
+def _allow(value: Any) -> Allow:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError
+    return MappingProxyType(dict(value))
+
+
 def _models(value: Any) -> Mapping[str, ModelConfig]:
     if not isinstance(value, Mapping):
         raise ValueError
@@ -148,6 +161,7 @@ UNLOAD_AFTER = Key(
     "a number above 0, at most 1000000",
     _positive(1_000_000),
 )
+ALLOW_BLOCK = "an allow block of Datasette: true, false or an object"
 MODEL_KEYS = (THREADS, PROVIDERS, REPLICAS, MAX_BATCH_SIZE, MAX_QUEUE, UNLOAD_AFTER)
 KEYS = (
     Key(
@@ -184,6 +198,18 @@ KEYS = (
         "labels of a zero-shot classification at most: each is embedded the first time",
         "a whole number from 1 to 100000",
         _whole(1, 100_000),
+    ),
+    Key(
+        "allow",
+        "who may compute over HTTP (the permission vision-infer); by default whoever may see the instance",
+        ALLOW_BLOCK,
+        _allow,
+    ),
+    Key(
+        "allow_metrics",
+        "who may read the metrics (the permission vision-metrics); by default root alone",
+        ALLOW_BLOCK,
+        _allow,
     ),
     Key(
         "models",

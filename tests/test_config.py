@@ -39,6 +39,8 @@ def test_defaults() -> None:
         "max_image_megapixels": 100,
         "max_text_chars": 100_000,
         "max_labels": 1000,
+        "allow": None,
+        "allow_metrics": None,
     }
     assert dict(Config().models) == {}
 
@@ -77,6 +79,11 @@ VALUES: dict[str, tuple[list[Any], list[Any], str]] = {
     "max_image_megapixels": ([0.001, 1, 2000], SIZE, "a number above 0, at most 2000"),
     "max_text_chars": ([1, 10_000_000], [0, 10_000_001, *WHOLE], "a whole number from 1 to 10000000"),
     "max_labels": ([1, 100_000], [0, 100_001, *WHOLE], "a whole number from 1 to 100000"),
+    **dict.fromkeys(("allow", "allow_metrics"), (
+        [True, False, {}, {"id": "root"}, {"id": ["a", "b"], "unauthenticated": True}],
+        [None, "root", 1, [], ["root"], {1: 2}],
+        "an allow block of Datasette: true, false or an object",
+    )),
     "models": ([{}], [[], "clip", None, 1, {1: {}}, {"": {}}, {None: {}}], "an object of names of models"),
 }  # fmt: skip
 
@@ -120,7 +127,7 @@ def test_bad_values(key: str, value: Any, expected: str) -> None:
             {"colour": "red"},
             f'{WHERE}: unknown key "colour"; allowed are models_dir, default_model, default_classifier, preload, '
             "threads, providers, replicas, max_batch_size, max_queue, unload_after, cache_mb, max_image_mb, "
-            "max_image_megapixels, max_text_chars, max_labels, models",
+            "max_image_megapixels, max_text_chars, max_labels, allow, allow_metrics, models",
         ),
         ({"models": {"clip": {"thread": 1}}}, f'{WHERE}.models.clip: unknown key "thread"; did you mean threads?'),
         (

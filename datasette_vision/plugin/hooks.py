@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from datasette import hookimpl
 
-from datasette_vision.plugin import cells, cli_models, sql_errors
+from datasette_vision.plugin import cells, cli_models, permissions, sql_errors
 from datasette_vision.plugin.cli import vision_group
 from datasette_vision.plugin.state import state_of
 
@@ -51,3 +51,21 @@ def register_commands(cli: click.Group) -> None:
 def render_cell(value: Any) -> Any:
     """Show small images as pictures."""
     return cells.render(value)
+
+
+@hookimpl(optionalhook=True)
+def register_actions() -> list[Any]:
+    """Name the plugin's own permissions. Datasette 1.0 only."""
+    return permissions.actions()
+
+
+@hookimpl(optionalhook=True)
+def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
+    """Decide on the plugin's own permissions. Datasette 1.0 only."""
+    return permissions.rules(datasette, actor, action)
+
+
+@hookimpl(optionalhook=True)
+def permission_allowed(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> bool | None:
+    """Decide on the plugin's own permissions. Datasette 0.65 only."""
+    return permissions.opinion(datasette, actor, action)

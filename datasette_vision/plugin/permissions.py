@@ -1,0 +1,139 @@
+"""Who may do what. The one place that knows how Datasette 0.65 and 1.0 differ in permissions.
+
+Two actions are the plugin's own. `vision-infer` is to compute with a model over HTTP: allowed by default, as
+Datasette's execute-sql is, and refused by default to whom the instance's `allow` block refuses. `vision-metrics` is to
+read the metrics: for root alone by default.
+
+`allow` and `allow_metrics` in the plugin's configuration decide on both lines. On 1.0, `permissions:` blocks, the
+restrictions of tokens and --default-deny hold too; on 0.65, plugins' permission_allowed() hooks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.plugin.compatibility import IS_1_0
+from datasette_vision.plugin.state import state_of
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.database import Database
+
+Actor = dict[str, Any] | None
+
+INFER = "vision-infer"
+METRICS = "vision-metrics"
+DESCRIPTIONS = {INFER: "Embed and classify with vision models", METRICS: "Read the metrics of vision models"}
+
+
+async def may(datasette: Datasette, actor: Actor, action: str) -> bool:
+    """Say whether an actor (None: anonymous) may do INFER or METRICS."""
+    if IS_1_0:
+        return bool(await datasette.allowed(action=action, actor=actor))
+    allowed = await datasette.permission_allowed(actor, action, default=None)
+    if allowed is None and action == INFER:
+        # What Datasette 0.65 does for execute-sql: the first that has an opinion decides, and silence allows.
+        allowed = await datasette.permission_allowed(actor, "view-instance", default=True)
+    return bool(allowed)
+
+
+async def ensure(datasette: Datasette, actor: Actor, action: str) -> None:
+    """Raise Datasette's Forbidden unless an actor may do INFER or METRICS."""
+    from datasette.utils.asgi import Forbidden
+
+    if not await may(datasette, actor, action):
+        raise Forbidden(f"Permission denied: {action}")
+
+
+async def may_view_table(datasette: Datasette, actor: Actor, database: str, table: str) -> bool:
+    """Say whether an actor may see a table or view, given the database's name and not its route."""
+    if IS_1_0:
+        from datasette.resources import TableResource
+
+        resource = TableResource(database=database, table=table)
+        return bool(await datasette.allowed(action="view-table", resource=resource, actor=actor))
+    visible, _ = await datasette.check_visibility(
+        actor, permissions=[("view-table", (database, table)), ("view-database", database), "view-instance"]
+    )
+    return bool(visible)
+
+
+async def ensure_view_table(datasette: Datasette, actor: Actor, database: str, table: str) -> None:
+    """Raise Forbidden, with Datasette's own message, unless an actor may see a table or view."""
+    from datasette.utils.asgi import Forbidden
+
+    if not await may_view_table(datasette, actor, database, table):
+        raise Forbidden("You do not have permission to view this table")
+
+
+async def may_execute_sql(datasette: Datasette, actor: Actor, database: str) -> bool:
+    """Say whether an actor may run SQL of their own on a database: whether a link to a query leads anywhere."""
+    if IS_1_0:
+        from datasette.resources import DatabaseResource
+
+        return bool(await datasette.allowed(action="execute-sql", resource=DatabaseResource(database), actor=actor))
+    visible, _ = await datasette.check_visibility(
+        actor, permissions=[("execute-sql", database), ("view-database", database), "view-instance"]
+    )
+    return bool(visible)
+
+
+async def viewable_table(datasette: Datasette, actor: Actor, database_route: str, table: str) -> Database:
+    """Return the database of a table or view that an actor may see, both named as in an address, decoded.
+
+    Raises NotFound and Forbidden as Datasette's table page does: in that order, so that nothing is told here that is
+    not told there.
+    """
+    from datasette.utils.asgi import NotFound
+
+    try:
+        database = datasette.get_database(route=database_route)
+    except KeyError:
+        raise NotFound("Database not found") from None
+    if not await database.table_exists(table) and await database.get_view_definition(table) is None:
+        raise NotFound("Table not found")
+    await ensure_view_table(datasette, actor, database.name, table)
+    return database
+
+
+# What the hooks answer
+
+
+def actions() -> list[Any]:
+    """Describe the plugin's own actions to Datasette 1.0."""
+    from datasette.permissions import Action
+
+    return [Action(name=name, description=description) for name, description in DESCRIPTIONS.items()]
+
+
+def opinion(datasette: Datasette, actor: Actor, action: str) -> bool | None:
+    """Return what the configuration says about one of our actions, or None when it says nothing. For 0.65."""
+    from datasette.utils import actor_matches_allow
+
+    if action not in DESCRIPTIONS:
+        return None
+    config = state_of(datasette).config
+    allow = config.allow if action == INFER else config.allow_metrics
+    if allow is not None:
+        return bool(actor_matches_allow(actor, allow))
+    return True if action == METRICS and (actor or {}).get("id") == "root" else None
+
+
+def rules(datasette: Datasette, actor: Actor, action: str) -> Any:
+    """Return the rule that the configuration or the default makes for one of our actions, or None. For 1.0."""
+    from datasette.permissions import PermissionSQL
+    from datasette.utils import actor_matches_allow
+
+    if action not in DESCRIPTIONS:
+        return None
+    config = state_of(datasette).config
+    key, allow = ("allow", config.allow) if action == INFER else ("allow_metrics", config.allow_metrics)
+    reason = f"{key} of datasette-vision"
+    if allow is None and action == INFER:
+        allow, reason = (datasette.config or {}).get("allow"), "allow"
+        if allow is None and not datasette.default_deny:
+            allow, reason = True, "default allow"
+    if allow is None:
+        return None
+    reason = f"{reason} for {action}"
+    return PermissionSQL.allow(reason) if actor_matches_allow(actor, allow) else PermissionSQL.deny(reason)
