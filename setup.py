@@ -49,7 +49,7 @@ setup(
         "huggingface_hub>=0.25",
         "numkong>=7.4",
         "numpy>=1.24",
-        "onnxruntime>=1.17",
+        "onnxruntime>=1.22",
         "pillow>=11.3",
         "platformdirs>=4",
         "tokenizers>=0.20",

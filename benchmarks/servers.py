@@ -18,8 +18,9 @@ from typing import Any
 class Server:
     """A running Datasette. One connection is kept open, as a notebook's browser keeps it."""
 
-    def __init__(self, port: int, started_s: float) -> None:
+    def __init__(self, port: int, started_s: float, pid: int) -> None:
         self.started_s = started_s
+        self.pid = pid
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def query(self, sql: str, database: str = "_memory", **parameters: str) -> Any:
@@ -62,7 +63,7 @@ def serve(*arguments: str, plugins: bool = True) -> Iterator[Server]:
                 connection.close()
                 break
             time.sleep(0.005)
-        yield Server(port, time.perf_counter() - began)
+        yield Server(port, time.perf_counter() - began, process.pid)
     finally:
         process.terminate()
         process.wait(30)

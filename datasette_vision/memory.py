@@ -21,8 +21,13 @@ def resident_mib() -> float | None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system: glibc keeps what was freed in the middle of its heaps until it is told to."""
+    """Let go of what nothing refers to any more, and return freed memory to the system."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Return freed memory to the system: glibc keeps what was freed in the middle of its heaps until it is told to."""
     if sys.platform == "linux":
         # Other C libraries, musl for one, have no such function and give back by themselves.
         with contextlib.suppress(AttributeError, OSError):

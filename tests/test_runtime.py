@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from datasette_vision.errors import ConfigError, EngineFailure, ModelCorrupt
-from datasette_vision.runtime import OnnxSession, Port, default_threads, ports
+from datasette_vision.runtime import OnnxSession, Port, default_threads, ports, waiting
 from tests import fakes
 
 FAILED = "the inference engine failed on this input; the log says why"
@@ -86,6 +86,14 @@ def test_execution_providers(tmp_path: Path) -> None:
         ConfigError, match=r"providers: the installed ONNX Runtime has .*CPUExecutionProvider.*, not Gpu;"
     ):
         OnnxSession(path, inputs=("pixel_values",), output="embedding", providers=["Gpu", *only])
+
+
+@pytest.mark.parametrize("version", ["1.22.0", "1.25.1", "1.26.0", "1.31.1", "2.0.0"])
+def test_threads_do_not_spin_for_long(version: str) -> None:
+    """ONNX Runtime without the newer setting would spin on for 30 ms: there, threads sleep."""
+    newer = {"session.intra_op.spin_duration_us": "100"}
+    older = {"session.intra_op.allow_spinning": "0"}
+    assert waiting(version) == (older if version < "1.26" else newer)
 
 
 def test_many_threads_run_one_session(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from datasette_vision.errors import InstallFailed
 from datasette_vision.models.bake.original import quiet
 
 OPSET = 17
-IR_VERSION = 8  # what ONNX Runtime 1.17 reads
+IR_VERSION = 8  # what ONNX Runtime reads since 1.17
 ATTENTION = "datasette_vision"
 
 
