@@ -67,7 +67,8 @@ setup(
             "transformers>=5.0",
         ],
         "deploy": [],
-        "ray": [],
+        "parquet": ["pyarrow>=15"],
+        "ray": ["pyarrow>=15", "ray[data]>=2.49"],
         "heif": ["pillow-heif>=0.18"],
         "test": [
             "cogapp>=3.4",
@@ -76,6 +77,7 @@ setup(
             "mypy>=1.15",
             "onnx>=1.17",
             "pillow-heif>=0.18",
+            "pyarrow>=15",
             "pytest>=8.3",
             "pytest-asyncio>=0.25",
             "pytest-timeout>=2.3",

@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
+from servers import serve
 
 from datasette_vision.plugin.compatibility import IS_1_0
-from servers import serve
 
 QUERIES = {
     "first text": "select length(vision_embed('purple and gold'))",

@@ -17,6 +17,8 @@
     ├── InstallFailed            500  8   a model could not be installed
     │   ├── SourceNotFound       404  9     there is no such repository, revision or file
     │   └── DownloadFailed       503  10    the hub could not be reached, refused, or sent something else
+    ├── ExtraMissing             500  11  a package is needed that comes with an extra of ours
+    ├── StorageFailed            503  12  a file or a folder could not be listed, read or written
     ├── Busy                     503  6   the queue is full, or the work took too long
     └── EngineFailure            500  7   the inference engine itself failed
 
@@ -111,6 +113,20 @@ class DownloadFailed(InstallFailed):
 
     http_status = 503
     exit_code = 10
+
+
+class ExtraMissing(VisionError):
+    """A package is needed that comes with an extra of ours. The message says which."""
+
+    http_status = 500
+    exit_code = 11
+
+
+class StorageFailed(VisionError):
+    """A file or a folder, of this machine or of an object store, could not be listed, read or written."""
+
+    http_status = 503
+    exit_code = 12
 
 
 class Busy(VisionError):

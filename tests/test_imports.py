@@ -46,13 +46,16 @@ LAYERS: dict[str, int] = {
     "sql": 3,
     "sqlfunctions": 3,
     "schema": 3,
+    "known": 3,
+    "places": 3,
+    "parquet": 3,
     "demo": 3,
     "plugin": 4,
     "llm_models": 4,
     "llm_plugin": 4,
 }
 FRAMEWORKS = {"datasette", "click", "llm", "torch", "transformers", "ray"}
-HEAVY = {"onnxruntime", "torch", "llm", "usearch", "tokenizers", "numpy", "PIL", "numkong"}
+HEAVY = {"onnxruntime", "torch", "llm", "usearch", "tokenizers", "numpy", "PIL", "numkong", "pyarrow", "fsspec", "ray"}
 # The only module that may import each, wherever in it.
 ONE_PLACE = {
     "onnxruntime": "runtime models.bake.fuse models.bake.static",
