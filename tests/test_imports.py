@@ -52,6 +52,8 @@ LAYERS: dict[str, int] = {
     "places": 3,
     "parquet": 3,
     "sidetables": 3,
+    "matching": 3,
+    "importing": 3,
     "demo": 3,
     "plugin": 4,
     "llm_models": 4,
