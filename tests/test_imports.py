@@ -54,6 +54,7 @@ LAYERS: dict[str, int] = {
     "sidetables": 3,
     "matching": 3,
     "importing": 3,
+    "pipeline": 3,
     "demo": 3,
     "plugin": 4,
     "llm_models": 4,
