@@ -54,6 +54,7 @@ class Config:
     max_labels: int = 1000
     allow: Allow | None = None
     allow_metrics: Allow | None = None
+    shutdown_seconds: float = 9
     models: Mapping[str, ModelConfig] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
@@ -106,6 +107,12 @@ def _positive(maximum: float) -> Callable[[Any], float]:
         return value
 
     return read
+
+
+def _shutdown(value: Any) -> float:
+    if _positive(3600)(value) <= 2:  # two of them are for closing
+        raise ValueError
+    return float(value)
 
 
 def _name(value: Any) -> str:
@@ -210,6 +217,13 @@ KEYS = (
         "who may read the metrics (the permission vision-metrics); by default root alone",
         ALLOW_BLOCK,
         _allow,
+    ),
+    Key(
+        "shutdown_seconds",
+        "seconds that work under way has when the server is told to stop, before it is cut short: a little less than"
+        " what the platform waits (Docker and Cloud Run: 10)",
+        "a number above 2, at most 3600",
+        _shutdown,
     ),
     Key(
         "models",

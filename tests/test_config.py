@@ -41,6 +41,7 @@ def test_defaults() -> None:
         "max_labels": 1000,
         "allow": None,
         "allow_metrics": None,
+        "shutdown_seconds": 9,
     }
     assert dict(Config().models) == {}
 
@@ -84,6 +85,7 @@ VALUES: dict[str, tuple[list[Any], list[Any], str]] = {
         [None, "root", 1, [], ["root"], {1: 2}],
         "an allow block of Datasette: true, false or an object",
     )),
+    "shutdown_seconds": ([2.5, 9, 3600], [2, 0, -1, 3601, True, "9", None, math.nan], "a number above 2, at most 3600"),
     "models": ([{}], [[], "clip", None, 1, {1: {}}, {"": {}}, {None: {}}], "an object of names of models"),
 }  # fmt: skip
 
@@ -127,7 +129,8 @@ def test_bad_values(key: str, value: Any, expected: str) -> None:
             {"colour": "red"},
             f'{WHERE}: unknown key "colour"; allowed are models_dir, default_model, default_classifier, preload, '
             "threads, providers, replicas, max_batch_size, max_queue, unload_after, cache_mb, max_image_mb, "
-            "max_image_megapixels, max_text_chars, max_labels, allow, allow_metrics, models",
+            "max_image_megapixels, max_text_chars, max_labels, allow, allow_metrics, "
+            "shutdown_seconds, models",
         ),
         ({"models": {"clip": {"thread": 1}}}, f'{WHERE}.models.clip: unknown key "thread"; did you mean threads?'),
         (

@@ -1,6 +1,7 @@
 """The Datasette plugin: hooks, and nothing that is needed outside of Datasette."""
 
 from datasette_vision.plugin.hooks import (
+    asgi_wrapper,
     permission_allowed,
     permission_resources_sql,
     prepare_connection,
@@ -12,6 +13,7 @@ from datasette_vision.plugin.hooks import (
 )
 
 __all__ = [
+    "asgi_wrapper",
     "permission_allowed",
     "permission_resources_sql",
     "prepare_connection",

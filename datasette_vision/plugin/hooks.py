@@ -7,17 +7,20 @@ be named in annotations, and imported inside functions.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 from datasette import hookimpl
 
-from datasette_vision.plugin import cells, cli_files, cli_models, permissions, sql_errors
+from datasette_vision.plugin import cells, cli_models, permissions, sql_errors
 from datasette_vision.plugin.cli import vision_group
 from datasette_vision.plugin.state import state_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+
+    from datasette_vision.plugin.activity import Application
 
 
 @hookimpl
@@ -25,6 +28,12 @@ def startup(datasette: Datasette) -> None:
     """Check the configuration, so that a mistake in it stops the start, and begin to preload."""
     sql_errors.install()
     state_of(datasette).start()
+
+
+@hookimpl(trylast=True)  # the outermost of all
+def asgi_wrapper(datasette: Datasette) -> Callable[[Application], Application]:
+    """Stay awake while there is work, and end in good order."""
+    return state_of(datasette).watch
 
 
 @hookimpl(optionalhook=True)
@@ -44,7 +53,6 @@ def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
 def register_commands(cli: click.Group) -> None:
     """Add the commands of `datasette vision`."""
     assert cli_models  # its commands are in the group because it is imported
-    assert cli_files
     cli.add_command(vision_group)
 
 

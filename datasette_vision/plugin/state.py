@@ -13,7 +13,8 @@ from datasette_vision import sql
 from datasette_vision.config import Config
 from datasette_vision.errors import ConfigError, VisionError
 from datasette_vision.lazy import Lazy
-from datasette_vision.plugin import sql_errors
+from datasette_vision.plugin import activity, sql_errors
+from datasette_vision.plugin.ending import Ending
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -41,6 +42,8 @@ class PluginState:
         self._config: Lazy[Config] = Lazy(self._read_config)
         self._foreign: Lazy[Any] = Lazy(self._make_foreign)
         self.vision: Lazy[Vision] = Lazy(self._make_vision)
+        self.activity = activity.Activity(lambda: activity.silence_begins(datasette))
+        self._ending = Ending(datasette, self.activity, self.close, lambda: self.config.shutdown_seconds)
         self.sql = sql.Registration(
             self.vision.get,
             drop_in=not self.has_llm_embed_plugin,
@@ -71,8 +74,13 @@ class PluginState:
             raise StopStart(str(error)) from None
         except VisionError as error:
             raise StopStart(f"plugins.datasette-vision: {error}") from None
+        activity.guard_exit(lambda datasette: state_of(datasette).activity)
         if config.preload:
             threading.Thread(target=self._preload, name="datasette-vision-preload", daemon=True).start()
+
+    def watch(self, application: activity.Application) -> activity.Application:
+        """Wrap Datasette's ASGI application: awake while there is work, and an orderly end."""
+        return self._ending.watch(self.activity.watch(application))
 
     def close(self) -> None:
         """Answer what waits, then stop."""

@@ -1,0 +1,117 @@
+"""What is under way: requests, and work in the background. While there is any, the server does not go to sleep.
+
+datasette-scale-to-zero notes the time at the start of each request and ends the process `duration` later, whatever is
+running. Here it is asked to end nothing while there is work, and the silence counts from the end of the last one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+logger = logging.getLogger(__name__)
+
+# An ASGI application: scope, receive, send.
+Application = Callable[[Any, Any, Any], Awaitable[None]]
+
+SCALE_TO_ZERO = "datasette_scale_to_zero"
+LAST_REQUEST = "_scale_to_zero_last_asgi"
+
+
+class Activity:
+    """Counts what is under way in one server. Thread-safe."""
+
+    def __init__(self, on_silence: Callable[[], None] = lambda: None) -> None:
+        """`on_silence` is called when the last piece of work has ended, on the thread that ended it."""
+        self._on_silence = on_silence
+        self._running: Counter[str] = Counter()
+        self._changed = threading.Condition()
+        self.stopping = threading.Event()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self._running)
+
+    def running(self) -> dict[str, int]:
+        """Return how many of each kind of work are under way."""
+        with self._changed:
+            return dict(self._running)
+
+    @contextlib.contextmanager
+    def keep_awake(self, what: str) -> Iterator[threading.Event]:
+        """Keep the server awake while the block runs, on whatever thread. `what` names it in the log.
+
+        Gives an event that is set when the server is told to stop: work that takes long looks at it between two pieces,
+        and ends where it can go on from the next time.
+        """
+        with self._changed:
+            self._running[what] += 1
+        try:
+            yield self.stopping
+        finally:
+            with self._changed:
+                self._running[what] -= 1
+                if not self._running[what]:
+                    del self._running[what]
+                silent = not self._running
+                if silent:
+                    self._changed.notify_all()
+            if silent:
+                self._on_silence()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until nothing is under way, at most `timeout_s` seconds, and say whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._running, timeout_s)
+
+    def watch(self, application: Application) -> Application:
+        """Wrap an ASGI application so that each request counts until its response is complete."""
+
+        async def watched(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "lifespan":  # lasts as long as the server
+                await application(scope, receive, send)
+                return
+            with self.keep_awake("requests"):
+                await application(scope, receive, send)
+
+        return watched
+
+
+def silence_begins(datasette: Datasette) -> None:
+    """Tell datasette-scale-to-zero, where it runs, that the silence counts from now."""
+    if hasattr(datasette, LAST_REQUEST):
+        setattr(datasette, LAST_REQUEST, time.monotonic())
+
+
+def guard_exit(activity_of: Callable[[Datasette], Activity]) -> None:
+    """Make datasette-scale-to-zero, where it is installed, end no process that is at work.
+
+    Its do_exit() is called every second from when the time has come, so leaving one call out puts the end off. Does
+    nothing the second time.
+    """
+    module = sys.modules.get(SCALE_TO_ZERO)
+    original = getattr(module, "do_exit", None)
+    if original is None or hasattr(original, "spares_work"):
+        return
+
+    def do_exit(datasette: Datasette) -> None:
+        # Switched off before each call, so that an end leaves no traceback: what goes on is to be heard.
+        logging.getLogger("uvicorn.error").disabled = False
+        if activity_of(datasette).busy:
+            return
+        print("datasette-scale-to-zero: nobody has asked for anything in a while, ending", file=sys.stderr)  # noqa: T201
+        logging.getLogger("uvicorn.error").disabled = True
+        original(datasette)
+
+    do_exit.spares_work = True  # type: ignore[attr-defined]
+    module.do_exit = do_exit  # type: ignore[union-attr]
