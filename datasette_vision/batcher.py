@@ -58,9 +58,9 @@ class Batcher(Generic[Item, Result]):
         name: str = "batcher",
     ) -> None:
         self._run = run
-        self._max_batch_size = max_batch_size
+        self.max_batch_size = max_batch_size
+        self.workers = workers
         self._max_queue = max_queue
-        self._workers = workers
         self._name = name
         self._waiting: deque[tuple[Item, Future[Result]]] = deque()
         self._changed = threading.Condition()
@@ -91,6 +91,19 @@ class Batcher(Generic[Item, Result]):
             self._changed.notify()
         return future
 
+    def offer(self, item: Item) -> Future[Result] | None:
+        """Queue one item; when others fill the queue, give way for a moment and return None: for bulk work.
+
+        Raises Busy when the batcher is closed.
+        """
+        try:
+            return self.submit(item)
+        except Busy:
+            if self._closed:
+                raise
+            time.sleep(0.005)
+            return None
+
     def __call__(self, item: Item) -> Result:
         """Queue one item and wait for its result."""
         return self._wait(self.submit(item))
@@ -100,11 +113,11 @@ class Batcher(Generic[Item, Result]):
         pending: deque[Future[Result]] = deque()
         try:
             for item in items:
-                while (future := self._submit_when_there_is_room(item)) is None:
+                while (future := self.offer(item)) is None:
                     if pending:
                         yield self._outcome(pending.popleft())
                 pending.append(future)
-                if len(pending) >= 2 * self._max_batch_size:
+                if len(pending) >= 2 * self.max_batch_size:
                     yield self._outcome(pending.popleft())
             while pending:
                 yield self._outcome(pending.popleft())
@@ -135,16 +148,6 @@ class Batcher(Generic[Item, Result]):
         for thread in threads:
             thread.join(timeout_s)
 
-    def _submit_when_there_is_room(self, item: Item) -> Future[Result] | None:
-        """Queue one item; when others fill the queue, give way for a moment and return None."""
-        try:
-            return self.submit(item)
-        except Busy:
-            if self._closed:
-                raise
-            time.sleep(0.005)
-            return None
-
     def _wait(self, future: Future[Result]) -> Result:
         try:
             return future.result(ANSWER_TIMEOUT_S)
@@ -160,7 +163,7 @@ class Batcher(Generic[Item, Result]):
 
     def _start_worker(self) -> None:
         """Start one more worker when there may be more. Called with the lock held."""
-        if len(self._threads) < self._workers:
+        if len(self._threads) < self.workers:
             thread = threading.Thread(target=self._work, name=f"datasette-vision-{self._name}", daemon=True)
             self._threads.add(thread)
             try:
@@ -205,7 +208,7 @@ class Batcher(Generic[Item, Result]):
             finally:
                 self._idle -= 1
             batch: list[tuple[Item, Future[Result]]] = []
-            while self._waiting and len(batch) < self._max_batch_size:
+            while self._waiting and len(batch) < self.max_batch_size:
                 entry = self._waiting.popleft()
                 if entry[1].set_running_or_notify_cancel():
                     batch.append(entry)

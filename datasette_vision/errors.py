@@ -6,6 +6,7 @@
     ├── ConfigError              500  2   the configuration has an unknown key or a bad value
     ├── InvalidInput             400  2   what the caller sent cannot be used
     │   ├── InvalidArgument      400  2     wrong type or out of range
+    │   ├── Unreadable           400  2     a file or a value that cannot be read at all
     │   ├── InvalidImage         400  2     not an image, truncated, too large …
     │   ├── InvalidText          400  2     too long
     │   ├── InvalidVector        400  2     not an embedding
@@ -51,6 +52,10 @@ class InvalidInput(VisionError):
 
 class InvalidArgument(InvalidInput):
     """An argument is of the wrong type or out of range."""
+
+
+class Unreadable(InvalidInput):
+    """A file, or a value of a table, cannot be read: it is not there, not allowed, or of another type."""
 
 
 class InvalidImage(InvalidInput):

@@ -10,6 +10,9 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from datasette_vision import generations
+from datasette_vision.identifiers import quote as quote
+
 PREFIX = "_vision_"
 OWN_COLUMNS = ("source_column", "model", "content_hash", "embedding", "error", "embedded_at")
 
@@ -44,7 +47,11 @@ class SideTable:
         return tuple(names)
 
     def create(self, connection: sqlite3.Connection) -> None:
-        """Make the side table where it is not there yet. One row a source row, source column and model."""
+        """Make the side table where it is not there yet. One row a source row, source column and model.
+
+        What is written to it from then on moves its generation (generations.py); so it is for one made before there
+        were generations.
+        """
         key = ", ".join(f"{quote(column)} not null" for column in self.key_columns)
         primary = ", ".join(quote(column) for column in (*self.key_columns, "source_column", "model"))
         connection.execute(
@@ -52,6 +59,12 @@ class SideTable:
             " content_hash text not null, embedding blob, error text, embedded_at text not null,"
             f" primary key ({primary}))"
         )
+        # Those rows are few, and looked for often.
+        connection.execute(
+            f"create index if not exists {quote('_vision-errors-' + self.name)}"
+            f" on {quote(self.name)} (model, source_column) where error is not null"
+        )
+        generations.install(connection, self.name, (*self.key_columns, "source_column", "model"))
 
     def write(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
         """Add rows, in place of those there are for the same key, column and model."""
@@ -79,8 +92,3 @@ class Row:
 def content_hash(content: bytes) -> str:
     """Return the SHA-256, in hexadecimal, by which a changed source is known."""
     return hashlib.sha256(content).hexdigest()
-
-
-def quote(identifier: str) -> str:
-    """Quote a name for SQL."""
-    return '"' + identifier.replace('"', '""') + '"'

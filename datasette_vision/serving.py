@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +26,20 @@ logger = logging.getLogger(__name__)
 Pixels = NDArray[np.float32]
 # (threads, execution providers) -> a loader of graphs
 MakeLoader = Callable[[int | None, Sequence[str]], LoadSession]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A tower of a model as bulk work sees it: `prepare` on any thread, then the queue, then `finish`.
+
+    `prepare` takes the bytes of an image file, or of a text in UTF-8, and raises InvalidImage or InvalidText.
+    """
+
+    model: str
+    dimensions: int
+    prepare: Callable[[bytes], Any]
+    queue: Batcher[Any, Any]
+    finish: Callable[[NDArray[Any]], NDArray[Any]]
 
 
 class EncoderService:

@@ -14,7 +14,7 @@ from datasette_vision.config import Config
 from datasette_vision.encoder import load_on
 from datasette_vision.errors import InvalidImage, InvalidText, InvalidVector, VisionError, WrongTask
 from datasette_vision.models.store import ModelStore
-from datasette_vision.serving import ClassifierService, EncoderService, MakeLoader, Pixels, Service, Services
+from datasette_vision.serving import ClassifierService, EncoderService, MakeLoader, Pixels, Service, Services, Tower
 from datasette_vision.vectors import Matrix, Vector
 from datasette_vision.zeroshot import Labels, parse_labels, scores, top_k
 
@@ -143,6 +143,32 @@ class Vision:
             )
         return self.embed_image(value, model)
 
+    # Bulk work: see pipeline.py
+
+    def image_tower(self, model: str | None = None) -> Tower:
+        """Return the tower that turns images into unit-length embeddings, (d,) float32; the scores of a classifier.
+
+        Raises UnknownModel or ModelCorrupt.
+        """
+        service = self.services.get(model or self.config.default_model)
+        finish = vectors.normalise if isinstance(service, EncoderService) else np.copy
+        manifest = service.manifest
+        return Tower(
+            manifest.name, manifest.dimensions, lambda image: self._pixels(service, image), service.images, finish
+        )
+
+    def text_tower(self, model: str | None = None) -> Tower:
+        """Return the tower that turns texts into unit-length embeddings. Raises WrongTask besides."""
+        service = self._dual_encoder(model)
+
+        def prepare(content: bytes) -> list[int]:
+            text = content.decode("utf-8", "replace")
+            self._check_text(text)
+            return service.tokenise(text)
+
+        manifest = service.manifest
+        return Tower(manifest.name, manifest.dimensions, prepare, service.texts, vectors.normalise)
+
     # Classification
 
     def classify(self, image: bytes, model: str | None = None, k: int | None = 5) -> list[dict[str, object]]:
@@ -247,12 +273,15 @@ class Vision:
         return spec(images.decode(image, limits=self.limits, target=spec.target))
 
     def _text_key(self, service: EncoderService, text: str) -> bytes:
+        self._check_text(text)
+        return _key(service, b"text", text.encode("utf-8", "surrogatepass"))
+
+    def _check_text(self, text: str) -> None:
         if len(text) > self.config.max_text_chars:
             raise InvalidText(
                 f"expected at most {self.config.max_text_chars:,} characters of text (max_text_chars),"
                 f" found {len(text):,}"
             )
-        return _key(service, b"text", text.encode("utf-8", "surrogatepass"))
 
 
 def _key(service: EncoderService, kind: bytes, content: bytes) -> bytes:

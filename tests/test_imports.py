@@ -45,10 +45,16 @@ LAYERS: dict[str, int] = {
     "sqltable": 3,
     "sql": 3,
     "sqlfunctions": 3,
+    "identifiers": 0,
+    "generations": 3,
     "schema": 3,
     "known": 3,
     "places": 3,
     "parquet": 3,
+    "sidetables": 3,
+    "matching": 3,
+    "importing": 3,
+    "pipeline": 3,
     "demo": 3,
     "plugin": 4,
     "llm_models": 4,
@@ -247,7 +253,7 @@ def test_the_core_loads_no_framework_and_no_engine() -> None:
     assert loaded(FRAMEWORKS | {"onnxruntime", "tokenizers", "usearch"}, modules) == set()
 
 
-@pytest.mark.parametrize("module", ["config", "sql", "sqltable", "lazy", "errors", "schema"])
+@pytest.mark.parametrize("module", ["config", "sql", "sqltable", "lazy", "errors", "schema", "sidetables"])
 def test_what_runs_at_start_is_light(module: str) -> None:
     assert loaded(HEAVY | FRAMEWORKS, python(f"import {PACKAGE}.{module}")) == set()
 

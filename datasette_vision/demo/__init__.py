@@ -13,6 +13,7 @@ from pathlib import Path
 
 from datasette_vision import sql, vectors
 from datasette_vision.errors import VisionError
+from datasette_vision.generations import LOG
 from datasette_vision.schema import Row, SideTable, content_hash
 from datasette_vision.vision import Vision
 
@@ -147,6 +148,8 @@ def is_demo(path: Path) -> bool:
             found = dict(connection.execute("select name, sql from sqlite_master where name not like 'sqlite_%'"))
     except sqlite3.Error:
         return False
+    # What keeps the count of changes is part of it; a demo made before there was a count is one too.
+    found = {name: sql for name, sql in found.items() if not name.startswith((LOG, "_vision-"))}
     return set(found) == {EMOJI.table, EMOJI.name} and found[EMOJI.table].split()[2:] == CREATE_EMOJI.split()[2:]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from datasette import hookimpl
 
-from datasette_vision.plugin import cells, cli_models, permissions, sql_errors
+from datasette_vision.plugin import cells, cli_files, cli_models, permissions, sql_errors
 from datasette_vision.plugin.cli import vision_group
 from datasette_vision.plugin.state import state_of
 
@@ -53,6 +53,7 @@ def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
 def register_commands(cli: click.Group) -> None:
     """Add the commands of `datasette vision`."""
     assert cli_models  # its commands are in the group because it is imported
+    assert cli_files
     cli.add_command(vision_group)
 
 

@@ -1,0 +1,136 @@
+"""Finds the side tables of a database, what they belong to, and what is in them."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from datasette_vision.identifiers import quote, rowid_name
+from datasette_vision.schema import OWN_COLUMNS, PREFIX, SideTable
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table or view that has a side table. `key` names its columns, `rowid` its row number where it has one."""
+
+    schema: str
+    side: SideTable
+    is_view: bool
+    rowid: str | None
+
+    @property
+    def table(self) -> str:
+        """The name of the table or view."""
+        return self.side.table
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The column(s) by which its rows are known."""
+        return self.side.key
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embeddings of one column by one model. `errors` counts the rows that have none, but a reason."""
+
+    source: Source
+    column: str
+    model: str
+    embeddings: int
+    errors: int
+
+
+def sources(connection: sqlite3.Connection, schema: str = "main") -> list[Source]:
+    """Return the tables and views of a database that have a side table, by name."""
+    names = connection.execute(
+        f"select name from {quote(schema)}.sqlite_master where type in ('table', 'view') and exists ("
+        f"select 1 from {quote(schema)}.sqlite_master side where side.type = 'table'"
+        " and side.name = ? || sqlite_master.name collate nocase) order by name",
+        (PREFIX,),
+    )
+    found = (find(connection, name, schema) for (name,) in names.fetchall())
+    return [source for source in found if source is not None]
+
+
+def find(connection: sqlite3.Connection, table: str, schema: str = "main") -> Source | None:
+    """Return a table or view that has a side table by its name, as SQLite compares names; None when there is none."""
+    master = f"{quote(schema)}.sqlite_master"
+    row = connection.execute(
+        f"select name, type from {master} where type in ('table', 'view') and name = ? collate nocase", (table,)
+    ).fetchone()
+    side = connection.execute(
+        f"select name from {master} where type = 'table' and name = ? collate nocase", (PREFIX + table,)
+    ).fetchone()
+    if row is None or side is None:
+        return None
+    side_columns = columns(connection, side[0], schema)
+    if tuple(name.lower() for name in side_columns[-len(OWN_COLUMNS) :]) != OWN_COLUMNS:
+        return None
+    name, is_view = row[0], row[1] == "view"
+    rowid = None if is_view else _rowid(connection, name, schema)
+    key = _key(connection, name, schema, tuple(side_columns[: -len(OWN_COLUMNS)]), rowid)
+    return None if key is None else Source(schema, SideTable(side[0][len(PREFIX) :], key), is_view, rowid)
+
+
+def embedded(connection: sqlite3.Connection, schema: str = "main") -> list[Embedded]:
+    """Return what is embedded in a database: for each table, column and model, the number of rows."""
+    return [found for source in sources(connection, schema) for found in contents(connection, source)]
+
+
+def contents(connection: sqlite3.Connection, source: Source) -> list[Embedded]:
+    """Return what a side table holds, by model and column. Walks its index, not its embeddings."""
+    side = f"{quote(source.schema)}.{quote(source.side.name)}"
+    counted = "select model, source_column, count(*) from {} {} group by model, source_column"
+    rows = connection.execute(counted.format(side, "") + " order by model, source_column").fetchall()
+    failed = connection.execute(counted.format(side, "where error is not null")).fetchall()
+    errors = {tuple(row[:2]): row[2] for row in failed}
+    return [
+        Embedded(source, column, model, count - errors.get((model, column), 0), errors.get((model, column), 0))
+        for model, column, count in rows
+    ]
+
+
+def columns(connection: sqlite3.Connection, table: str, schema: str = "main") -> list[str]:
+    """Return the names of the columns of a table or view."""
+    return [row[1] for row in connection.execute(f"pragma {quote(schema)}.table_info({quote(table)})")]
+
+
+def primary_key(connection: sqlite3.Connection, table: str, schema: str = "main") -> tuple[str, ...]:
+    """Return the column(s) of a table's declared primary key, in its order; () when it has none."""
+    rows = connection.execute(f"pragma {quote(schema)}.table_info({quote(table)})").fetchall()
+    return tuple(row[1] for row in sorted((row for row in rows if row[5]), key=lambda row: row[5]))
+
+
+def _rowid(connection: sqlite3.Connection, table: str, schema: str) -> str | None:
+    name = rowid_name(columns(connection, table, schema))
+    if name is None:
+        return None
+    try:
+        connection.execute(f"select {name} from {quote(schema)}.{quote(table)} limit 0")
+    except sqlite3.OperationalError:  # WITHOUT ROWID
+        return None
+    return name
+
+
+def _key(
+    connection: sqlite3.Connection, table: str, schema: str, side_key: tuple[str, ...], rowid: str | None
+) -> tuple[str, ...] | None:
+    """Return the column(s) of a table that the key columns of its side table stand for."""
+    declared = primary_key(connection, table, schema)
+    if declared and _same(SideTable(table, declared).key_columns, side_key):
+        return declared
+    own = {name.lower(): name for name in columns(connection, table, schema)}
+    if rowid is not None:
+        own.setdefault(rowid, rowid)
+    key = []
+    for name in side_key:
+        while name.lower() not in own and name.lower().startswith("source_"):
+            name = name[len("source_") :]
+        if name.lower() not in own:
+            return None
+        key.append(own[name.lower()])
+    return tuple(key) if _same(SideTable(table, tuple(key)).key_columns, side_key) else None
+
+
+def _same(names: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    return [name.lower() for name in names] == [name.lower() for name in others]

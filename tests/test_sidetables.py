@@ -1,0 +1,104 @@
+"""sidetables.py: what is embedded, found by what stands in the database."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+
+from datasette_vision import sidetables
+from datasette_vision.identifiers import quote
+from datasette_vision.schema import Row, SideTable
+
+
+@pytest.fixture
+def connection() -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    yield connection
+    connection.close()
+
+
+def embed(connection: sqlite3.Connection, table: str, key: tuple[str, ...]) -> None:
+    SideTable(table, key).create(connection)
+
+
+@pytest.mark.parametrize(
+    ("create", "key", "rowid"),
+    [
+        ("create table t (id integer primary key, image blob)", ("id",), "rowid"),
+        ("create table t (image blob)", ("rowid",), "rowid"),
+        ("create table t (name text primary key)", ("name",), "rowid"),
+        ("create table t (name text primary key) without rowid", ("name",), None),
+        ("create table t (b, a, primary key (a, b)) without rowid", ("a", "b"), None),
+        ("create table t (rowid text, image blob)", ("oid",), "oid"),
+        ("create table t (model text primary key, source_model text)", ("model",), "rowid"),
+        ("create view t as select 1 as id, 2 as image", ("id",), None),
+        ("create view t as select 1 as model, 2 as image", ("model",), None),
+    ],
+)
+def test_the_key_of_the_source(
+    connection: sqlite3.Connection, create: str, key: tuple[str, ...], rowid: str | None
+) -> None:
+    connection.execute(create)
+    assert sidetables.find(connection, "t") is None
+    embed(connection, "t", key)
+    found = sidetables.find(connection, "T")
+    assert found is not None
+    assert (found.table, found.key, found.rowid, found.schema) == ("t", key, rowid, "main")
+    assert found.is_view == create.startswith("create view")
+    assert sidetables.sources(connection) == [found]
+
+
+def test_what_is_no_side_table(connection: sqlite3.Connection) -> None:
+    connection.execute("create table t (id integer primary key)")
+    connection.execute("create table _vision_t (id, embedding)")
+    connection.execute("create table u (id integer primary key)")
+    embed(connection, "u", ("uuid",))  # of another table u, that was here before
+    embed(connection, "gone", ("id",))
+    assert sidetables.sources(connection) == []
+
+
+def test_what_is_embedded(connection: sqlite3.Connection) -> None:
+    side = SideTable("t", ("id",))
+    connection.execute("create table t (id integer primary key)")
+    connection.execute("create view v as select * from t")
+    side.create(connection)
+    side.write(connection, [Row((key,), "image", "clip", "hash", b"1234") for key in range(3)])
+    side.write(connection, [Row((3,), "image", "clip", "hash", None, "broken")])
+    side.write(connection, [Row((key,), "back", "clip", "hash", b"1234") for key in range(2)])
+    side.write(connection, [Row((9,), "image", "siglip", "hash", None, "broken")])
+    embed(connection, "v", ("id",))
+    found = [
+        (each.source.table, each.column, each.model, each.embeddings, each.errors)
+        for each in sidetables.embedded(connection)
+    ]
+    assert found == [
+        ("t", "back", "clip", 2, 0),
+        ("t", "image", "clip", 3, 1),
+        ("t", "image", "siglip", 0, 1),
+    ]
+    assert [source.table for source in sidetables.sources(connection)] == ["t", "v"]
+
+
+def test_counting_leaves_the_embeddings_alone(connection: sqlite3.Connection) -> None:
+    connection.execute("create table t (id integer primary key)")
+    embed(connection, "t", ("id",))
+    for where, index in (("", "COVERING INDEX"), ("where error is not null", "_vision-errors-_vision_t")):
+        counting = f"select model, source_column, count(*) from _vision_t {where} group by 1, 2"
+        assert index in connection.execute(f"explain query plan {counting}").fetchone()[3]
+
+
+@pytest.mark.parametrize("name", ['a"b', "a'b", "é", "a b", "", "a.b", "_vision_t"])
+def test_names_of_any_kind(connection: sqlite3.Connection, name: str) -> None:
+    connection.execute(f"create table {quote(name)} ({quote(name)} primary key)")
+    embed(connection, name, (name,))
+    assert [source.key for source in sidetables.sources(connection)] == [(name,)]
+
+
+def test_an_attached_database(connection: sqlite3.Connection) -> None:
+    connection.execute("create table t (id integer primary key)")
+    embed(connection, "t", ("id",))
+    connection.execute("attach ':memory:' as 'other one'")
+    assert sidetables.sources(connection, "other one") == []
+    assert sidetables.find(connection, "t", "other one") is None
