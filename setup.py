@@ -52,6 +52,9 @@ setup(
         "onnxruntime>=1.22",
         "pillow>=11.3",
         "platformdirs>=4",
+        "prometheus_client>=0.20",
+        # For uploads: Datasette 0.65 brings it, 1.0 does not.
+        "python-multipart>=0.0.20",
         "tokenizers>=0.20",
         "usearch>=2.16",
     ],
@@ -78,6 +81,7 @@ setup(
             "llm>=0.19",
             "mypy>=1.15",
             "onnx>=1.17",
+            "openai>=1.50",
             "pillow-heif>=0.18",
             "pyarrow>=15",
             "pytest>=8.3",

@@ -52,6 +52,9 @@ class Config:
     max_image_megapixels: float = 100
     max_text_chars: int = 100_000
     max_labels: int = 1000
+    max_request_mb: float = 32
+    max_inputs: int = 1000
+    rate_limit: int | None = None
     allow: Allow | None = None
     allow_metrics: Allow | None = None
     shutdown_seconds: float = 9
@@ -205,6 +208,14 @@ KEYS = (
         "labels of a zero-shot classification at most: each is embedded the first time",
         "a whole number from 1 to 100000",
         _whole(1, 100_000),
+    ),
+    Key("max_request_mb", "size of an HTTP request at most, in MB", "a number above 0, at most 2000", _positive(2000)),
+    Key("max_inputs", "inputs of an HTTP request at most", "a whole number from 1 to 1000000", _whole(1, 1_000_000)),
+    Key(
+        "rate_limit",
+        "inputs a minute over HTTP for each actor, or address of who has none; unlimited by default",
+        "a whole number from 1 to 1000000",
+        _whole(1, 1_000_000),
     ),
     Key(
         "allow",

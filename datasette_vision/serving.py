@@ -24,6 +24,7 @@ from datasette_vision.vectors import Vector
 logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.float32]
+Scores = NDArray[np.float64]
 # (threads, execution providers) -> a loader of graphs
 MakeLoader = Callable[[int | None, Sequence[str]], LoadSession]
 
@@ -86,7 +87,7 @@ class ClassifierService:
     def __init__(self, model: InstalledModel, load: LoadSession, settings: dict[str, Any]) -> None:
         self.manifest = model.manifest
         self.classifier = ImageClassifier(model, load)
-        self.images: Batcher[Pixels, NDArray[np.float64]] = Batcher(
+        self.images: Batcher[Pixels, Scores] = Batcher(
             lambda batch: list(self.classifier.classify_pixels(np.stack(batch))),
             name=f"{self.manifest.name}-image",
             **settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,16 @@ from datasette_vision.config import Config
 from datasette_vision.encoder import load_on
 from datasette_vision.errors import InvalidImage, InvalidText, InvalidVector, VisionError, WrongTask
 from datasette_vision.models.store import ModelStore
-from datasette_vision.serving import ClassifierService, EncoderService, MakeLoader, Pixels, Service, Services, Tower
+from datasette_vision.serving import (
+    ClassifierService,
+    EncoderService,
+    MakeLoader,
+    Pixels,
+    Scores,
+    Service,
+    Services,
+    Tower,
+)
 from datasette_vision.vectors import Matrix, Vector
 from datasette_vision.zeroshot import Labels, parse_labels, scores, top_k
 
@@ -55,7 +64,7 @@ class Vision:
         Raises InvalidText, UnknownModel, WrongTask, ModelCorrupt, Busy or EngineFailure.
         """
         service = self._dual_encoder(model)
-        key = self._text_key(service, text)
+        key = self.text_key(service, text)
         vector = self.cache.get(key)
         if vector is None:
             vector = service.texts(service.tokenise(text))
@@ -65,7 +74,7 @@ class Vision:
     def embed_texts(self, texts: Sequence[str], model: str | None = None) -> Matrix:
         """Embed n texts in batches: -> (n, d) float32, of unit length. Raises as embed_text() does, for the first."""
         service = self._dual_encoder(model)
-        keys = [self._text_key(service, text) for text in texts]
+        keys = [self.text_key(service, text) for text in texts]
         found = [self.cache.get(key) for key in keys]
         missing = [position for position, vector in enumerate(found) if vector is None]
         outcomes = service.texts.map(service.tokenise(texts[position]) for position in missing)
@@ -85,10 +94,10 @@ class Vision:
         Raises InvalidImage besides what embed_text() raises.
         """
         service = self._dual_encoder(model)
-        key = _key(service, b"image", image)
+        key = self.image_key(service, image)
         vector = self.cache.get(key)
         if vector is None:
-            vector = service.images(self._pixels(service, image))
+            vector = service.images(self.pixels(service, image))
             self.cache.put(key, vector)
         return vectors.normalise(vector) if normalised else vector
 
@@ -104,7 +113,7 @@ class Vision:
         def decoded() -> Iterator[Pixels]:
             for position, source in enumerate(sources):
                 try:
-                    pixels = self._pixels(service, source)
+                    pixels = self.pixels(service, source)
                 except VisionError as error:
                     failed[position] = error
                 else:
@@ -154,7 +163,7 @@ class Vision:
         finish = vectors.normalise if isinstance(service, EncoderService) else np.copy
         manifest = service.manifest
         return Tower(
-            manifest.name, manifest.dimensions, lambda image: self._pixels(service, image), service.images, finish
+            manifest.name, manifest.dimensions, lambda image: self.pixels(service, image), service.images, finish
         )
 
     def text_tower(self, model: str | None = None) -> Tower:
@@ -177,15 +186,27 @@ class Vision:
         Scores are over all labels, whatever k. The model is a fixed-label classifier, or a dual encoder with labels in
         its manifest. Raises what embed_image() raises.
         """
+        service = self.classifier(model)
+        if isinstance(service, ClassifierService):
+            return self.label(service.images(self.pixels(service, image)), model, k)
+        return self.label(self.embed_image(image, service.manifest.name), model, k)
+
+    def classifier(self, model: str | None = None) -> Service:
+        """Return the service that classify() uses. Raises UnknownModel, ModelCorrupt, or WrongTask without labels."""
         name = model or self.config.default_classifier or self.config.default_model
         service = self.services.get(name)
-        if isinstance(service, ClassifierService):
-            return top_k(service.classifier.labels, service.images(self._pixels(service, image)), k)
-        entries = service.manifest.labels
-        if not entries:
+        if not service.manifest.labels:
             raise WrongTask(f"{name!r} brings no labels of its own: give some to vision_zero_shot()")
+        return service
+
+    def label(self, output: Vector | Scores, model: str | None = None, k: int | None = 5) -> list[dict[str, object]]:
+        """Return what classify() does, given what the model made of the image: (d,), an embedding or its scores."""
+        service = self.classifier(model)
+        if isinstance(service, ClassifierService):
+            return top_k(service.classifier.labels, output.astype(np.float64), k)
+        name, entries = service.manifest.name, service.manifest.labels
         labels = Labels(tuple(entry.label for entry in entries), tuple(entry.prompt for entry in entries))
-        return self._score(self.embed_image(image, name), *self._label_set(name, None, lambda: labels), name, k)
+        return self.score(vectors.normalise(output), *self.label_set(name, None, labels), name, k)
 
     def zero_shot(
         self, value: bytes, labels: str, model: str | None = None, k: int | None = None
@@ -197,21 +218,25 @@ class Vision:
         """
         name = model or self.config.default_model
         self._dual_encoder(name)
-        chosen, prompts = self._label_set(name, labels, lambda: parse_labels(labels, self.config.max_labels))
-        return self._score(self.embed_image_or_embedding(value, name), chosen, prompts, name, k)
+        chosen, prompts = self.label_set(name, labels)
+        return self.score(self.embed_image_or_embedding(value, name), chosen, prompts, name, k)
 
-    def _label_set(self, model: str, text: str | None, make: Callable[[], Labels]) -> tuple[Labels, Matrix]:
-        """Return labels with the embeddings of their prompts, (n, d), kept for the next row of the same query."""
+    def label_set(self, model: str, text: str | None, given: Labels | None = None) -> tuple[Labels, Matrix]:
+        """Return labels with the embeddings of their prompts, (n, d), kept for the next row of the same query.
+
+        They are read from `text`, as zero_shot() takes it; for the labels that a model brings there is none.
+        """
         found = self.label_sets.get((model, text))
         if found is None:
-            labels = make()
+            labels = given or parse_labels(text or "", self.config.max_labels)
             found = labels, self.embed_texts(labels.prompts, model)
             self.label_sets.put((model, text), *found)
         return found
 
-    def _score(
+    def score(
         self, embedding: Vector, labels: Labels, prompts: Matrix, model: str, k: int | None
     ) -> list[dict[str, object]]:
+        """Score a unit-length embedding against a label set: the k best [{"label", "score"}], best first."""
         manifest = self._dual_encoder(model).manifest
         values = scores(
             prompts @ embedding,
@@ -268,11 +293,19 @@ class Vision:
     def _dual_encoder(self, model: str | None) -> EncoderService:
         return self.services.dual_encoder(model or self.config.default_model)
 
-    def _pixels(self, service: Service, image: bytes) -> Pixels:
+    # What the queues take, and the names of what the cache keeps
+
+    def pixels(self, service: Service, image: bytes) -> Pixels:
+        """Decode an image as a model wants it. Raises InvalidImage."""
         spec = service.manifest.preprocess
         return spec(images.decode(image, limits=self.limits, target=spec.target))
 
-    def _text_key(self, service: EncoderService, text: str) -> bytes:
+    def image_key(self, service: Service, image: bytes) -> bytes:
+        """Name the embedding of an image in the cache."""
+        return _key(service, b"image", image)
+
+    def text_key(self, service: EncoderService, text: str) -> bytes:
+        """Name the embedding of a text in the cache. Raises InvalidText."""
         self._check_text(text)
         return _key(service, b"text", text.encode("utf-8", "surrogatepass"))
 
@@ -284,7 +317,7 @@ class Vision:
             )
 
 
-def _key(service: EncoderService, kind: bytes, content: bytes) -> bytes:
+def _key(service: Service, kind: bytes, content: bytes) -> bytes:
     """Name an embedding by all that decides it: the model, the tower and the whole input."""
     digest = hashlib.sha256(service.manifest.identity.encode() + b"\0" + kind + b"\0")
     digest.update(content)

@@ -39,6 +39,9 @@ def test_defaults() -> None:
         "max_image_megapixels": 100,
         "max_text_chars": 100_000,
         "max_labels": 1000,
+        "max_request_mb": 32,
+        "max_inputs": 1000,
+        "rate_limit": None,
         "allow": None,
         "allow_metrics": None,
         "shutdown_seconds": 9,
@@ -80,6 +83,9 @@ VALUES: dict[str, tuple[list[Any], list[Any], str]] = {
     "max_image_megapixels": ([0.001, 1, 2000], SIZE, "a number above 0, at most 2000"),
     "max_text_chars": ([1, 10_000_000], [0, 10_000_001, *WHOLE], "a whole number from 1 to 10000000"),
     "max_labels": ([1, 100_000], [0, 100_001, *WHOLE], "a whole number from 1 to 100000"),
+    "max_request_mb": ([0.001, 32, 2000], SIZE, "a number above 0, at most 2000"),
+    "max_inputs": ([1, 1_000_000], [0, 1_000_001, *WHOLE], "a whole number from 1 to 1000000"),
+    "rate_limit": ([1, 1_000_000], [0, 1_000_001, *WHOLE], "a whole number from 1 to 1000000"),
     **dict.fromkeys(("allow", "allow_metrics"), (
         [True, False, {}, {"id": "root"}, {"id": ["a", "b"], "unauthenticated": True}],
         [None, "root", 1, [], ["root"], {1: 2}],
@@ -129,8 +135,8 @@ def test_bad_values(key: str, value: Any, expected: str) -> None:
             {"colour": "red"},
             f'{WHERE}: unknown key "colour"; allowed are models_dir, default_model, default_classifier, preload, '
             "threads, providers, replicas, max_batch_size, max_queue, unload_after, cache_mb, max_image_mb, "
-            "max_image_megapixels, max_text_chars, max_labels, allow, allow_metrics, "
-            "shutdown_seconds, models",
+            "max_image_megapixels, max_text_chars, max_labels, max_request_mb, max_inputs, rate_limit, allow, "
+            "allow_metrics, shutdown_seconds, models",
         ),
         ({"models": {"clip": {"thread": 1}}}, f'{WHERE}.models.clip: unknown key "thread"; did you mean threads?'),
         (

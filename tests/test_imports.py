@@ -41,6 +41,7 @@ LAYERS: dict[str, int] = {
     "memory": 2,
     "config": 3,
     "serving": 3,
+    "intake": 3,
     "vision": 3,
     "sqltable": 3,
     "sql": 3,

@@ -2,24 +2,30 @@
 
 from datasette_vision.plugin.hooks import (
     asgi_wrapper,
+    cross_origin,
     permission_allowed,
     permission_resources_sql,
     prepare_connection,
     register_actions,
     register_commands,
+    register_routes,
     render_cell,
     shutdown,
+    skip_csrf,
     startup,
 )
 
 __all__ = [
     "asgi_wrapper",
+    "cross_origin",
     "permission_allowed",
     "permission_resources_sql",
     "prepare_connection",
     "register_actions",
     "register_commands",
+    "register_routes",
     "render_cell",
     "shutdown",
+    "skip_csrf",
     "startup",
 ]

@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING, Any
 import click
 from datasette import hookimpl
 
-from datasette_vision.plugin import cells, cli_files, cli_models, permissions, sql_errors
+from datasette_vision.plugin import (
+    cells,
+    cli_files,
+    cli_models,
+    crossorigin,
+    permissions,
+    routes,
+    sql_errors,
+    table,
+)
 from datasette_vision.plugin.cli import vision_group
+from datasette_vision.plugin.desk import desk_of
 from datasette_vision.plugin.state import state_of
 
 if TYPE_CHECKING:
@@ -40,6 +50,7 @@ def asgi_wrapper(datasette: Datasette) -> Callable[[Application], Application]:
 def shutdown(datasette: Datasette) -> None:
     """Answer what waits, then stop. Datasette 1.0 only: 0.65 has no such hook."""
     state_of(datasette).close()
+    desk_of(datasette).close()
 
 
 @hookimpl
@@ -79,3 +90,21 @@ def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] | None,
 def permission_allowed(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> bool | None:
     """Decide on the plugin's own permissions. Datasette 0.65 only."""
     return permissions.opinion(datasette, actor, action)
+
+
+@hookimpl
+def register_routes() -> list[tuple[str, Any]]:
+    """Serve the HTTP API."""
+    return routes.register(table.ROUTES)
+
+
+@hookimpl(specname="asgi_wrapper")
+def cross_origin(datasette: Datasette) -> Any:
+    """Refuse foreign pages with a visitor's cookies, and let others post to the API, with --cors."""
+    return crossorigin.wrapper(datasette, table.ROUTES)
+
+
+@hookimpl(optionalhook=True)
+def skip_csrf(datasette: Datasette, scope: Any) -> bool:
+    """Let no token be looked for in what is posted to us: cross_origin() protects it. Datasette 0.65 only."""
+    return crossorigin.is_ours(datasette, scope)

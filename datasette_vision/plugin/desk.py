@@ -1,0 +1,137 @@
+"""What the HTTP API keeps for each Datasette, and how a request passes through it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from datasette_vision.errors import Busy, VisionError
+from datasette_vision.lazy import Lazy
+from datasette_vision.plugin.bodies import Field
+from datasette_vision.plugin.limits import Limits, Share
+from datasette_vision.plugin.measures import Measures
+from datasette_vision.plugin.state import state_of
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request
+
+    from datasette_vision.intake import Intake
+    from datasette_vision.models.manifest import Manifest
+    from datasette_vision.vision import Vision
+
+T = TypeVar("T")
+
+ATTRIBUTE = "_datasette_vision_desk"
+ANSWER_TIMEOUT_S = 120.0
+
+
+class Desk:
+    """The API's part of one Datasette."""
+
+    def __init__(self, datasette: Datasette) -> None:
+        state = state_of(datasette)
+        self._vision = state.vision
+        self._intake: Lazy[Intake] = Lazy(self._make_intake)
+        self.limits = Limits(state.config)
+        self.measures = Measures()
+
+    @property
+    def vision(self) -> Vision:
+        """The Vision of this Datasette, made at the first use."""
+        return self._vision.get()
+
+    @property
+    def intake(self) -> Intake:
+        """The way to its queues."""
+        return self._intake.get()
+
+    def encoder(self, model: str | None) -> Manifest:
+        """Return the manifest of a dual encoder, by default that of the configuration. Raises as Services does."""
+        vision = self.vision
+        return vision.services.dual_encoder(model or vision.config.default_model).manifest
+
+    async def ready(self) -> None:
+        """Make what is made at the first use, which takes a moment, without stopping the event loop."""
+        if not self._intake.loaded:
+            await asyncio.to_thread(self._intake.get)
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run something that blocks, away from the event loop, on threads that are not Datasette's."""
+        return await asyncio.wrap_future(self.intake.call(function, *arguments))
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._intake.loaded:
+            self.intake.close()
+
+    def _make_intake(self) -> Intake:
+        from datasette_vision.intake import Intake  # heavy: NumPy
+
+        return Intake(self.vision)
+
+
+def desk_of(datasette: Datasette) -> Desk:
+    """Return the desk of this Datasette, made at the first call. Raises ConfigError."""
+    desk = getattr(datasette, ATTRIBUTE, None)
+    if desk is None:
+        desk = vars(datasette).setdefault(ATTRIBUTE, Desk(datasette))
+    return desk
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request on its way through the API."""
+
+    datasette: Datasette
+    request: Request
+    desk: Desk
+    share: Share
+    fields: Sequence[Field]
+    route: str
+
+
+def client_of(request: Request) -> str:
+    """Name who asks, for the rate limit: the actor, or else the address."""
+    actor = request.actor or {}
+    if "id" in actor:
+        return f"actor {actor['id']}"
+    return f"address {(request.scope.get('client') or ['unknown'])[0]}"
+
+
+async def outcomes(futures: Sequence[Future[T]]) -> list[T | VisionError]:
+    """Wait until all futures are done: for each what came of it. Raises Busy when that takes too long.
+
+    The event loop is woken once, however many there are. What is no VisionError is raised.
+    """
+    if not futures:
+        return []
+    loop = asyncio.get_running_loop()
+    finished = loop.create_future()
+    counted = itertools.count(1)
+
+    def step(_: Future[T]) -> None:
+        if next(counted) == len(futures):
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_resolve, finished)
+
+    for future in futures:
+        future.add_done_callback(step)
+    try:
+        await asyncio.wait_for(finished, ANSWER_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        raise Busy(f"no answer within {ANSWER_TIMEOUT_S:.0f} seconds: try again later") from None
+    from datasette_vision.intake import outcome_of  # heavy: NumPy
+
+    results: list[T | VisionError] = [outcome_of(future) for future in futures]
+    return results
+
+
+def _resolve(finished: asyncio.Future[None]) -> None:
+    if not finished.done():
+        finished.set_result(None)

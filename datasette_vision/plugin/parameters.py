@@ -1,0 +1,173 @@
+"""What the routes of the HTTP API take: each parameter described once, for reading and for the documentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasette_vision.errors import InvalidArgument
+from datasette_vision.plugin.bodies import Field
+from datasette_vision.plugin.schemas import Schema
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter. It is there once at most, unless `many`: then `read` gets a list of what was sent.
+
+    `schema` is the JSON Schema of its value in JSON. `read` turns what was sent, a str where it came in a form or an
+    address, into what the handler gets; it raises ValueError for what does not fit, and `expected` says what does.
+    """
+
+    name: str
+    meaning: str
+    schema: Schema
+    expected: str
+    read: Callable[[Any], Any]
+    default: Any = None
+    required: bool = False
+    many: bool = False
+
+    def value(self, fields: Sequence[Field]) -> Any:
+        """Return the value in these fields, or the default. Raises InvalidArgument, naming the parameter."""
+        found = [field for field in fields if field.name == self.name]
+        if not found or (found[0].is_json and found[0].value is None and not self.required):
+            if self.required:
+                raise InvalidArgument(f"{self.name}: expected {self.expected}, found none")
+            return self.default
+        sent = [field.value for field in found] if self.many else found[0].value
+        if len(found) > 1 and not self.many:
+            raise InvalidArgument(f"{self.name}: expected it once, found it {len(found)} times")
+        try:
+            return self.read(sent)
+        except ValueError:
+            raise InvalidArgument(f"{self.name}: expected {self.expected}, found {shown(sent)}") from None
+
+
+def whole(minimum: int, maximum: int) -> Callable[[Any], int]:
+    """Return a reader of whole numbers in a range: of digits in a form, of numbers in JSON."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+            value = int(value)
+        if isinstance(value, float) and value.is_integer():  # JSON Schema says that 5.0 is an integer
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise ValueError
+        return value
+
+    return read
+
+
+def choice(*allowed: str) -> Callable[[Any], str]:
+    """Return a reader of one of these words."""
+
+    def read(value: Any) -> str:
+        if value not in allowed or not isinstance(value, str):
+            raise ValueError
+        return value
+
+    return read
+
+
+def text(value: Any) -> str:
+    """Read a text."""
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def optional_text(value: Any) -> str | None:
+    """Read a text, an empty one as none: what a form sends for a field that nobody filled in."""
+    return text(value) or None
+
+
+def refuse_unknown(fields: Sequence[Field], known: Sequence[str]) -> None:
+    """Raise InvalidArgument for a field of another name: a mistyped one must not be passed over in silence."""
+    for field in fields:
+        if field.name not in known:
+            raise InvalidArgument(f"unknown parameter {shown(field.name)}; allowed are {', '.join(known)}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message quotes it, cut short."""
+    if isinstance(value, bytes):
+        return f"a file of {len(value):,} bytes"
+    if isinstance(value, (list, dict)) and len(value) > 10:
+        return f"{len(value):,} values"
+    written = json.dumps(value, default=str)
+    return written if len(written) <= 60 else written[:60] + "…"
+
+
+LABEL = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {
+            "type": "object",
+            "properties": {"label": {"type": "string"}, "prompt": {"type": "string"}},
+            "required": ["label", "prompt"],
+            "additionalProperties": False,
+        },
+    ]
+}
+
+MODEL = Parameter(
+    "model",
+    "Name of an installed model; by default the `default_model` of the configuration.",
+    {"type": "string"},
+    "the name of a model",
+    optional_text,
+)
+ENCODING_FORMAT = Parameter(
+    "encoding_format",
+    "How embeddings are written: `float`, an array of numbers, or `base64`, of little-endian float32 values.",
+    {"type": "string", "enum": ["float", "base64"], "default": "float"},
+    "float or base64",
+    choice("float", "base64"),
+    "float",
+)
+
+
+def labels_as_text(sent: list[Any]) -> str:
+    """Read labels as zeroshot.parse_labels() takes them: JSON, from JSON, from JSON as text, or from words."""
+    if len(sent) == 1 and isinstance(sent[0], (list, dict)):
+        return json.dumps(sent[0])
+    if not all(isinstance(label, str) for label in sent):
+        raise ValueError
+    return sent[0] if len(sent) == 1 and sent[0].lstrip()[:1] in ("[", "{") else json.dumps(sent)
+
+
+LABELS = Parameter(
+    "labels",
+    "What to choose from: an array of strings, or of objects of a `label` and the `prompt` that stands for it; or an"
+    " object of `labels`, a `template` such as `a photo of a {}`, `multi_label` and a `temperature`. In an address or a"
+    " form: one label each time, or all of it as JSON.",
+    {
+        "anyOf": [
+            {"type": "array", "minItems": 1, "items": LABEL, "examples": [["cat", "dog"]]},
+            {
+                "type": "object",
+                "properties": {
+                    "labels": {"type": "array", "minItems": 1, "items": LABEL},
+                    "template": {"type": "string", "pattern": r"\{\}"},
+                    "multi_label": {"type": "boolean", "default": False},
+                    "temperature": {"type": "number", "minimum": 0.001, "maximum": 1000, "default": 1},
+                },
+                "required": ["labels"],
+                "additionalProperties": False,
+            },
+        ]
+    },
+    "labels: an array of strings, or an object",
+    labels_as_text,
+    required=True,
+    many=True,
+)
+K = Parameter(
+    "k",
+    "How many labels to return for each, the best; by default 5 for a classifier's, all of those given.",
+    {"type": "integer", "minimum": 1, "maximum": 100_000},
+    "a whole number from 1 to 100000",
+    whole(1, 100_000),
+)

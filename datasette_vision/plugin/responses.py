@@ -1,0 +1,125 @@
+"""Answers in JSON, in Datasette's own shape: {"ok": true, …}, or {"ok": false, "error", "errors", "status"}.
+
+Every answer of the HTTP API is made here, so that each carries the CORS headers, and each error its Retry-After.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.errors import Busy, VisionError
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request, Response
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[["Datasette", "Request"], Awaitable["Response"]]
+
+BUSY_RETRY_S = 1.0
+
+
+class RequestError(Exception):
+    """A request that cannot be answered, for a reason that exists only in HTTP. Raised by handlers, answered here."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+def too_large(message: str) -> RequestError:
+    """Return the 413 of a request that is larger than it may be."""
+    return RequestError(413, message)
+
+
+def too_many(message: str, retry_after_s: float) -> RequestError:
+    """Return the 429 of a client that asks for more than its share."""
+    return RequestError(429, message, {"retry-after": str(max(1, math.ceil(retry_after_s)))})
+
+
+def answer(datasette: Datasette, body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a JSON response; a `body` of str is JSON already."""
+    text = body if isinstance(body, str) else dumps(body)
+    return respond(datasette, text, "application/json; charset=utf-8", status, headers)
+
+
+def respond(
+    datasette: Datasette, body: str, content_type: str, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a response of any kind, with the CORS headers of `datasette --cors`."""
+    from datasette.utils.asgi import Response
+
+    return Response(body, status, {**cors_headers(datasette), **(headers or {})}, content_type)
+
+
+def dumps(value: object) -> str:
+    """Write JSON without white space. NaN and infinity are errors: JSON has none."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def error_body(messages: list[str], status: int) -> dict[str, Any]:
+    """Return the body of an error: that of Datasette 1.0, which 0.65's clients understand too."""
+    return {"ok": False, "error": "; ".join(messages), "errors": messages, "status": status}
+
+
+def status_of(error: Exception) -> tuple[int, dict[str, str]]:
+    """Return the HTTP status of an error and the headers that go with it."""
+    if isinstance(error, RequestError):
+        return error.status, error.headers
+    if isinstance(error, Busy):
+        return error.http_status, {"retry-after": str(math.ceil(BUSY_RETRY_S))}
+    if isinstance(error, VisionError):
+        return error.http_status, {}
+    status = getattr(error, "status", None)  # Datasette's NotFound, Forbidden and BadRequest
+    return (status if isinstance(status, int) else 500), {}
+
+
+def message_of(error: Exception) -> str:
+    """Return what a person may read of an error. What nobody foresaw goes to the log, not to the client."""
+    if isinstance(error, (VisionError, RequestError)) or status_of(error)[0] != 500:
+        return str(error)
+    return "something went wrong here; the server's log says what"
+
+
+def error_answer(datasette: Datasette, error: Exception) -> Response:
+    """Return the response that tells of an error."""
+    status, headers = status_of(error)
+    return answer(datasette, error_body([message_of(error)], status), status, headers)
+
+
+def guarded(handler: Handler, refused: Callable[[Datasette, Exception], Response] = error_answer) -> Handler:
+    """Wrap a handler so that whatever it raises is answered in JSON, by `refused`; the unforeseen is logged."""
+
+    @functools.wraps(handler)
+    async def run(datasette: Datasette, request: Request) -> Response:
+        try:
+            return await handler(datasette, request)
+        except Exception as error:
+            if status_of(error)[0] == 500:
+                logger.error("%s %s failed", request.method, request.path, exc_info=error)
+            return refused(datasette, error)
+
+    return run
+
+
+def cors_headers(datasette: Datasette) -> dict[str, str]:
+    """Return the headers that `datasette --cors` adds, none without it.
+
+    They are those of Datasette 1.0: 0.65's allow no JSON to be posted from another origin.
+    """
+    if not datasette.cors:
+        return {}
+    return {
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Headers": "Authorization, Content-Type",
+        "Access-Control-Expose-Headers": "Link, Retry-After",
+        "Access-Control-Allow-Methods": "GET, POST, HEAD, OPTIONS",
+        "Access-Control-Max-Age": "3600",
+    }

@@ -1,0 +1,87 @@
+"""JSON Schemas of what the HTTP API takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+NAME: Schema = {"type": "string", "description": "The model that answered."}
+COUNT: Schema = {"type": "integer", "minimum": 1}
+
+
+def closed(properties: Mapping[str, Schema], optional: Sequence[str] = ()) -> Schema:
+    """Return the schema of an object of these properties and no others."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": [name for name in properties if name not in optional],
+        "additionalProperties": False,
+    }
+
+
+# Inputs
+
+TEXT_INPUT: Schema = {"type": "string", "description": "A text."}
+IMAGE_INPUT: Schema = {"type": "string", "description": "An image file as base64 or as a data: URI."}
+EMBEDDING_INPUT: Schema = {
+    "description": "An embedding: numbers, or base64 of little-endian float32 values.",
+    "anyOf": [{"type": "array", "items": {"type": "number"}, "minItems": 1}, {"type": "string"}],
+}
+INPUTS: Mapping[str, Schema] = {"text": TEXT_INPUT, "image": IMAGE_INPUT, "embedding": EMBEDDING_INPUT}
+
+
+def item(kinds: Sequence[str]) -> Schema:
+    """Return the schema of one input, as inputs.input_of() reads it."""
+    text = "A text, or an image when it is a data: URI." if "text" in kinds else "An image as base64 or a data: URI."
+    return {"anyOf": [{"type": "string", "description": text}, *(closed({kind: INPUTS[kind]}) for kind in kinds)]}
+
+
+# Answers
+
+EMBEDDED: Schema = closed(
+    {
+        "embedding": {
+            "anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string", "contentEncoding": "base64"}]
+        }
+    }
+)
+LABELLED: Schema = closed(
+    {
+        "labels": {
+            "type": "array",
+            "items": closed({"label": {"type": "string"}, "score": {"type": "number", "minimum": 0, "maximum": 1}}),
+        }
+    }
+)
+COMPARED: Schema = closed({"similarity": {"type": "number", "minimum": -1, "maximum": 1}})
+FAILED: Schema = {
+    **closed({"error": {"type": "string"}, "status": {"type": "integer"}}),
+    "description": "Why this input could not be used.",
+}
+MODELS: Schema = closed(
+    {
+        "ok": {"const": True},
+        "models": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+        },
+    }
+)
+ERROR: Schema = {
+    "type": "object",
+    "properties": {
+        "ok": {"const": False},
+        "error": {"type": "string", "description": "What was wrong."},
+        "errors": {"type": "array", "items": {"type": "string"}},
+        "status": {"type": "integer", "description": "The HTTP status."},
+    },
+    "required": ["ok", "error", "errors", "status"],
+}
+
+
+def results(one: Schema, **head: Schema) -> Schema:
+    """Return the schema of an answer to several inputs."""
+    listed = {"type": "array", "items": {"anyOf": [one, FAILED]}, "description": "In the order of the inputs."}
+    return closed({"ok": {"const": True}, **head, "results": listed})

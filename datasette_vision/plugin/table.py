@@ -1,0 +1,8 @@
+"""The one table of routes of the HTTP API: Datasette's router, OpenAPI and the documentation are made of it."""
+
+from __future__ import annotations
+
+from datasette_vision.plugin import api
+from datasette_vision.plugin.routes import Route
+
+ROUTES: tuple[Route, ...] = (*api.ROUTES,)
