@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import NDArray
 
 from datasette_vision.config import Config
-from datasette_vision.errors import EngineFailure, InvalidInput, Unreadable, VisionError
+from datasette_vision.errors import EngineFailure, InvalidInput, StorageFailed, Unreadable, VisionError
 from datasette_vision.runtime import default_threads
 from datasette_vision.serving import Tower
 
@@ -98,8 +98,8 @@ def embed(
     `items` is iterated on the worker threads, one at a time, a little ahead. All functions run on them too, several at
     once:
 
-    - `read(item)` returns the content: an image file, or a text in UTF-8. What it raises of OSError or InvalidInput is
-      the item's error.
+    - `read(item)` returns the content: an image file, or a text in UTF-8. What it raises of OSError, InvalidInput or
+      StorageFailed is the item's error.
     - `unchanged(item, content_hash)`: whether nothing is to be done for it.
     - `known(content_hash)`: the vector, if it is there from before.
     - `inspect(item, content)`: something else to be found out of the content, for each item that is not unchanged. What
@@ -235,7 +235,7 @@ class _Run(Generic[Item]):
         except OSError as error:
             reason = Unreadable(f"cannot be read: {error.strerror or error}")
             self._deliver(position, Outcome(item, digest, error=reason))
-        except InvalidInput as error:
+        except (InvalidInput, StorageFailed) as error:
             self._deliver(position, Outcome(item, digest, error=_bare(error)))
         else:
             self._claim(digest, content, _Claim(position, item, inspected))

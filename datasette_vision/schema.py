@@ -66,6 +66,22 @@ class SideTable:
         )
         generations.install(connection, self.name, (*self.key_columns, "source_column", "model"))
 
+    def index_contents(self, connection: sqlite3.Connection) -> None:
+        """Have embeddings found by what they were made from: find() needs it, and so does who looks for duplicates."""
+        connection.execute(
+            f"create index if not exists {quote('_vision-contents-' + self.name)}"
+            f" on {quote(self.name)} (content_hash, model)"
+        )
+
+    def find(self, connection: sqlite3.Connection, content_hash: str, model: str) -> bytes | None:
+        """Return the embedding by `model` of a content, whichever row it is of, or None."""
+        found = connection.execute(
+            f"select embedding from {quote(self.name)} where content_hash = ? and model = ? and embedding is not null"
+            " limit 1",
+            (content_hash, model),
+        ).fetchone()
+        return None if found is None else bytes(found[0])
+
     def write(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
         """Add rows, in place of those there are for the same key, column and model."""
         columns = (*self.key_columns, *OWN_COLUMNS)

@@ -195,7 +195,8 @@ def test_a_model_that_is_damaged_ends_the_run(make: Make, counting: fakes.Counti
     assert no_threads()
 
 
-def test_a_vision_that_is_closed_ends_the_run(make: Make) -> None:
+def test_a_vision_that_is_closed_ends_the_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "WINDOW", 5)
     vision = make()
     outcomes = embed(vision.image_tower(), PICTURES, content)
     next(outcomes)
