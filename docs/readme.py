@@ -5,7 +5,9 @@ from __future__ import annotations
 import sqlite3
 from functools import cache
 
+import click
 from click.testing import CliRunner
+from datasette.cli import cli
 
 from datasette_vision import demo, sql
 from datasette_vision.config import KEYS, Config
@@ -71,9 +73,14 @@ def catalogue() -> str:
     return "\n" + table(["name", "what for", "dimensions", "fp32", "licence", "from"], rows) + "\n\n"
 
 
+def commands() -> str:
+    """Write the --help of every command of `datasette vision`, in the order of their names."""
+    group = cli.commands["vision"]
+    assert isinstance(group, click.Group)
+    return "".join(command_help("vision", name) for name in sorted(group.commands))
+
+
 def command_help(*command: str) -> str:
     """Write the --help of a command of `datasette`."""
-    from datasette.cli import cli
-
     result = CliRunner().invoke(cli, [*command, "--help"], prog_name="datasette", terminal_width=100)
     return f"\n```\n{result.output.strip()}\n```\n\n"
