@@ -46,7 +46,7 @@ Encode = Callable[[Any], np.ndarray]
 
 @dataclass
 class Case:
-    """A source as a user has it, and what the model in it answers by its own code: an embedding, or probabilities."""
+    """A source as a user has it, and what the model in it answers by its own code: an embedding, or centred logits."""
 
     source: Path
     image: Callable[[Image.Image], np.ndarray]
@@ -82,7 +82,8 @@ def of_classifier(folder: Path) -> Encode:
     def image(picture: Image.Image) -> np.ndarray:
         with torch.no_grad():
             # Processors of classifiers expect three channels, which transformers' own pipelines give them.
-            return model(**processor(picture.convert("RGB"), return_tensors="pt")).logits[0].softmax(-1).numpy()
+            logits = model(**processor(picture.convert("RGB"), return_tensors="pt")).logits[0].numpy()
+        return logits - logits.mean()
 
     return image
 
@@ -273,10 +274,12 @@ def answers(vision: Vision, name: str, case: Case) -> list[tuple[np.ndarray, np.
             pairs.append((vision.embed_image(content, name, normalised=False), expected))
             continue
         scores = vision.classify(content, name, k=None)
-        assert abs(sum(float(entry["score"]) for entry in scores) - 1) < 1e-6
+        assert abs(sum(float(entry["score"]) for entry in scores) - 1) < 1e-5  # of six digits each
         labels = [entry.label for entry in vision.store.find(name).manifest.labels]
         by_label = {entry["label"]: entry["score"] for entry in scores}
-        pairs.append((np.array([by_label[label] for label in labels]), expected))
+        # Back to the logits, up to what softmax forgets: what they are with random weights says nothing about scores.
+        logits = np.log([float(by_label[label]) for label in labels])
+        pairs.append((logits - logits.mean(), expected))
     return pairs
 
 
