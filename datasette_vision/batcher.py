@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -67,9 +67,25 @@ class Batcher(Generic[Item, Result]):
         self._threads: set[threading.Thread] = set()
         self._idle = 0
         self._closed = False
-        self.batches = 0
-        self.items = 0
+        # What was computed: batches by their size, and the time that took.
+        self.sizes: Counter[int] = Counter()
+        self.seconds = 0.0
         _open.add(self)
+
+    @property
+    def batches(self) -> int:
+        """How many batches were computed."""
+        return sum(self.sizes.values())
+
+    @property
+    def items(self) -> int:
+        """How many items were computed."""
+        return sum(size * count for size, count in self.sizes.items())
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait to be computed."""
+        return len(self._waiting)
 
     def submit(self, item: Item) -> Future[Result]:
         """Queue one item. Raises Busy when the queue is full or closed."""
@@ -217,6 +233,7 @@ class Batcher(Generic[Item, Result]):
             return batch
 
     def _answer(self, batch: list[tuple[Item, Future[Result]]]) -> None:
+        began = time.perf_counter()
         try:
             results = self._run([item for item, _ in batch])
             if len(results) != len(batch):
@@ -229,8 +246,10 @@ class Batcher(Generic[Item, Result]):
             for entry in batch:
                 self._answer([entry])
             return
-        self.batches += 1
-        self.items += len(batch)
+        took = time.perf_counter() - began
+        with self._changed:
+            self.sizes[len(batch)] += 1
+            self.seconds += took
         for (_, future), result in zip(batch, results, strict=True):
             future.set_result(result)
 

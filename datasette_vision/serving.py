@@ -16,7 +16,7 @@ from datasette_vision.batcher import Batcher
 from datasette_vision.classifier import ImageClassifier
 from datasette_vision.config import Config
 from datasette_vision.encoder import DualEncoder, LoadSession
-from datasette_vision.errors import WrongTask
+from datasette_vision.errors import VisionError, WrongTask
 from datasette_vision.models.manifest import DUAL_ENCODER
 from datasette_vision.models.store import InstalledModel, ModelStore
 from datasette_vision.vectors import Vector
@@ -76,6 +76,11 @@ class EncoderService:
         spec = self.manifest.preprocess
         self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
 
+    @property
+    def queues(self) -> dict[str, Batcher[Any, Any]]:
+        """The queue of each tower."""
+        return {"text": self.texts, "image": self.images}
+
     def close(self) -> None:
         self.texts.close()
         self.images.close()
@@ -105,6 +110,11 @@ class ClassifierService:
         """Load the graph."""
         spec = self.manifest.preprocess
         self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
+
+    @property
+    def queues(self) -> dict[str, Batcher[Any, Any]]:
+        """The queue of the one graph."""
+        return {"image": self.images}
 
     def close(self) -> None:
         self.images.close()
@@ -177,6 +187,34 @@ class Services:
         """Return which parts of a model are in memory, without loading any."""
         service = self._services.get(name)
         return service.loaded() if service else []
+
+    def running(self) -> dict[str, Service]:
+        """Return the services that were asked for, by the name of their model."""
+        with self._lock:
+            return dict(self._services)
+
+    def describe(self, default_model: str) -> list[dict[str, object]]:
+        """Describe the installed models; one that is damaged says so under "error"."""
+        result: list[dict[str, object]] = []
+        for name in self._store.names():
+            try:
+                manifest = self._store.find(name).manifest
+            except VisionError as error:
+                result.append({"name": name, "error": str(error)})
+                continue
+            result.append(
+                {
+                    "name": name,
+                    "task": manifest.task,
+                    "dimensions": manifest.dimensions,
+                    "precision": manifest.precision,
+                    "labels": len(manifest.labels),
+                    "default": name == default_model,
+                    "loaded": self.loaded(name),
+                    "description": manifest.description,
+                }
+            )
+        return result
 
     def close(self) -> None:
         """Answer what waits, then stop."""

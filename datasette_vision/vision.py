@@ -8,22 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from datasette_vision import images, vectors
+from datasette_vision import images, serving, vectors
 from datasette_vision.cache import EmbeddingCache, LabelSets
 from datasette_vision.config import Config
 from datasette_vision.encoder import load_on
 from datasette_vision.errors import InvalidImage, InvalidText, InvalidVector, VisionError, WrongTask
 from datasette_vision.models.store import ModelStore
-from datasette_vision.serving import (
-    ClassifierService,
-    EncoderService,
-    MakeLoader,
-    Pixels,
-    Scores,
-    Service,
-    Services,
-    Tower,
-)
+from datasette_vision.serving import ClassifierService, EncoderService, Pixels, Scores, Service, Services, Tower
 from datasette_vision.vectors import Matrix, Vector
 from datasette_vision.zeroshot import Labels, parse_labels, scores, top_k
 
@@ -42,7 +33,7 @@ class Vision:
         config: Config | None = None,
         *,
         store: ModelStore | None = None,
-        load: MakeLoader = load_on,
+        load: serving.MakeLoader = load_on,
     ) -> None:
         self.config = config or Config()
         models_dir = Path(self.config.models_dir).expanduser() if self.config.models_dir else None
@@ -251,26 +242,7 @@ class Vision:
 
     def models(self) -> list[dict[str, object]]:
         """Describe the installed models; one that is damaged says so under "error"."""
-        result: list[dict[str, object]] = []
-        for name in self.store.names():
-            try:
-                manifest = self.store.find(name).manifest
-            except VisionError as error:
-                result.append({"name": name, "error": str(error)})
-                continue
-            result.append(
-                {
-                    "name": name,
-                    "task": manifest.task,
-                    "dimensions": manifest.dimensions,
-                    "precision": manifest.precision,
-                    "labels": len(manifest.labels),
-                    "default": name == self.config.default_model,
-                    "loaded": self.services.loaded(name),
-                    "description": manifest.description,
-                }
-            )
-        return result
+        return self.services.describe(self.config.default_model)
 
     def check_models(self) -> None:
         """Raise UnknownModel, ModelCorrupt or WrongTask when a model that the configuration names cannot serve."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import shlex
 import shutil
 import socket
 import subprocess
@@ -12,10 +14,15 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
+import openai
 import pytest
 
+from datasette_vision.plugin.table import ROUTES
 from datasette_vision.vision import Vision
+from tests import pictures
 
 QUERY = urllib.parse.urlencode(
     {"sql": "select hex(llm_embed('tiny-emoji',:q)) as x", "q": "purple and gold", "_shape": "array"}
@@ -88,3 +95,68 @@ def test_an_error_over_cors_is_readable_too(address: str) -> None:
         assert response.code == 400
         assert response.headers["Access-Control-Allow-Origin"] == "*"
         assert json.load(response)["error"].startswith("vision_embed(): no model 'nope' is installed")
+
+
+def test_the_openai_client_unmodified(address: str, vision: Vision) -> None:
+    client = openai.OpenAI(base_url=f"{address}/-/vision/v1", api_key="anything")
+    picture = pictures.png()
+    uri = "data:image/png;base64," + base64.b64encode(picture).decode()
+    response = client.embeddings.create(model="tiny-emoji", input=["purple and gold", uri])
+    expected = [vision.embed_text("purple and gold"), vision.embed_image(picture)]
+    assert np.allclose([entry.embedding for entry in response.data], expected, rtol=0, atol=1e-5)
+    assert [model.id for model in client.models.list()] == ["tiny-emoji"]
+
+
+POST_FROM_A_NOTEBOOK = """
+const [address, image] = process.argv.slice(1);
+const origin = {Origin: "https://observablehq.com", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"};
+const preflight = await fetch(`${address}/-/vision/similarity`, {
+  method: "OPTIONS",
+  headers: {...origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+});
+const response = await fetch(`${address}/-/vision/similarity`, {
+  method: "POST",
+  headers: {...origin, "Content-Type": "application/json"},
+  body: JSON.stringify({query: `data:image/png;base64,${image}`, inputs: ["red apple", "fire engine"]})
+});
+console.log(JSON.stringify({
+  preflight: [preflight.status, ...["origin", "methods", "headers"].map(
+    (name) => preflight.headers.get(`access-control-allow-${name}`))],
+  status: response.status,
+  origin: response.headers.get("access-control-allow-origin"),
+  body: await response.json()
+}));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+def test_an_image_posted_by_fetch_from_another_origin(address: str, vision: Vision) -> None:
+    picture = pictures.png()
+    command = ["node", "--input-type=module", "-e", POST_FROM_A_NOTEBOOK, address, base64.b64encode(picture).decode()]
+    result = subprocess.run(command, capture_output=True, check=True, timeout=60, text=True)
+    found = json.loads(result.stdout)
+    assert found["preflight"] == [204, "*", "GET, POST, HEAD, OPTIONS", "Authorization, Content-Type, *"]
+    assert (found["status"], found["origin"]) == (200, "*")
+    image = vision.embed_image(picture)
+    expected = [float(image @ vision.embed_text(text)) for text in ("red apple", "fire engine")]
+    assert np.allclose([entry["similarity"] for entry in found["body"]["results"]], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("route", [route for route in ROUTES if route.example], ids=lambda route: route.name)
+def test_every_example_with_curl(address: str, tmp_path: Path, route: object) -> None:
+    tmp_path.joinpath("apple.webp").write_bytes(pictures.picture_file("WEBP"))
+    command = shlex.split(route.example.format(server=address))  # type: ignore[attr-defined]
+    options = ["-sS", "--fail-with-body"] if route.action != "vision-metrics" else ["-sS"]  # type: ignore[attr-defined]
+    result = subprocess.run([*command, *options], capture_output=True, timeout=60, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(address: str, tmp_path: Path) -> None:
+    tmp_path.joinpath("large").write_bytes(bytes(40_000_000))
+    command = ["curl", "-sS", "-o", "answer", "-w", "%{http_code}", "-F", "image=@large", f"{address}/-/vision/embed"]
+    result = subprocess.run(command, capture_output=True, timeout=60, text=True, cwd=tmp_path)
+    assert result.stdout == "413", result.stderr
+    assert "max_request_mb" in tmp_path.joinpath("answer").read_text()

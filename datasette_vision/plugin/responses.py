@@ -112,13 +112,14 @@ def guarded(handler: Handler, refused: Callable[[Datasette, Exception], Response
 def cors_headers(datasette: Datasette) -> dict[str, str]:
     """Return the headers that `datasette --cors` adds, none without it.
 
-    They are those of Datasette 1.0: 0.65's allow no JSON to be posted from another origin.
+    They are those of Datasette 1.0, and any header: 0.65's allow no JSON to be posted from another origin, and OpenAI's
+    clients send a dozen of their own.
     """
     if not datasette.cors:
         return {}
     return {
         "Access-Control-Allow-Origin": "*",
-        "Access-Control-Allow-Headers": "Authorization, Content-Type",
+        "Access-Control-Allow-Headers": "Authorization, Content-Type, *",
         "Access-Control-Expose-Headers": "Link, Retry-After",
         "Access-Control-Allow-Methods": "GET, POST, HEAD, OPTIONS",
         "Access-Control-Max-Age": "3600",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from datasette_vision.plugin import permissions
+from datasette_vision.plugin import permissions, schemas
 from datasette_vision.plugin.bodies import read_fields
 from datasette_vision.plugin.desk import Call, client_of, desk_of
 from datasette_vision.plugin.parameters import Parameter, refuse_unknown
@@ -47,6 +47,7 @@ class Route:
     media_type: str = "application/json"
     # How this route answers an error: OpenAI's clients expect another form than Datasette's.
     refused: Callable[[Datasette, Exception], Response] = error_answer
+    error: Schema = field(default_factory=lambda: schemas.ERROR)
     # Whether an address may hold parameters that the route does not know.
     strict: bool = True
     # The schema of a posted body, where it is not made of kinds and parameters.
