@@ -13,6 +13,7 @@
     │   ├── DimensionMismatch    400  2     embeddings of two models in one calculation
     │   └── InvalidLabels        400  2     labels for zero-shot classification are malformed
     ├── UnknownModel             404  4   no installed model has this name
+    ├── NotEmbedded              404  13  a table has no embeddings, or not by this model
     ├── WrongTask                400  2   the model exists but does another kind of work
     ├── ModelCorrupt             500  5   a file of an installed model is missing or altered
     ├── InstallFailed            500  8   a model could not be installed
@@ -83,6 +84,13 @@ class UnknownModel(VisionError):
 
     http_status = 404
     exit_code = 4
+
+
+class NotEmbedded(VisionError):
+    """There is no such table, it has no embeddings, or none by this model or of this column."""
+
+    http_status = 404
+    exit_code = 13
 
 
 class WrongTask(VisionError):

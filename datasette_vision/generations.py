@@ -20,6 +20,7 @@ from datasette_vision.identifiers import literal, quote, rowid_name
 LOG = "_visionchanges"
 TRIGGERS = "_vision-"
 KEPT = 1 << 18
+EVENTS = ("replace", "insert", "update", "delete")
 
 CREATE_LOG = (
     f"create table if not exists {LOG} (side_table text not null, generation integer not null, row integer,"
@@ -65,18 +66,20 @@ def install(connection: sqlite3.Connection, side_table: str, primary_key: tuple[
 
 def state(connection: sqlite3.Connection, schema: str, side_table: str) -> State | None:
     """Return the state of a side table as this connection sees it, or None when its changes are not noted."""
-    place = quote(schema)
-    try:
-        row = connection.execute(
-            f"select generation, stamp from {place}.{LOG} where side_table = ?"
-            f" and (select count(*) from {place}.sqlite_master where type = 'trigger' and tbl_name = ?1"
-            f" and name in (?, ?, ?, ?)) = {len(EVENTS)} order by generation desc limit 1",
-            (side_table, *(_trigger(event, side_table) for event in EVENTS)),
-        ).fetchone()
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error):
-            return None
-        raise
+    master = f"{quote(schema)}.sqlite_master"
+    marks = ", ".join("?" * len(EVENTS))
+    triggers = [_trigger(event, side_table) for event in EVENTS]
+    there = connection.execute(
+        f"select count(*) from {master} where (type = 'table' and name = ?)"
+        f" or (type = 'trigger' and tbl_name = ? and name in ({marks}))",
+        (LOG, side_table, *triggers),
+    ).fetchone()[0]
+    if there != 1 + len(EVENTS):
+        return None
+    row = connection.execute(
+        f"select generation, stamp from {quote(schema)}.{LOG} where side_table = ? order by generation desc limit 1",
+        (side_table,),
+    ).fetchone()
     return State(*row) if row else None
 
 
@@ -93,14 +96,21 @@ def changes(
         " order by generation limit ?",
         (side_table, since.generation, limit + 2),
     ).fetchall()
-    if not rows or rows[0][:2] != tuple(since) or len(rows) == limit + 2:
+    if not rows or tuple(rows[0])[:2] != since or len(rows) == limit + 2:
         return None
     if any(row[2] is None for row in rows[1:]):
         return None
-    return [(State(*row[:2]), row[2]) for row in rows[1:]]
+    return [(State(row[0], row[1]), row[2]) for row in rows[1:]]
 
 
-EVENTS = ("replace", "insert", "update", "delete")
+def recent(connection: sqlite3.Connection, schema: str, side_table: str, limit: int) -> list[tuple[State, int | None]]:
+    """Return the last changes: (the state after it, the row or None where all may have changed), oldest first."""
+    rows = connection.execute(
+        f"select generation, stamp, row from {quote(schema)}.{LOG} where side_table = ?"
+        " order by generation desc limit ?",
+        (side_table, limit),
+    ).fetchall()
+    return [(State(row[0], row[1]), row[2]) for row in reversed(rows)]
 
 
 def _trigger(event: str, side_table: str) -> str:

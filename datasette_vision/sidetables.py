@@ -102,14 +102,13 @@ def primary_key(connection: sqlite3.Connection, table: str, schema: str = "main"
 
 
 def _rowid(connection: sqlite3.Connection, table: str, schema: str) -> str | None:
-    name = rowid_name(columns(connection, table, schema))
-    if name is None:
-        return None
-    try:
-        connection.execute(f"select {name} from {quote(schema)}.{quote(table)} limit 0")
-    except sqlite3.OperationalError:  # WITHOUT ROWID
-        return None
-    return name
+    place = quote(schema)
+    for index in connection.execute(f"pragma {place}.index_list({quote(table)})").fetchall():
+        if index[3] == "pk":
+            stored = connection.execute(f"pragma {place}.index_xinfo({quote(index[1])})").fetchall()
+            if not any(row[1] == -1 for row in stored):  # the index of a primary key ends with the row number, if any
+                return None
+    return rowid_name(columns(connection, table, schema))
 
 
 def _key(

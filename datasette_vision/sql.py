@@ -6,12 +6,14 @@ work is in sqlfunctions.py, imported at the first call.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import InvalidImage, InvalidVector, VisionError
+from datasette_vision.lazy import Lazy
 from datasette_vision.sqltable import FUNCTIONS
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Registration:
     `vision` is asked for at the first call. `drop_in` adds the llm_embed… family; `foreign_embed(model, input)` answers
     llm_embed() for models that are not ours. SQLite and Python between them replace the message of an exception by one
     that says nothing: `on_error` gets the real one, on the thread that runs the query, before the query fails.
+    `search_wait_s` is how long a query waits while vision_search() reads a table for the first time.
     """
 
     def __init__(
@@ -36,8 +39,21 @@ class Registration:
         drop_in: bool = True,
         foreign_embed: ForeignEmbed | None = None,
         on_error: Callable[[str], None] = lambda message: None,
+        search_wait_s: float | None = None,
     ) -> None:
-        functions = _Lazy(vision, foreign_embed)
+        def make() -> Functions:
+            from datasette_vision.sqlfunctions import Functions  # heavy: NumPy, Pillow
+
+            return Functions(vision(), foreign_embed, search_wait_s)
+
+        functions = Lazy(make)
+        self._bound: dict[int, list[tuple[str, int, Callable[..., Any]]]] = {}
+        self._bind: Callable[[int], list[tuple[str, int, Callable[..., Any]]]] = lambda address: [
+            (function.name, arity, _scalar(function.name, functions, on_error, address))
+            for function in FUNCTIONS
+            if function.reads_tables
+            for arity in function.arities
+        ]
         self._scalars: list[tuple[str, int, Callable[..., Any]]] = []
         self._aggregates: list[tuple[str, type]] = []
         for function in FUNCTIONS:
@@ -46,12 +62,18 @@ class Registration:
             if function.aggregate:
                 self._aggregates.append((function.name, _aggregate(function.name, functions, on_error)))
                 continue
+            if function.reads_tables:
+                continue
             wrapped = _scalar(function.name, functions, on_error)
             self._scalars += [(function.name, arity, wrapped) for arity in function.arities]
 
     def register(self, connection: sqlite3.Connection) -> None:
         """Register every function of the table on a connection."""
-        for name, arity, scalar in self._scalars:
+        # A connection made where one was before takes that one's: so there are never more than there were connections
+        # at a time, and each is kept for as long as pysqlite3 may still hold it.
+        address = id(connection)
+        bound = self._bound.setdefault(address, self._bound.get(address) or self._bind(address))
+        for name, arity, scalar in (*self._scalars, *bound):
             connection.create_function(name, arity, scalar, deterministic=True)
         for name, aggregate in self._aggregates:
             connection.create_aggregate(name, 1, aggregate)
@@ -62,23 +84,21 @@ def register(connection: sqlite3.Connection, vision: Callable[[], Vision], **opt
     Registration(vision, **options).register(connection)
 
 
-class _Lazy:
-    """What the functions do, made at the first call."""
+def _connection_at(address: int) -> sqlite3.Connection:
+    """Return the connection that lives at an address.
 
-    def __init__(self, vision: Callable[[], Vision], foreign_embed: ForeignEmbed | None) -> None:
-        self._make = vision, foreign_embed
-        self._functions: Functions | None = None
-
-    def get(self) -> Functions:
-        if self._functions is None:
-            from datasette_vision.sqlfunctions import Functions  # heavy: NumPy, Pillow
-
-            vision, foreign_embed = self._make
-            self._functions = Functions(vision(), foreign_embed)
-        return self._functions
+    A function that held its connection would keep it open for ever: SQLite holds the function, out of sight of
+    Python's garbage collector; and connections cannot be referred to weakly. While a function of a connection is being
+    called, a statement of it is running, and so a cursor holds the connection: it is there, at its address.
+    """
+    connection: sqlite3.Connection = ctypes.cast(address, ctypes.py_object).value
+    return connection
 
 
-def _scalar(name: str, functions: _Lazy, on_error: Callable[[str], None]) -> Callable[..., Any]:
+def _scalar(
+    name: str, functions: Lazy[Functions], on_error: Callable[[str], None], address: int | None = None
+) -> Callable[..., Any]:
+    """Return what SQLite calls. With the address of a connection, the implementation gets that first."""
     implementation: Callable[..., Any] | None = None
 
     def call(*arguments: Any) -> Any:
@@ -88,6 +108,8 @@ def _scalar(name: str, functions: _Lazy, on_error: Callable[[str], None]) -> Cal
         try:
             if implementation is None:
                 implementation = getattr(functions.get(), name)
+            if address is not None:
+                return implementation(_connection_at(address), *arguments)
             return implementation(*arguments)
         except (InvalidImage, InvalidVector):
             return None  # a row's bad data: vision_error() says what is wrong with it
@@ -97,7 +119,7 @@ def _scalar(name: str, functions: _Lazy, on_error: Callable[[str], None]) -> Cal
     return call
 
 
-def _aggregate(name: str, functions: _Lazy, on_error: Callable[[str], None]) -> type:
+def _aggregate(name: str, functions: Lazy[Functions], on_error: Callable[[str], None]) -> type:
     class Aggregate:
         def __init__(self) -> None:
             self.inner: Any = None

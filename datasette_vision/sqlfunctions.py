@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from datasette_vision import images, vectors
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidImage, UnknownModel
+from datasette_vision.search import Searcher
 from datasette_vision.vectors import Vector
 from datasette_vision.vision import Vision
 
@@ -28,10 +30,13 @@ ForeignEmbed = Callable[[str, "str | bytes"], Vector]
 
 
 class Functions:
-    """The SQL functions over one Vision. Thread-safe, as it holds nothing of its own."""
+    """The SQL functions over one Vision. Thread-safe."""
 
-    def __init__(self, vision: Vision, foreign_embed: ForeignEmbed | None = None) -> None:
+    def __init__(
+        self, vision: Vision, foreign_embed: ForeignEmbed | None = None, search_wait_s: float | None = None
+    ) -> None:
         self._vision = vision
+        self._searcher = Searcher(vision, search_wait_s)
         self._foreign_embed = foreign_embed
 
     # Embeddings
@@ -91,6 +96,23 @@ class Functions:
     def vision_label(self, value: Any, labels: Any, model: Any = None) -> str:
         best = self._vision.zero_shot(_image(value), _text(labels, "labels as JSON TEXT"), _model(model), k=1)
         return str(best[0]["label"])
+
+    # Search
+
+    def vision_search(
+        self, connection: sqlite3.Connection, table: Any, query: Any, k: Any = 10, model: Any = "", column: Any = ""
+    ) -> str:
+        if not isinstance(query, (str, bytes)):
+            raise InvalidArgument(f"expected TEXT, an image BLOB or an embedding, found {_kind(query)}")
+        hits = self._searcher.search(
+            connection,
+            _text(table, "the name of a table as TEXT"),
+            query,
+            _count(k, "k"),
+            _model(model),
+            _text(column, "the name of a column as TEXT"),
+        )
+        return _json([hit.to_json() for hit in hits])
 
     # Images
 

@@ -18,13 +18,17 @@ class SqlFunction:
     example: str
     aggregate: bool = False
     variadic: bool = False
+    reads_tables: bool = False  # on the connection that calls it
     drop_in: bool = False  # stands in for datasette-llm-embed's function of the same name
 
     @property
     def signature(self) -> str:
         """How the function is written in documentation, optional arguments in brackets."""
         arguments = ", ".join(self.required) + (", …" if self.variadic else "")
-        arguments += "".join(f" [, {name}" for name in self.optional) + "]" * len(self.optional)
+        if len(self.optional) > 2:  # three brackets in a row would mean something to cog
+            arguments += "".join(f" [, {name}]" for name in self.optional)
+        else:
+            arguments += "".join(f" [, {name}" for name in self.optional) + "]" * len(self.optional)
         return f"{self.name}({arguments})"
 
     @property
@@ -130,6 +134,19 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "The best of these labels as TEXT, for GROUP BY.",
         'select vision_label(embedding, \'["food", "animal", "flag"]\') as label, count(*) as pictures\n'
         "from _vision_emoji group by label order by label",
+    ),
+    SqlFunction(
+        "vision_search",
+        ("table", "query"),
+        ("k", "model", "column"),
+        "JSON array of the `k` rows (10) closest to a TEXT, an image BLOB or an embedding, each as "
+        '`{"rowid", "similarity"}`, best '
+        "first, for `json_each()`. Beside the rowid, or where there is none, the key stands as an object of its "
+        "columns, `key`, unless it is the rowid itself. See [Search](#search).",
+        "select name, round(json_extract(value, '$.similarity'), 2) as similarity\n"
+        "from json_each(vision_search('emoji', 'purple heart', 3))\n"
+        "join emoji on emoji.rowid = json_extract(value, '$.rowid')",
+        reads_tables=True,
     ),
     SqlFunction(
         "vision_error",

@@ -39,6 +39,9 @@ LAYERS: dict[str, int] = {
     "batcher": 2,
     "cache": 2,
     "memory": 2,
+    "eightbit": 2,
+    "hnsw": 2,
+    "index": 2,
     "config": 3,
     "serving": 3,
     "intake": 3,
@@ -53,6 +56,10 @@ LAYERS: dict[str, int] = {
     "places": 3,
     "parquet": 3,
     "sidetables": 3,
+    "sidereader": 3,
+    "hits": 3,
+    "indexes": 3,
+    "search": 3,
     "matching": 3,
     "importing": 3,
     "pipeline": 3,
@@ -73,6 +80,7 @@ ONE_PLACE = {
     "onnxruntime": "runtime models.bake.fuse models.bake.static",
     "tokenizers": "tokenizer models.bake.slow_tokenizers",
     "llm": "llm_models llm_plugin",
+    "usearch": "hnsw",
 }
 # Turns PyTorch models into ours: may import torch, and nothing that serves may import it.
 BAKE = "models.bake"

@@ -49,6 +49,8 @@ class PluginState:
             drop_in=not self.has_llm_embed_plugin,
             foreign_embed=self.foreign_embed,
             on_error=sql_errors.remember,
+            # Some of the time that a query has is needed for the search itself.
+            search_wait_s=0.6 * datasette.setting("sql_time_limit_ms") / 1000,
         )
         _kept.append(self.sql)
 

@@ -1,0 +1,93 @@
+"""Embeddings in an HNSW graph, by usearch: a few thousand are compared with a query, and nearly all neighbours found.
+
+For more of them than can all be compared in a few milliseconds. A graph takes minutes to make, and does not forget.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from datasette_vision.eightbit import Coded, Flat, Labels, Mask, Positions, Similarities
+
+# Of HNSW: neighbours a vector has in the graph, and candidates held when one is added. The Malkov and Yashunin paper
+# (https://arxiv.org/abs/1603.09320) finds 12 to 48 and 100 to 200 of use; less of the second is made up by searching.
+CONNECTIVITY = 16
+EXPANSION_ADD = 96
+# Candidates held while searching: the fewest of these that find nearly all.
+EXPANSIONS = (256, 512, 1024, 2048)
+RECALL = 0.98
+
+
+class Graph:
+    """Vectors in an HNSW graph of usearch, whose keys are positions in `labels`. Thread-safe to search."""
+
+    def __init__(self, labels: Labels, graph: Any, expansion: int) -> None:
+        self.labels = labels
+        self.graph = graph
+        self.expansion = graph.expansion_search = expansion
+        # usearch has room for so many searches at a time as there are cores, and fails beyond.
+        self._one_at_a_time = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def search(self, query: Coded, k: int, alive: Mask | None) -> tuple[Positions, Similarities]:
+        """Return (positions, similarities) of about the k nearest to query (1, d) that are alive, best first."""
+        wanted = min(k, len(self.labels))
+        while True:
+            with self._one_at_a_time:
+                # Where so many are asked for, looking at all is faster than walking.
+                found = self.graph.search(query.codes[0], wanted, exact=wanted * 20 > len(self.labels))
+            positions = found.keys.astype(np.intp)
+            similarities = (1 - found.distances).astype(np.float32)
+            if alive is not None:
+                kept = alive[positions]
+                positions, similarities = positions[kept], similarities[kept]
+            if len(positions) >= k or wanted == len(self.labels):
+                return positions[:k], similarities[:k]
+            wanted = min(wanted * 4, len(self.labels))
+
+
+def new_graph(dimensions: int) -> Any:
+    """Return an empty graph for codes of so many dimensions."""
+    from usearch.index import Index  # heavy, and only for tables of some size
+
+    return Index(
+        ndim=dimensions,
+        metric="cos",
+        dtype="i8",
+        connectivity=CONNECTIVITY,
+        expansion_add=EXPANSION_ADD,
+        enable_key_lookups=False,
+    )
+
+
+def build(
+    parts: Iterable[Flat],
+    dimensions: int,
+    *,
+    onto: Graph | None = None,
+    threads: int = 0,
+    progress: Callable[[int], bool] = lambda done: True,
+    chunk: int = 2048,
+) -> Graph | None:
+    """Make a graph of the vectors of some Flats, or of those of a graph and them: it stays as it is.
+
+    Returns None when `progress(vectors done)` says False: stop.
+    """
+    graph = new_graph(dimensions) if onto is None else onto.graph.copy()
+    labels = [np.empty(0, np.int64)] if onto is None else [onto.labels]
+    done = len(labels[0])
+    for part in parts:
+        labels.append(part.labels)
+        for start in range(0, len(part), chunk):
+            codes = part.vectors.codes[start : start + chunk]
+            graph.add(np.arange(done, done + len(codes), dtype=np.uint64), codes, threads=threads)
+            done += len(codes)
+            if not progress(done):
+                return None
+    return Graph(np.concatenate(labels), graph, EXPANSIONS[0] if onto is None else onto.expansion)

@@ -1,0 +1,223 @@
+"""Search in the embeddings of a table: the rows closest to a text, an image or an embedding."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from datasette_vision import generations, images, sidetables, vectors
+from datasette_vision.errors import (
+    Busy,
+    DimensionMismatch,
+    InvalidArgument,
+    InvalidImage,
+    InvalidVector,
+    NotEmbedded,
+    VisionError,
+)
+from datasette_vision.generations import State
+from datasette_vision.hits import Hit, IndexMismatch, from_index, from_table
+from datasette_vision.identifiers import quote
+from datasette_vision.indexes import SOME, Indexes, database_path, snapshot
+from datasette_vision.sidereader import Embeddings
+from datasette_vision.sidetables import Source
+from datasette_vision.vectors import Vector
+from datasette_vision.vision import Vision
+
+MAX_K = 100_000
+Pairs = frozenset[tuple[str, str]]
+
+
+class Searcher:
+    """Searches tables on any connection, with indexes that the connections share. Thread-safe.
+
+    A search waits `wait_s` seconds at most while a table is read for the first time, or for as long as it takes.
+    """
+
+    def __init__(self, vision: Vision, wait_s: float | None = None) -> None:
+        self._vision = vision
+        self._indexes = Indexes(wait_s)
+        self._pairs: dict[tuple[str, str], tuple[State, Pairs]] = {}
+
+    def search(
+        self,
+        connection: sqlite3.Connection,
+        table: str,
+        query: str | bytes,
+        k: int = 10,
+        model: str | None = None,
+        column: str | None = None,
+    ) -> list[Hit]:
+        """Return the k rows of a table closest to a text, an image or an embedding, best first.
+
+        It searches what the connection sees. `table` may have the name of an attached database before it and a dot.
+        Without `model` it is the default model where the table is embedded with it, else the only one it is embedded
+        with; without `column`, the only one that is embedded. Raises NotEmbedded where there is nothing to search,
+        InvalidArgument where something has to be chosen, DimensionMismatch for an embedding of another size,
+        InvalidImage and InvalidVector, Busy while the table is being read for the first time, and what embedding
+        raises.
+        """
+        if not 1 <= k <= MAX_K:
+            raise InvalidArgument(f"expected k to be a whole number from 1 to {MAX_K:,}, found {k:,}")
+        source = self.source(connection, table)
+        try:
+            with snapshot(connection, source.schema):
+                return self._search(connection, source, query, k, model, column)
+        except Exception as error:
+            if isinstance(error, VisionError) or "interrupted" not in str(error):  # SQLite modules have own classes
+                raise
+            raise Busy(f"searching {source.table} takes longer than a query may take here") from None
+
+    def source(self, connection: sqlite3.Connection, table: str) -> Source:
+        """Return the table or view of a name, which has embeddings. Raises NotEmbedded, saying what there is."""
+        schemas = [row[1] for row in connection.execute("pragma database_list")]
+        places = [(schema, table) for schema in schemas]
+        before, dot, after = table.partition(".")
+        if dot:
+            places += [(schema, after) for schema in schemas if schema.lower() == before.lower()]
+        for schema, name in places:
+            found = sidetables.find(connection, name, schema)
+            if found is not None:
+                return found
+        for schema, name in places:
+            if sidetables.columns(connection, name, schema):
+                file = database_path(connection, schema).rpartition("/")[2] or "DATABASE"
+                raise NotEmbedded(
+                    f"{name} has no embeddings yet: make them with `datasette vision embed {file} {name}`"
+                )
+        there = [found.table for schema in schemas for found in sidetables.sources(connection, schema)]
+        raise NotEmbedded(f"there is no table or view {table!r}; embedded are: {', '.join(there) or 'none'}")
+
+    def _search(
+        self,
+        connection: sqlite3.Connection,
+        source: Source,
+        query: str | bytes,
+        k: int,
+        model: str | None,
+        column: str | None,
+    ) -> list[Hit]:
+        state = generations.state(connection, source.schema, source.side.name)
+        wanted = self._chosen(connection, source, state, model, column)
+        dimensions = self._dimensions(connection, wanted)
+        if dimensions is None:
+            return []
+        vector = self._vector(query, wanted, dimensions)
+        found = None if state is None else self._indexes.view(connection, wanted, dimensions, state)
+        if found is not None:
+            view, others = found
+            try:
+                hits = from_index(connection, wanted, vector, k, view, others)
+            except IndexMismatch:
+                self._indexes.forget(connection, wanted)
+            else:
+                return hits or self._nothing(connection, wanted, dimensions)
+        return from_table(connection, wanted, vector, k) or self._nothing(connection, wanted, dimensions)
+
+    def _nothing(self, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int) -> list[Hit]:
+        """Say why there may be nothing to find."""
+        stored = wanted.dimensions(connection)
+        if stored is not None and stored != dimensions:
+            raise DimensionMismatch(
+                f"the embeddings of {wanted.source.table} by {wanted.model!r} have {stored} floats, and that model"
+                f" makes {dimensions} now: embed the table anew"
+            )
+        return []
+
+    def _chosen(
+        self,
+        connection: sqlite3.Connection,
+        source: Source,
+        state: State | None,
+        model: str | None,
+        column: str | None,
+    ) -> Embeddings:
+        pairs = self._contained(connection, source, state)
+        what = ", ".join(f"{each} ({', '.join(sorted(c for m, c in pairs if m == each))})" for each, _ in _first(pairs))
+        models = {name for name, _ in pairs}
+        if not pairs:
+            raise NotEmbedded(f"{source.table} has no embeddings yet: its side table is empty")
+        default = self._vision.config.default_model
+        if not model:
+            if default not in models and len(models) > 1:
+                raise InvalidArgument(f"expected the name of a model for {source.table}, which is embedded by: {what}")
+            model = default if default in models else next(iter(models))
+        elif model not in models:
+            raise NotEmbedded(f"{source.table} has no embeddings by {model!r}; embedded by: {what}")
+        columns = {name for own, name in pairs if own == model}
+        if not column:
+            if len(columns) > 1:
+                raise InvalidArgument(
+                    f"expected the name of a column of {source.table}, embedded are: {', '.join(sorted(columns))}"
+                    f" (as the last argument: vision_search(table, query, k, model, column))"
+                )
+            column = next(iter(columns))
+        elif column not in columns:
+            raise NotEmbedded(f"{source.table} has no embeddings of {column!r} by {model!r}; embedded by: {what}")
+        return Embeddings.of(connection, source, model, column)
+
+    def _contained(self, connection: sqlite3.Connection, source: Source, state: State | None) -> Pairs:
+        """Return the (model, column) pairs in a side table. To find them takes a while, so they are kept."""
+        key = database_path(connection, source.schema), source.side.name
+        kept = self._pairs.get(key)
+        if kept is not None and kept[0] == state:
+            return kept[1]
+        side = f"{quote(source.schema)}.{quote(source.side.name)}"
+        newer = None
+        if kept is not None:
+            newer = generations.changes(connection, source.schema, source.side.name, kept[0], SOME)
+        if kept is None or newer is None:
+            pairs = _pairs_of(connection.execute(f"select distinct model, source_column from {side}"))
+        else:
+            label = Embeddings.of(connection, source, "", "").label
+            rows = json.dumps([row for _, row in newer])
+            pairs = kept[1] | _pairs_of(
+                connection.execute(
+                    f"select distinct model, source_column from json_each(?) chosen"
+                    f" cross join {side} side on side.{label} = chosen.value",
+                    (rows,),
+                )
+            )
+        if state is not None and not connection.in_transaction:
+            self._pairs[key] = state, pairs
+        return pairs
+
+    def _dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
+        try:
+            return self._vision.services.dual_encoder(wanted.model).manifest.dimensions
+        except VisionError:  # embeddings made elsewhere can be searched by embedding
+            return wanted.dimensions(connection)
+
+    def _vector(self, query: str | bytes, wanted: Embeddings, dimensions: int) -> Vector:
+        """Return the unit-length embedding of a query."""
+        if isinstance(query, str):
+            return self._vision.embed_text(query, wanted.model)
+        embedding: Vector | None = None
+        with contextlib.suppress(InvalidVector):
+            embedding = vectors.decode(query)
+        unit = embedding is not None and abs(float(np.linalg.norm(embedding.astype(np.float64))) - 1) < 0.01
+        if embedding is not None and len(embedding) == dimensions and unit:
+            return embedding
+        if images.sniff(query) is not None:
+            return self._vision.embed_image(query, wanted.model)
+        if embedding is not None and len(embedding) == dimensions:
+            return vectors.normalise(embedding)
+        if unit:
+            assert embedding is not None
+            raise DimensionMismatch(
+                f"expected an embedding of {dimensions} floats, as {wanted.model!r} makes, found {len(embedding)}"
+            )
+        raise InvalidImage(f"expected an image or an embedding, found {len(query)} bytes of neither")
+
+
+def _pairs_of(rows: Iterable[Sequence[str]]) -> Pairs:
+    return frozenset((row[0], row[1]) for row in rows)
+
+
+def _first(pairs: Pairs) -> list[tuple[str, str]]:
+    """One pair of each model."""
+    return sorted({model: (model, column) for model, column in pairs}.values())
