@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+DOCS = README.md $(wildcard docs/*.md)
 
 .DELETE_ON_ERROR:
 .PHONY: demo test lint docs train clean
@@ -18,10 +19,10 @@ lint: $(VENV)/.installed-test  ## Check style, types and that the README is fres
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/cog --check -p "import sys; sys.path.insert(0, '.')" README.md
+	$(BIN)/cog --check -p "import sys; sys.path.insert(0, '.')" $(DOCS)
 
 docs: $(VENV)/.installed-test  ## Write the generated parts of the README anew
-	$(BIN)/cog -r -p "import sys; sys.path.insert(0, '.')" README.md
+	$(BIN)/cog -r -p "import sys; sys.path.insert(0, '.')" $(DOCS)
 
 train:  ## Train the bundled model anew (torch on the CPU; under two hours on two cores)
 	@echo "Making $(VENV)-train and installing what training needs …"

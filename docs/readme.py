@@ -1,4 +1,4 @@
-"""The generated parts of README.md, which cog writes: `make docs` writes them anew, `make lint` fails when stale."""
+"""The generated parts of README.md and docs/, by cog: `make docs` writes them anew, `make lint` fails when stale."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def example(function: SqlFunction) -> str:
 
 def sql_functions() -> str:
     """Write the function reference."""
-    parts = [f"#### `{function.signature}`\n\n{function.returns}\n\n{example(function)}" for function in FUNCTIONS]
+    parts = [f"### `{function.signature}`\n\n{function.returns}\n\n{example(function)}" for function in FUNCTIONS]
     return "\n" + "\n".join(parts)
 
 

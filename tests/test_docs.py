@@ -1,4 +1,4 @@
-"""The README is never wrong: everything is in it, its generated parts are fresh, its examples run."""
+"""The documentation is never wrong: everything is in it, its generated parts are fresh, its examples run."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from datasette_vision.sqltable import FUNCTIONS, SqlFunction
 from tests.conftest import Connection
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REFERENCE = (ROOT / "docs/reference.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.name)
 def test_every_function_is_documented(function: SqlFunction) -> None:
-    assert f"#### `{function.signature}`" in README
-    assert function.example in README
+    assert f"### `{function.signature}`" in REFERENCE
+    assert function.example in REFERENCE
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
 def test_every_configuration_key_is_documented(key: object) -> None:
-    assert f"| `{key.name}` |" in README  # type: ignore[attr-defined]
+    assert f"| `{key.name}` |" in REFERENCE  # type: ignore[attr-defined]
 
 
 def commands(group: click.Group, path: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -40,7 +41,7 @@ def test_every_command_is_documented() -> None:
     group = cli.commands["vision"]
     assert isinstance(group, click.Group)
     for command in commands(group, ("vision",)):
-        assert f"Usage: datasette {' '.join(command)} " in README
+        assert f"Usage: datasette {' '.join(command)} " in REFERENCE
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.name)
@@ -51,6 +52,6 @@ def test_every_example_runs(function: SqlFunction, demo_connection: Connection) 
 
 
 def test_generated_parts_are_fresh() -> None:
-    command = [sys.executable, "-m", "cogapp", "--check", "-p", "import sys; sys.path.insert(0, '.')", "README.md"]
+    command = [sys.executable, "-m", "cogapp", "--check", "-p", "import sys; sys.path.insert(0, '.')", *DOCS]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr + "\nrun: make docs"
