@@ -35,6 +35,8 @@ setup(
             "demo/emoji.zip",
             "demo/queries.json",
             "models/bundled/*/*",
+            "plugin/static/*",
+            "plugin/templates/*",
             "py.typed",
         ]
     },

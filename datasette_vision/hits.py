@@ -107,10 +107,11 @@ def _rows(connection: sqlite3.Connection, wanted: Embeddings, query: Vector, lab
     cursor.row_factory = None
     # `cross join` is SQLite's way to be told the order: by row number, then by key.
     rows = cursor.execute(
-        f"select side.{wanted.label}, embedding, {rowid}, {key} from json_each(?) chosen"
+        f"select side.{wanted.label}, side.embedding, {rowid}, {key} from json_each(?) chosen"
         f" cross join {wanted.table} side on side.{wanted.label} = chosen.value"
         f" cross join {quote(source.schema)}.{quote(source.table)} source on {joined}"
-        " where side.model = ? and side.source_column = ? and typeof(embedding) = 'blob' and length(embedding) = ?",
+        " where side.model = ? and side.source_column = ? and typeof(side.embedding) = 'blob'"
+        " and length(side.embedding) = ?",
         (json.dumps(labels), wanted.model, wanted.column, 4 * len(query)),
     ).fetchall()
     if not rows:

@@ -82,6 +82,9 @@ class Functions:
     def vision_from_json(self, text: Any) -> bytes:
         return vectors.encode(vectors.from_json(_text(text, "a JSON array as TEXT")))
 
+    def vision_from_base64(self, text: Any) -> bytes:
+        return vectors.encode(vectors.from_base64(_text(text, "base64 as TEXT")))
+
     def vision_average(self) -> Average:
         return Average(normalised=True)
 

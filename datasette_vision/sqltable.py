@@ -111,6 +111,14 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "select hex(vision_from_json('[1, 0.5]')) as embedding",
     ),
     SqlFunction(
+        "vision_from_base64",
+        ("base64",),
+        (),
+        "An embedding from base64 of its float32 values, as JSON APIs send it: so that it can travel in a parameter. "
+        "NULL for anything else.",
+        "select vision_to_json(vision_from_base64('AACAPwAAAD8=')) as embedding",
+    ),
+    SqlFunction(
         "vision_classify",
         ("image",),
         ("model", "k"),

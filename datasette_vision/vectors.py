@@ -6,6 +6,7 @@ sqlite-vec and datasette-faiss. In Python it is a one-dimensional float32 array.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -129,6 +130,19 @@ def from_json(text: str) -> Vector:
     if not np.isfinite(vector).all():
         raise InvalidVector("expected finite numbers that fit a float32, found one that does not")
     return vector
+
+
+def from_base64(text: str) -> Vector:
+    """Read base64 of little-endian float32 values as an embedding: what JSON APIs call the base64 encoding of one.
+
+    Either alphabet, with or without the = at the end. Raises InvalidVector when it is anything else.
+    """
+    try:
+        standard = text.strip().rstrip("=").replace("-", "+").replace("_", "/")
+        blob = base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
+    except ValueError:
+        raise InvalidVector("expected base64 of float32 values, found text that is not base64") from None
+    return decode(blob)
 
 
 def _kind(value: object) -> str:

@@ -157,14 +157,15 @@ async def test_an_unreadable_image_is_null_and_not_an_error(fake_models: Path) -
 
 
 @pytest.mark.asyncio
-async def test_small_images_are_pictures_and_other_blobs_are_not(fake_models: Path) -> None:
+async def test_small_images_are_pictures_and_embeddings_are_floats(fake_models: Path) -> None:
     datasette = make_datasette(fake_models)
     picture = pictures.png()
     response = await get(datasette, f"select x'{picture.hex()}' as image, vision_embed('x') as embedding", "")
     assert response.status_code == 200
     assert response.text.count('<img src="data:image/png;base64,') == 1
-    assert f'alt="PNG image, {len(picture):,} bytes"' in response.text
-    assert "Binary:&nbsp;32&nbsp;bytes" in response.text
+    assert 'alt="image: ' in response.text
+    assert "8 floats" in response.text
+    assert "Binary:" not in response.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import sqlite3
@@ -132,6 +133,7 @@ def test_one_broken_image_does_not_stop_a_query(fake_db: Connection) -> None:
         ("vision_combine(vision_embed('x'), 'y')", "vision_combine(): expected a number as weight, found TEXT"),
         ("vision_combine(vision_embed('x'), 9e999)", "vision_combine(): expected a number as weight, found a REAL"),
         ("vision_from_json(5)", "vision_from_json(): expected a JSON array as TEXT, found an INTEGER"),
+        ("vision_from_base64(5)", "vision_from_base64(): expected base64 as TEXT, found an INTEGER"),
         ("vision_to_json('[1]')", "vision_to_json(): expected an embedding BLOB, found TEXT"),
         ("vision_classify(x'00', 'fake')", "vision_classify(): 'fake' brings no labels of its own: give some to vis"),
         ("vision_classify(x'00', 'fake-classifier', 0)", "vision_classify(): expected k to be a whole number of at le"),
@@ -256,6 +258,16 @@ def test_json_there_and_back(fake_db: Connection) -> None:
     assert fake_db.one("vision_from_json(vision_to_json(?))", embedding) == embedding
     for bad in ("", "cat", "[]", "{}", '["a"]', "[1, null]", "[[1]]", "[1e999]", "[NaN]", "[true]", "[" * 100_000):
         assert fake_db.one("vision_from_json(?)", bad) is None, bad
+    assert fake_db.messages == []
+
+
+def test_base64(fake_db: Connection) -> None:
+    embedding = blob(1, -0.5, 0.1, 3e7)
+    text = base64.b64encode(embedding).decode()
+    for written in (text, text.rstrip("="), base64.urlsafe_b64encode(embedding).decode(), f" {text}\n"):
+        assert fake_db.one("vision_from_base64(?)", written) == embedding
+    for bad in ("", "cat", "ä", "AAAA", "A", base64.b64encode(blob(float("nan"))).decode(), text + "!"):
+        assert fake_db.one("vision_from_base64(?)", bad) is None, bad
     assert fake_db.messages == []
 
 

@@ -3,6 +3,7 @@
 from datasette_vision.plugin.hooks import (
     asgi_wrapper,
     cross_origin,
+    menu_links,
     permission_allowed,
     permission_resources_sql,
     prepare_connection,
@@ -10,14 +11,18 @@ from datasette_vision.plugin.hooks import (
     register_commands,
     register_routes,
     render_cell,
+    row_actions,
     shutdown,
     skip_csrf,
     startup,
+    table_actions,
+    top_table,
 )
 
 __all__ = [
     "asgi_wrapper",
     "cross_origin",
+    "menu_links",
     "permission_allowed",
     "permission_resources_sql",
     "prepare_connection",
@@ -25,7 +30,10 @@ __all__ = [
     "register_commands",
     "register_routes",
     "render_cell",
+    "row_actions",
     "shutdown",
     "skip_csrf",
     "startup",
+    "table_actions",
+    "top_table",
 ]

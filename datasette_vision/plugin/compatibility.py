@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasette
 
+from datasette_vision.errors import InvalidArgument
+
 if TYPE_CHECKING:
     from datasette.app import Datasette
+    from datasette.database import Database
+    from datasette.utils.asgi import Request
 
 IS_1_0 = not datasette.__version__.startswith("0.")
 
@@ -24,6 +29,54 @@ def serve_arguments(database: Path, metadata: Path, host: str, port: int) -> lis
     """
     files = ["--metadata", _argument(metadata), *(["--config", _argument(metadata)] if IS_1_0 else [])]
     return ["serve", _argument(database), *files, "--host", host, "--port", str(port), "--cors"]
+
+
+def query_path(datasette: Datasette, database: str) -> str:
+    """Return the path of the page that runs ?sql= on a database."""
+    return str(datasette.urls.database(database)) + ("/-/query" if IS_1_0 else "")
+
+
+def database_color(database: Database) -> str:
+    """Return the colour by which Datasette marks the pages of a database, as hexadecimal."""
+    return str(database.color) if IS_1_0 else "ff0000"
+
+
+async def filter_arguments(
+    datasette: Datasette,
+    request: Request,
+    database: str,
+    table: str,
+    filters: Iterable[tuple[str, str]],
+    columns: tuple[str, ...],
+) -> tuple[list[str], dict[str, Any], str]:
+    """Return Datasette's filters on a table as (WHERE clauses, their parameters, what they mean in words).
+
+    `filters` are the column filters of the address. What other arguments filter (_where, _search, _through, those of
+    plugins) is asked of the hook that Datasette asks, with its permissions. Raises InvalidArgument for a column that
+    the table has not, and whatever the hooks raise.
+    """
+    from datasette.filters import Filters
+    from datasette.plugins import pm
+    from datasette.utils import await_me_maybe
+
+    pairs = sorted((name, value) for name, value in filters if not (name.startswith("_") and "__" not in name))
+    chosen = Filters(pairs)
+    known = {lookup for lookup, _, _ in chosen.lookups()}
+    for column, lookup, _ in chosen.selections():
+        if column not in columns and column != "rowid":
+            # SQLite would take the quoted name of a column that is not there for a text.
+            raise InvalidArgument(f"{table} has no column {column!r} to filter by; it has {', '.join(columns)}")
+        if lookup not in known:
+            raise InvalidArgument(f"no filter is called {lookup!r}; filters are {', '.join(sorted(known))}")
+    clauses, parameters = chosen.build_where_clauses(table)
+    words: list[str] = []
+    for hook in pm.hook.filters_from_request(request=request, database=database, table=table, datasette=datasette):
+        found = await await_me_maybe(hook)
+        if found:
+            clauses += found.where_clauses
+            parameters.update(found.params)
+            words += found.human_descriptions
+    return clauses, parameters, str(chosen.human_description_en(extra=words))
 
 
 def _argument(path: Path) -> str:

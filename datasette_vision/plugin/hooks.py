@@ -6,6 +6,7 @@ be named in annotations, and imported inside functions.
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from datasette_vision.plugin import (
     cli_files,
     cli_models,
     crossorigin,
+    links,
+    pages,
     permissions,
     routes,
     sql_errors,
@@ -69,9 +72,33 @@ def register_commands(cli: click.Group) -> None:
 
 
 @hookimpl
-def render_cell(value: Any) -> Any:
-    """Show small images as pictures."""
-    return cells.render(value)
+def render_cell(datasette: Datasette, row: Any, value: Any, column: str, table: str | None, database: str) -> Any:
+    """Show images as pictures, and embeddings as what they are."""
+    return cells.render(datasette, row, value, column, table, database)
+
+
+@hookimpl
+def menu_links(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
+    """Lead to the playground from every page."""
+    return functools.partial(links.menu, datasette, actor)
+
+
+@hookimpl
+def table_actions(datasette: Datasette, database: str, table: str) -> Any:
+    """Lead to the search page from a table."""
+    return functools.partial(links.of_table, datasette, database, table)
+
+
+@hookimpl(optionalhook=True)
+def row_actions(datasette: Datasette, database: str, table: str, row: Any) -> Any:
+    """Lead to what is similar from a row. Datasette 1.0 only: on 0.65 the row's picture does."""
+    return functools.partial(links.of_row, datasette, database, table, row)
+
+
+@hookimpl(optionalhook=True)
+def top_table(datasette: Datasette, database: str, table: str) -> Any:
+    """Show a search box above an embedded table. Datasette 1.0 only."""
+    return functools.partial(links.search_box, datasette, database, table)
 
 
 @hookimpl(optionalhook=True)
@@ -94,8 +121,8 @@ def permission_allowed(datasette: Datasette, actor: dict[str, Any] | None, actio
 
 @hookimpl
 def register_routes() -> list[tuple[str, Any]]:
-    """Serve the HTTP API."""
-    return routes.register(table.ROUTES)
+    """Serve the HTTP API and the pages, whose addresses take what is left over."""
+    return [*routes.register(table.ROUTES), *pages.routes()]
 
 
 @hookimpl(specname="asgi_wrapper")

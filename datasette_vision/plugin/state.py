@@ -41,6 +41,8 @@ class PluginState:
         self._datasette = datasette
         self._config: Lazy[Config] = Lazy(self._read_config)
         self._foreign: Lazy[Any] = Lazy(self._make_foreign)
+        # (database, table) -> (until when, what is known): see tablefacts.py
+        self.table_facts: dict[tuple[str, str], tuple[float, Any]] = {}
         self.vision: Lazy[Vision] = Lazy(self._make_vision)
         self.activity = activity.Activity(lambda: activity.silence_begins(datasette))
         self._ending = Ending(datasette, self.activity, self.close, lambda: self.config.shutdown_seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datasette_vision.plugin import api, openai
+from datasette_vision.plugin import api, openai, search_api
 from datasette_vision.plugin.routes import Route
 
-ROUTES: tuple[Route, ...] = (*api.ROUTES, *openai.ROUTES)
+ROUTES: tuple[Route, ...] = (*api.ROUTES, *openai.ROUTES, *search_api.ROUTES)

@@ -1,0 +1,65 @@
+"""The ways to the search page and the playground from Datasette's own pages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from datasette_vision.plugin import permissions, search_page, tablefacts
+from datasette_vision.plugin.search_request import Example, SearchRequest
+from datasette_vision.schema import PREFIX
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+Link = dict[str, str]
+
+SEARCH_BOX = Markup(
+    '<form class="core" action="{}" method="get" role="search" aria-label="Search {} by meaning"'
+    ' style="margin:0 0 1em">'
+    '<label for="vision-q" style="width:auto;padding-right:0.5em">Looks like</label>'
+    '<input type="search" id="vision-q" name="q" placeholder="describe it in your words"'
+    ' style="width:18em;max-width:60%"> <input type="submit" value="Search"></form>'
+)
+
+
+async def menu(datasette: Datasette, actor: dict[str, Any] | None) -> list[Link]:
+    """Return the link of the menu to the playground, for those who may use it."""
+    if not await permissions.may(datasette, actor, permissions.INFER):
+        return []
+    return [{"href": datasette.urls.path("/-/vision"), "label": "Vision playground"}]
+
+
+async def of_table(datasette: Datasette, database: str, table: str) -> list[Link]:
+    """Return the entry of a table's action menu, where there is something to search or could be."""
+    if table.startswith(PREFIX):
+        return []
+    facts = await tablefacts.facts(datasette, database, table)
+    address = search_page.path(datasette, database, table)
+    if facts.embedded_columns:
+        about = "Find rows by words, by a picture, or by what they are like"
+        return [{"href": address, "label": "Search by meaning", "description": about}]
+    if facts.picture_columns:
+        about = "The pictures of this table are not embedded yet: how to"
+        return [{"href": address, "label": "Search by meaning …", "description": about}]
+    return []
+
+
+async def of_row(datasette: Datasette, database: str, table: str, row: Any) -> list[Link]:
+    """Return the entry of a row's action menu, where its table is embedded."""
+    facts = await tablefacts.facts(datasette, database, table)
+    path = facts.row_path(row)
+    if not facts.embedded_columns or path is None:
+        return []
+    like = SearchRequest(examples=(Example(path, 1.0),)).query_string()
+    address = f"{search_page.path(datasette, database, table)}?{like}"
+    return [{"href": address, "label": "Find similar", "description": "Rows that are like this one in meaning"}]
+
+
+async def search_box(datasette: Datasette, database: str, table: str) -> str | None:
+    """Return a search box for the top of a table's page, where it is embedded."""
+    facts = await tablefacts.facts(datasette, database, table)
+    if not facts.embedded_columns:
+        return None
+    return SEARCH_BOX.format(search_page.path(datasette, database, table), table)

@@ -1,0 +1,132 @@
+// The search page with a script: it changes in place, reacts to the slider at once, and takes pictures by drop or paste.
+// Everything it does is a link or a form of the page, which does the same without it.
+
+import { preview, takePictures } from "./pictures.js";
+
+const page = document.getElementById("vision-page");
+const status = document.getElementById("vision-status");
+let asking = null;
+
+/** Ask for a page and put it in place of this one. What is asked last wins. */
+async function show(url, { method = "GET", body, push = true } = {}) {
+  asking?.abort();
+  const mine = (asking = new AbortController());
+  page.setAttribute("aria-busy", "true");
+  status.textContent = "Searching…";
+  try {
+    const response = await fetch(url, { method, body, signal: mine.signal, headers: { accept: "text/html" } });
+    const html = new DOMParser().parseFromString(await response.text(), "text/html");
+    const fresh = html.getElementById("vision-page");
+    if (!fresh) throw new Error("not a search page");
+    const address = response.redirected || method === "GET" ? response.url : location.href;
+    if (push && address !== location.href) history.pushState(null, "", address);
+    replace(fresh);
+    document.title = html.title;
+    return address;
+  } catch (error) {
+    if (mine.signal.aborted) return null;
+    if (method === "GET") location.href = url;
+    else status.textContent = "The picture could not be sent. Please try again.";
+    return null;
+  } finally {
+    if (asking === mine) page.removeAttribute("aria-busy");
+  }
+}
+
+/** Put another page's content in place, and keep the focus where it was, or bring it to the results. */
+function replace(fresh) {
+  const active = document.activeElement;
+  const inside = page.contains(active);
+  const id = active?.id;
+  const open = new Map(Array.from(page.querySelectorAll("details[id]"), (details) => [details.id, details.open]));
+  const typed = id === "vision-q" ? active.selectionEnd : null;
+  page.replaceChildren(...fresh.childNodes);
+  for (const details of page.querySelectorAll("details[id]")) {
+    if (open.has(details.id)) details.open = open.get(details.id);
+  }
+  if (inside) {
+    const target = (id && document.getElementById(id)) || document.getElementById("vision-heading");
+    target?.focus({ preventScroll: target.id === id });
+    if (typed !== null) target?.setSelectionRange?.(typed, typed);
+  }
+  dress();
+  const alert = page.querySelector("[role=alert]");
+  const heading = document.getElementById("vision-heading")?.textContent ?? "";
+  const summary = document.getElementById("vision-summary")?.textContent ?? "";
+  status.textContent = alert ? "" : `${heading}. ${summary}`.replace(/\s+/g, " ").trim();
+}
+
+/** What the script adds to a page that has just come. */
+function dress() {
+  for (const place of page.querySelectorAll("[data-picture]")) {
+    const picture = sessionStorage.getItem(`vision:${place.dataset.picture}`);
+    if (picture) {
+      place.style.backgroundImage = `url("${picture}")`;
+      place.textContent = "";
+    }
+  }
+}
+
+/** Only what is filled in, so that addresses stay short. */
+function addressOf(form) {
+  const fields = [...new FormData(form)].filter(([name, value]) => value !== "" && !(name === "_threshold" && +value === 0));
+  const names = new Set(fields.map(([name]) => name));
+  // A filter without a column is no filter.
+  const kept = fields.filter(([name]) => {
+    const filter = /^_filter_(?:op|value)(_\d+)?$/.exec(name);
+    return !filter || names.has(`_filter_column${filter[1] ?? ""}`);
+  });
+  return `${form.action}?${new URLSearchParams(kept)}`;
+}
+
+async function upload(input) {
+  const file = input.files[0];
+  const small = preview(file, 72);
+  const address = await show(input.form.action, { method: "POST", body: new FormData(input.form) });
+  const embedding = address && new URL(address).searchParams.get("_embedding");
+  if (!embedding) return;
+  const picture = await small;
+  if (!picture) return;
+  try {
+    sessionStorage.setItem(`vision:${embedding.split(":")[0].slice(-48)}`, picture);
+  } catch {
+    return; // no room: the chip goes without its picture
+  }
+  dress();
+}
+
+page.addEventListener("submit", (event) => {
+  if (event.target.id === "vision-form") {
+    event.preventDefault();
+    show(addressOf(event.target));
+  } else if (event.target.id === "vision-upload") {
+    event.preventDefault();
+    upload(event.target.elements.picture);
+  }
+});
+
+page.addEventListener("click", (event) => {
+  const link = event.target.closest("a");
+  if (!link || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+  if (new URL(link.href).pathname !== location.pathname) return;
+  event.preventDefault();
+  show(link.href).then(() => {
+    if (link.closest(".vision-pages")) document.getElementById("vision-heading")?.scrollIntoView();
+  });
+});
+
+page.addEventListener("input", (event) => {
+  if (event.target.id !== "vision-threshold") return;
+  const least = +event.target.value;
+  document.getElementById("vision-threshold-value").textContent = least ? least.toFixed(2) : "any";
+  for (const card of page.querySelectorAll("[data-similarity]")) card.hidden = +card.dataset.similarity < least;
+});
+
+page.addEventListener("change", (event) => {
+  if (event.target.id === "vision-threshold" || event.target.name === "_like") show(addressOf(event.target.form));
+});
+
+takePictures(() => document.getElementById("vision-file"), upload);
+addEventListener("popstate", () => show(location.href, { push: false }));
+document.documentElement.classList.add("vision-js");
+dress();

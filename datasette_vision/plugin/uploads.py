@@ -1,0 +1,48 @@
+"""Pictures sent by the forms of our pages. They are looked at and let go: nothing is stored, in no file either."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from datasette_vision.plugin.bodies import INLINE_BYTES, MULTIPART, parse, read_body
+from datasette_vision.plugin.desk import client_of, desk_of
+from datasette_vision.plugin.responses import RequestError
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a form sent: its fields, and the picture that came with them (empty when none did)."""
+
+    fields: dict[str, str]
+    picture: bytes
+    call: Callable[..., Any]
+
+
+@asynccontextmanager
+async def upload(datasette: Datasette, request: Request) -> AsyncIterator[Upload]:
+    """Read a form, within the limits of the API, which it holds a part of until it has been answered.
+
+    `call(function, *arguments)` runs what blocks away from the event loop. Raises RequestError or Busy.
+    """
+    desk = desk_of(datasette)
+    await desk.ready()
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != MULTIPART:
+        raise RequestError(415, f"expected a form of {MULTIPART}")
+    with desk.limits.share(client_of(request)) as share:
+        body = await read_body(request, share)
+        arguments = body, MULTIPART, content_type
+        found = parse(*arguments) if len(body) <= INLINE_BYTES else await desk.call(parse, *arguments)
+        share.take_inputs(1)
+        files = [field.value for field in found if isinstance(field.value, bytes) and field.value]
+        fields = {field.name: field.value for field in found if isinstance(field.value, str)}
+        yield Upload(fields, files[0] if files else b"", desk.call)
