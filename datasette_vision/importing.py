@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from datasette_vision import vectors
+from datasette_vision import sidetables, vectors
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidVector
-from datasette_vision.matching import Matcher, column_names, key_of
+from datasette_vision.identifiers import quote
+from datasette_vision.matching import Matcher, key_of
 from datasette_vision.parquet import MODEL, opened, shards, vectors_of
 from datasette_vision.places import Place, place
-from datasette_vision.schema import Row, SideTable, content_hash, quote
+from datasette_vision.schema import Row, SideTable, content_hash
 
 BATCH_ROWS = 1000  # a transaction of some 20 ms: a Datasette beside it is not kept waiting
 SHOWN = 20
@@ -92,7 +93,7 @@ class Importer:
         self.summary = Summary()
         self._connection = connection
         self._shards = [(shard, self._model(shard)) for source in plan.sources for shard in _shards_of(source)]
-        if plan.create and not column_names(connection, plan.table):
+        if plan.create and not sidetables.columns(connection, plan.table):
             connection.execute(CREATE.format(quote(plan.table)))
         self._matcher = Matcher(connection, plan.table, plan.on or plan.match)
         self._side = SideTable(plan.table, key_of(connection, plan.table))

@@ -5,23 +5,31 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 
+from datasette_vision import sidetables
 from datasette_vision.errors import InvalidArgument
-from datasette_vision.schema import quote
+from datasette_vision.identifiers import quote, rowid_name
 
 # Temporary tables, of this connection alone.
 BATCH = "_vision_batch"
 COPY = "_vision_copy"
 
 
-def column_names(connection: sqlite3.Connection, table: str) -> list[str]:
-    """Return the names of the columns of a table, none when there is no such table."""
-    return [name for (name,) in connection.execute("select name from pragma_table_info(?)", [table])]
-
-
 def key_of(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
-    """Return the column(s) by which a table's rows are known: its primary key, else its rowid."""
-    columns = connection.execute("select name, pk from pragma_table_info(?) where pk > 0 order by pk", [table])
-    return tuple(name for name, _ in columns) or ("rowid",)
+    """Return the column(s) by which a table's rows are known: as in its side table, its primary key, or its rowid.
+
+    Raises InvalidArgument when it has none of these: a view, say, that has not been embedded yet.
+    """
+    found = sidetables.find(connection, table)
+    if found is not None:
+        return found.key
+    key = sidetables.primary_key(connection, table)
+    if key:
+        return key
+    is_table = "select 1 from sqlite_master where type = 'table' and name = ? collate nocase"
+    rowid = rowid_name(sidetables.columns(connection, table))
+    if rowid is None or connection.execute(is_table, [table]).fetchone() is None:
+        raise InvalidArgument(f"{table} has no key by which its rows could be known")
+    return (rowid,)
 
 
 class Matcher:
@@ -32,7 +40,7 @@ class Matcher:
     """
 
     def __init__(self, connection: sqlite3.Connection, table: str, column: str) -> None:
-        columns = column_names(connection, table)
+        columns = sidetables.columns(connection, table)
         if not columns:
             raise InvalidArgument(f"there is no table {table!r}: --create makes it, of the rows of the Parquet files")
         if column not in columns:

@@ -32,6 +32,7 @@ SUFFIX = ".parquet"
 MODEL = b"datasette_vision.model"
 FINGERPRINT = b"datasette_vision.fingerprint"
 
+READ_BYTES = 4 << 20
 READERS = 8  # shards read at a time: in an object store each waits for the network
 
 T = TypeVar("T")
@@ -187,7 +188,8 @@ def opened(shard: Place) -> Any:
 
     with storage_errors(shard.address):
         try:
-            return pq.ParquetFile(shard.path, filesystem=shard.filesystem)
+            # The columns of a row group are read a part at a time: others write row groups of gigabytes.
+            return pq.ParquetFile(shard.path, filesystem=shard.filesystem, buffer_size=READ_BYTES, pre_buffer=False)
         except pa.ArrowInvalid as error:
             raise StorageFailed(f"{shard.address}: not a Parquet file: {error}") from None
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from datasette_vision import importing, vectors  # noqa: E402
 from datasette_vision.parquet import Form, ImageRow, Output  # noqa: E402
+from datasette_vision.schema import SideTable  # noqa: E402
 
 FORM = Form("fake", "f" * 64, 4)
 COUNT = 50
@@ -130,6 +131,8 @@ def test_stopped_half_way(
 
 
 def test_a_table_is_made(database: Path, shards: Path) -> None:
+    assert "there is no such file; --create makes it" in run(database, "photos", shards).output
+    assert not database.exists()
     sqlite3.connect(database).close()
     assert run(database, "photos", shards).exit_code == 2
     result = run(database, "photos", shards, "--create", "--base", "/photos/")
@@ -203,6 +206,19 @@ def test_keys_of_every_kind(database: Path, shards: Path, schema: str, key: tupl
         ).fetchall()
     )
     connection.close()
+
+
+def test_a_view_that_has_been_embedded(connection: sqlite3.Connection, database: Path, shards: Path) -> None:
+    """It has no key of its own; its side table says what it is known by."""
+    connection.execute("create view seen as select * from photos where id >= 110")
+    connection.commit()
+    result = run(database, "seen", shards)
+    assert result.exit_code == 2
+    assert "seen has no key by which its rows could be known" in result.output
+    SideTable("seen", ("id",)).create(connection)
+    connection.commit()
+    assert run(database, "seen", shards).exit_code == 3
+    assert stored(connection, "seen") == expected()[10:]
 
 
 def test_several_rows_of_one_path(connection: sqlite3.Connection, database: Path, shards: Path) -> None:

@@ -18,7 +18,7 @@ INTERRUPTED = 130
 
 
 @vision_group.command("import-embeddings")
-@click.argument("database", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("database", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("table")
 @click.argument("parquet", nargs=-1, required=True)
 @click.option("--key", "match", default="path", show_default=True, help="Column of the Parquet files to find rows by.")
@@ -28,7 +28,7 @@ INTERRUPTED = 130
 )
 @click.option("--column", "source_column", help="Column that the embeddings are noted as being of. By default --on.")
 @click.option("--model", help="The model that made the embeddings, where the files do not say so.")
-@click.option("--create", is_flag=True, help="Make the table, and rows of it, where they are not there.")
+@click.option("--create", is_flag=True, help="Make the database, the table, and rows of it, where they are not there.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @vision_errors
 def import_embeddings(database: Path, table: str, parquet: tuple[str, ...], quiet: bool, **wishes: Any) -> None:
@@ -39,6 +39,8 @@ def import_embeddings(database: Path, table: str, parquet: tuple[str, ...], quie
     """
     from datasette_vision.importing import Importer, Plan, Summary
 
+    if not (wishes["create"] or database.exists()):
+        raise click.ClickException(f"{database}: there is no such file; --create makes it")
     connection = sqlite3.connect(database, timeout=60, isolation_level=None)
     with contextlib.closing(connection), _failures(database), _stoppable():
         base = _base(wishes.pop("base"))
