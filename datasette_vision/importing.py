@@ -167,7 +167,7 @@ class Importer:
         if base and name.startswith(base + "/"):
             name = name[len(base) + 1 :]
         described = {column: row.get(column) for column in DESCRIBED} | {self.plan.match: name}
-        return _Embedded(name, row.get("digest") or content_hash(blob or b""), blob, error, described)
+        return _Embedded(name, row.get("digest") or (content_hash(blob) if blob else ""), blob, error, described)
 
     def _check_size(self, shard: Place, model: str, size: int) -> None:
         """Compare with what was imported before, and with what the side table has of this model."""

@@ -64,17 +64,29 @@ class Place:
     def files(self, hidden: tuple[str, ...] = (".",)) -> Iterator[Place]:
         """Yield the files in this folder and below, but for names that begin as hidden ones do. Raises StorageFailed.
 
-        In the order of their paths, folder by folder; links to folders are not followed out of the file system's tree.
+        In the order of their paths, the files of a folder before those below it.
         """
-        from pyarrow import fs
-
         folders = [self.path]
         while folders:
             with storage_errors(self.address):
-                found = self.filesystem.get_file_info(fs.FileSelector(folders.pop()))
-            entries = sorted((entry for entry in found if not entry.base_name.startswith(hidden)), key=_path)
-            folders += [entry.path for entry in reversed(entries) if _kind(entry) == "folder" and self._below(entry)]
-            yield from (self.at(entry.path) for entry in entries if _kind(entry) == "file")
+                entries = sorted(self._entries(folders.pop()))
+            seen = [(path, kind) for path, kind in entries if not path.rpartition("/")[2].startswith(hidden)]
+            folders += [path for path, kind in reversed(seen) if kind == "folder"]
+            yield from (self.at(path) for path, kind in seen if kind == "file")
+
+    def _entries(self, folder: str) -> Iterator[tuple[str, str]]:
+        """Yield (path, kind) of what is in a folder. Links to folders are nothing: they may lead round in circles."""
+        if self.root:
+            from pyarrow import fs
+
+            for info in self.filesystem.get_file_info(fs.FileSelector(folder)):
+                yield info.path, _kind(info)
+            return
+        # Not pyarrow: it takes no names that are not UTF-8.
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                kind = "folder" if entry.is_dir(follow_symlinks=False) else "file" if entry.is_file() else "nothing"
+                yield entry.path, kind
 
     def read(self, max_bytes: int | None = None) -> bytes:
         """Return the content; of a file larger than `max_bytes`, one byte more than that. Raises StorageFailed."""
@@ -119,10 +131,6 @@ class Place:
         with storage_errors(self.address):
             if not self.root.startswith(WHOLE_WHEN_CLOSED):  # those have no folders, and buckets are not ours to make
                 self.filesystem.create_dir(self.path, recursive=True)
-
-    def _below(self, entry: Any) -> bool:
-        """Whether a folder is one of this tree: on this machine a link may lead anywhere, round in a circle too."""
-        return bool(self.root) or not Path(entry.path).is_symlink()
 
 
 def place(address: str) -> Place:
@@ -220,7 +228,3 @@ def _kind(entry: Any) -> str:
     from pyarrow import fs
 
     return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(entry.type, "nothing")
-
-
-def _path(entry: Any) -> str:
-    return str(entry.path)

@@ -62,6 +62,9 @@ LAYERS: dict[str, int] = {
     "search": 3,
     "matching": 3,
     "importing": 3,
+    "inputs": 3,
+    "shipping": 3,
+    "embed_files": 3,
     "pipeline": 3,
     "rows": 3,
     "files": 3,
@@ -70,6 +73,7 @@ LAYERS: dict[str, int] = {
     "jobs": 3,
     "demo": 3,
     "plugin": 4,
+    "ray_job": 4,
     "llm_models": 4,
     "llm_plugin": 4,
 }
@@ -81,6 +85,7 @@ ONE_PLACE = {
     "tokenizers": "tokenizer models.bake.slow_tokenizers",
     "llm": "llm_models llm_plugin",
     "usearch": "hnsw",
+    "ray": "ray_job",
 }
 # Turns PyTorch models into ours: may import torch, and nothing that serves may import it.
 BAKE = "models.bake"

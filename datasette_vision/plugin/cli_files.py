@@ -7,14 +7,127 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from datasette_vision.config import BUNDLED_MODEL, Config
+from datasette_vision.errors import ExtraMissing
 from datasette_vision.plugin.cli import vision_errors, vision_group
+from datasette_vision.plugin.cli_models import models_dir_option
+
+if TYPE_CHECKING:
+    from datasette_vision.embed_files import Job, Progress
 
 SOME_FAILED = 3
 INTERRUPTED = 130
+
+
+@vision_group.command("embed-files")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--output", "-o", required=True, metavar="OUT", help="Folder of Parquet files, here or in a store.")
+@click.option("-m", "--model", default=BUNDLED_MODEL, show_default=True, help="Model to embed with.")
+@models_dir_option
+@click.option("--column", help="Column of images or paths, of Parquet inputs. By default the one there seems to be.")
+@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images computed together at most.")
+@click.option("--workers", type=click.IntRange(1), help="Cores to use, without --ray. By default all.")
+@click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="Embed on Ray: on the cluster at ADDRESS or RAY_ADDRESS, else on this machine.",
+)
+@click.option(
+    "--concurrency", metavar="N|MIN:MAX", help="With --ray: workers. By default as many as there are CPUs for."
+)
+@click.option("--num-cpus", type=click.IntRange(1), default=1, help="With --ray: CPUs of each worker.  [default: 1]")
+@click.option("--num-gpus", type=click.FloatRange(0), default=0.0, help="With --ray: GPUs of each; 0.5 shares one.")
+@click.option(
+    "--skip",
+    type=click.Choice(["path", "digest"]),
+    default="path",
+    show_default=True,
+    help="What is passed over: a path that is in OUT, or an image whose content is there.",
+)
+@click.option("--retry-errors", is_flag=True, help="Try those again that are in OUT with an error.")
+@click.option(
+    "--rows-per-file", type=click.IntRange(1), default=10_000, show_default=True, help="Rows of a Parquet file."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@vision_errors
+def embed_files(
+    inputs: tuple[str, ...],
+    models_dir: Path | None,
+    batch_size: int | None,
+    workers: int | None,
+    address: str | None,
+    concurrency: str | None,
+    num_cpus: int,
+    num_gpus: float,
+    quiet: bool,
+    **wishes: Any,
+) -> None:
+    """Embed images into Parquet files: path, digest, width, height, embedding, error.
+
+    INPUT is a folder, a glob, an image, or a Parquet file or folder of them with a column of images or of their paths;
+    on this machine or in a store (s3://, gs://, hf:// and what else pyarrow or fsspec reads). Run again with the same
+    OUT, it goes on: what is there is passed over. Ends with exit code 3 when some images could not be embedded.
+    """
+    from datasette_vision.embed_files import Job, Progress
+
+    job = Job(inputs=inputs, **wishes)
+    config = Config(models_dir=None if models_dir is None else str(models_dir))
+    with _stoppable():
+        if address is None:
+            progress = _embed_here(job, config, workers, batch_size, quiet)
+        else:
+            least, most = _concurrency(concurrency)
+            ray_job = _ray_job()
+            chosen = ray_job.Workers(least, most, num_cpus, num_gpus, batch_size)
+            progress = ray_job.embed_files(job, config, address=address or None, workers=chosen, quiet=quiet)
+    assert isinstance(progress, Progress)
+    _report(progress)
+    if progress.summary.failed:
+        sys.exit(SOME_FAILED)
+
+
+def _embed_here(job: Job, config: Config, workers: int | None, batch_size: int | None, quiet: bool) -> Progress:
+    from datasette_vision import embed_files
+    from datasette_vision.pipeline import config_for_bulk
+    from datasette_vision.vision import Vision
+
+    vision = Vision(config_for_bulk(config, workers=workers, batch_size=batch_size))
+    try:
+        return embed_files.embed_files(job, vision, workers=workers and workers + 2)
+    finally:
+        vision.close()
+
+
+def _ray_job() -> ModuleType:
+    try:
+        from datasette_vision import ray_job
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in {"ray", "pyarrow"}:
+            raise ExtraMissing("--ray needs Ray: pip install 'datasette-vision[ray]'") from None
+        raise
+    return ray_job
+
+
+def _concurrency(text: str | None) -> tuple[int, int | None]:
+    """Read N or MIN:MAX."""
+    if text is None:
+        return 1, None
+    least, colon, most = text.partition(":")
+    try:
+        found = int(least), int(most if colon else least)
+    except ValueError:
+        found = 0, 0
+    if not 1 <= found[0] <= found[1]:
+        raise click.BadParameter(f"expected a number of workers, or MIN:MAX, found {text}", param_hint="--concurrency")
+    return found
 
 
 @vision_group.command("import-embeddings")
@@ -89,3 +202,18 @@ def _failures(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise click.ClickException(f"{path}: {error}") from None
+
+
+def _report(progress: Progress) -> None:
+    """Print what was done, and the first failures."""
+    summary = progress.summary
+    click.echo(
+        f"{summary.embedded:,} embedded, {summary.unchanged:,} unchanged, {summary.failed:,} failed;"
+        f" {summary.seconds:.1f} s, {summary.per_second:,.1f} images a second"
+    )
+    if progress.ignored:
+        click.echo(f"{progress.ignored:,} files that are no images were left out")
+    for name, reason in summary.failures:
+        click.echo(f"  {name}: {reason}", err=True)
+    if summary.failed > len(summary.failures):
+        click.echo(f"  … and {summary.failed - len(summary.failures):,} more, in the column error", err=True)

@@ -1,0 +1,302 @@
+"""Embeds files into Parquet on a Ray cluster, with Ray Data: the same pipeline as in one process, on many.
+
+Images flow in blocks to a pool of actors that grows and shrinks with the work, each of which holds the model: from the
+models folder of its machine, or sent by Ray where that has none. What they make is written by tasks, a shard each,
+under a name made of the paths in it: a shard that is written once more, since a machine died, takes its own place.
+Ray and Ray Data retry what dies; nothing here schedules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Datasink
+
+from datasette_vision.config import Config
+from datasette_vision.embed_files import BY_PATH, Job, Prepared, Progress, embed_images, prepare, row_of
+from datasette_vision.errors import VisionError
+from datasette_vision.inputs import Image, Unit
+from datasette_vision.jobs import SHOWN_FAILURES, Summary
+from datasette_vision.known import Known
+from datasette_vision.models.store import ModelStore
+from datasette_vision.parquet import Form, Output
+from datasette_vision.pipeline import config_for_bulk
+from datasette_vision.shipping import has, pack, unpack
+from datasette_vision.vision import Vision
+
+# What is lost and done again when a worker dies: a few seconds of one core.
+IMAGES_PER_BLOCK = 128
+CUDA = "CUDAExecutionProvider"
+GPU_BATCH_SIZE = 64
+
+IMAGES = pa.schema(
+    [("path", pa.string()), ("uri", pa.string()), ("content", pa.large_binary()), ("error", pa.string())]
+)
+UNITS = pa.schema([("uri", pa.string()), ("row_group", pa.int64()), ("first", pa.int64()), ("rows", pa.int64())])
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How the work is spread: `minimum` to `maximum` actors (None: as many as fit), and what each of them takes."""
+
+    minimum: int = 1
+    maximum: int | None = None
+    cpus: int = 1
+    gpus: float = 0.0
+    batch_size: int | None = None
+    images_per_block: int = IMAGES_PER_BLOCK
+
+    def config(self, config: Config) -> Config:
+        """Return the configuration of one actor."""
+        if not self.gpus:
+            return config_for_bulk(config, workers=self.cpus, batch_size=self.batch_size)
+        chosen = config_for_bulk(config, workers=2, batch_size=self.batch_size or GPU_BATCH_SIZE)
+        return dataclasses.replace(chosen, providers=(CUDA,))
+
+
+def embed_files(
+    job: Job, config: Config, *, address: str | None = None, workers: Workers | None = None, quiet: bool = False
+) -> Progress:
+    """Embed on the cluster at `address`; without one on that of RAY_ADDRESS, else on this machine alone.
+
+    Raises what embed_files.embed_files() raises, and VisionError where Ray itself fails. What was written before an
+    error, or before Ctrl-C, stays.
+    """
+    began = time.monotonic()
+    workers = workers or Workers()
+    model = Vision(config).store.find(job.model)
+    prepared = prepare(job, model)
+    sink = Shards(prepared.output, job.rows_per_file)
+    total = 0
+    with _cluster(address, quiet), _own_errors():
+        # A reference inside a list is not fetched with the actor: only a machine without the model asks for it.
+        package, known = [ray.put(pack(model))], [ray.put(prepared.known)]
+        to_embedders = [] if job.skip == BY_PATH else known
+        data, total = _listed(prepared, known, workers.images_per_block)
+        if data is not None:
+            data.map_batches(
+                Embedder,
+                batch_size=workers.images_per_block,
+                batch_format="pyarrow",
+                compute=_pool(workers),
+                num_cpus=workers.cpus,
+                num_gpus=workers.gpus or None,
+                fn_constructor_args=(job, prepared.output.form, workers, config, package, to_embedders),
+            ).write_datasink(sink, ray_remote_args={"num_cpus": 0})
+    summary = sink.summary
+    summary.total = total
+    summary.unchanged = total - summary.done
+    summary.seconds = time.monotonic() - began
+    return Progress(summary, prepared.inputs.ignored)
+
+
+class Embedder:
+    """An actor: holds the model and embeds what it gets, as a process without Ray does."""
+
+    def __init__(
+        self, job: Job, form: Form, workers: Workers, config: Config, package: list[Any], known: list[Any]
+    ) -> None:
+        self._job = job
+        self._form = form
+        self._cpus = workers.cpus
+        self._failed: VisionError | None = None
+        # Raised here, an error would reach the person as a text within a text.
+        try:
+            store = ModelStore(Path(config.models_dir) if config.models_dir else None)
+            if not has(store, form.model, form.fingerprint):
+                store = unpack(ray.get(package[0]))
+            self._vision = Vision(workers.config(config), store=store)
+            self._vision.image_tower(form.model)
+        except VisionError as error:
+            self._failed = error
+        self._known: Known | None = ray.get(known[0]) if known else None
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Embed a table of images (IMAGES): a table of the output's form."""
+        if self._failed is not None:
+            raise self._failed
+        images = [Image(**row) for row in batch.to_pylist()]
+        # Two more that wait for files and the network.
+        outcomes = embed_images(self._vision, self._job, images, self._known, self._cpus + 2)
+        rows = [row for outcome in outcomes if (row := row_of(outcome)) is not None]
+        return self._form.table(rows)
+
+
+class Shards(Datasink[Summary]):
+    """Writes blocks as shards of an output, and adds up what is in them."""
+
+    def __init__(self, output: Output, rows_per_file: int) -> None:
+        self._output = output
+        self._rows_per_file = rows_per_file
+        self.summary = Summary()
+
+    @property
+    def min_rows_per_write(self) -> int:
+        return self._rows_per_file
+
+    def get_name(self) -> str:
+        return "Parquet"
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> Summary:
+        tables = [table for table in blocks if len(table)]
+        summary = Summary()
+        if tables:
+            whole = pa.concat_tables([table.cast(self._output.form.schema()) for table in tables])
+            self._output.write(whole)
+            errors = whole.select(["path", "error"]).filter(whole.column("error").is_valid())
+            summary.embedded = len(whole) - len(errors)
+            summary.failed = len(errors)
+            summary.failures = [(row["path"], row["error"]) for row in errors.slice(0, SHOWN_FAILURES).to_pylist()]
+        return summary
+
+    def on_write_complete(self, write_result: Any) -> None:
+        for part in write_result.write_returns:
+            self.summary.embedded += part.embedded
+            self.summary.computed += part.embedded
+            self.summary.failed += part.failed
+            self.summary.failures += part.failures
+        self.summary.failures = sorted(self.summary.failures)[:SHOWN_FAILURES]
+
+
+class Expand:
+    """Makes images of row groups of Parquet files, but for those that are known."""
+
+    def __init__(self, job: Job, known: list[Any], images_per_block: int) -> None:
+        self._job = job
+        self._known: Known = ray.get(known[0])
+        self._images_per_block = images_per_block
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Make of a table of units (UNITS) tables of images (IMAGES)."""
+        for row in batch.to_pylist():
+            images = Unit(**row).images(self._job.column)
+            while chosen := list(itertools.islice(images, self._images_per_block)):
+                yield _images(_new(chosen, self._known, self._job))
+
+
+def _listed(prepared: Prepared, known: list[Any], images_per_block: int) -> tuple[ray.data.Dataset | None, int]:
+    """List the inputs: (the images that are new as a data set, None for none; how many there are, new or not)."""
+    seen = Known()
+    files: list[Image] = []
+    tables: list[Unit] = []
+    blocks: list[pa.Table] = []
+    total = 0
+
+    def cut(at_least: int) -> None:
+        while len(files) >= at_least:
+            if new := _new(files[:images_per_block], prepared.known, prepared.job):
+                blocks.append(_images(new))
+            del files[:images_per_block]
+
+    for unit in prepared.inputs.units():
+        if unit.row_group is not None:
+            tables.append(unit)
+            total += unit.rows
+            continue
+        image = next(unit.images())
+        if seen.add(image.path):
+            files.append(image)
+            total += 1
+            cut(images_per_block)
+    cut(1)
+    data = ray.data.from_arrow(blocks) if blocks else None
+    if tables:
+        units = [pa.Table.from_pylist([vars(unit)], schema=UNITS) for unit in tables]
+        rows = ray.data.from_arrow(units).map_batches(
+            Expand,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_constructor_args=(prepared.job, known, images_per_block),
+            compute=ray.data.TaskPoolStrategy(),
+        )
+        # A block of very many paths would be one task, and keep one actor busy when all others have finished.
+        rows = rows.repartition(target_num_rows_per_block=images_per_block)
+        data = rows if data is None else data.union(rows)
+    return data, total
+
+
+def _new(images: list[Image], known: Known, job: Job) -> list[Image]:
+    if job.skip != BY_PATH:
+        return images
+    there = known.contains([image.path for image in images])
+    return [image for image, found in zip(images, there, strict=True) if not found]
+
+
+def _images(images: list[Image]) -> pa.Table:
+    return pa.Table.from_pylist([vars(image) for image in images], schema=IMAGES)
+
+
+def _pool(workers: Workers) -> ActorPoolStrategy:
+    maximum = workers.maximum
+    if maximum is None:
+        there = ray.cluster_resources()
+        maximum = int(there.get("CPU", 0) // workers.cpus)
+        if workers.gpus:
+            maximum = min(maximum, int(there.get("GPU", 0) / workers.gpus))
+        maximum = max(maximum, workers.minimum)
+    return ActorPoolStrategy(min_size=workers.minimum, max_size=maximum)
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None, quiet: bool) -> Iterator[None]:
+    """Connect to a cluster or start one, unless the process has done so, and let go of it again."""
+    if ray.is_initialized():
+        with _progress(quiet):
+            yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.WARNING}
+    if address == "local":
+        # A cluster of our own making tells nobody that it ran, and opens no page.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options["include_dashboard"] = False
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise VisionError(f"Ray at {address}: {error}") from None
+    try:
+        with _progress(quiet):
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[None]:
+    """Leave the progress to Ray, which shows it on a terminal and writes lines elsewhere; or have none."""
+    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, logger.level
+    if quiet:
+        context.enable_progress_bars = False
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before[0]
+        logger.setLevel(before[1])
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise what our code raised somewhere in the cluster as what it is."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, VisionError):
+                raise cause from None
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise VisionError(f"Ray gave up: {error}") from error

@@ -1,0 +1,84 @@
+"""Models on their way to other machines: what of one its embeddings of images depend on, packed, and put down there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasette_vision.errors import VisionError
+from datasette_vision.models.manifest import Manifest
+from datasette_vision.models.origins import weights_beside
+from datasette_vision.models.store import InstalledModel, ModelStore
+
+
+@dataclass(frozen=True)
+class Package:
+    """A model's manifest and the files of its image tower, by their paths."""
+
+    name: str
+    fingerprint: str
+    files: dict[str, bytes]
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """Return a SHA-256 of what decides the embeddings of images: the image tower's files, and how it is fed.
+
+    Not of when and with what the model was installed: two machines may have installed the same one.
+    """
+    digests = {name: manifest.file(name).sha256 for name in image_files(manifest)}
+    return hashlib.sha256(json.dumps([digests, repr(manifest.image), repr(manifest.preprocess)]).encode()).hexdigest()
+
+
+def image_files(manifest: Manifest) -> list[str]:
+    """Return the paths of the image tower's files: the graph, and what may hold weights for it."""
+    graph = manifest.image.file
+    folder = graph.rpartition("/")[0]
+    names = [file.path for file in manifest.files]
+    together = [name for name in names if folder and name.rpartition("/")[0] == folder]
+    return sorted({graph, *weights_beside(graph, names), *together})
+
+
+def pack(model: InstalledModel) -> Package:
+    """Read what another machine needs of a model. Raises ModelCorrupt."""
+    manifest = model.manifest
+    model.path(manifest.image.file)  # checks them all
+    names = ["manifest.json", *image_files(manifest)]
+    return Package(manifest.name, fingerprint(manifest), {name: (model.folder / name).read_bytes() for name in names})
+
+
+def has(store: ModelStore, name: str, wanted: str) -> bool:
+    """Whether a models folder has this model, with this fingerprint."""
+    try:
+        return fingerprint(store.find(name).manifest) == wanted
+    except VisionError:
+        return False
+
+
+def unpack(package: Package, folder: Path | None = None) -> ModelStore:
+    """Put a package down below `folder` (one of temporary files) unless it is there already; return where it is.
+
+    Several processes of a machine may do so at once: each sees it whole or not at all.
+    """
+    folder = folder or Path(tempfile.gettempdir()) / f"datasette-vision-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    target = folder / package.fingerprint
+    store = ModelStore(target)
+    if not has(store, package.name, package.fingerprint):
+        staging = folder / f".{package.fingerprint}-{secrets.token_hex(4)}"
+        for name, content in package.files.items():
+            path = staging / package.name / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        try:
+            staging.rename(target)
+        except OSError:  # another was first
+            if not has(store, package.name, package.fingerprint):
+                raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return store
