@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from datasette_vision.eightbit import Coded, Flat, Labels, Mask, Positions, Similarities
+from datasette_vision.eightbit import Coded, Flat, Labels, Mask, Positions, Similarities, coded
 
 # Of HNSW: neighbours a vector has in the graph, and candidates held when one is added. The Malkov and Yashunin paper
 # (https://arxiv.org/abs/1603.09320) finds 12 to 48 and 100 to 200 of use; less of the second is made up by searching.
@@ -25,15 +25,20 @@ RECALL = 0.98
 class Graph:
     """Vectors in an HNSW graph of usearch, whose keys are positions in `labels`. Thread-safe to search."""
 
-    def __init__(self, labels: Labels, graph: Any, expansion: int) -> None:
+    def __init__(self, labels: Labels, graph: Any, expansion: int, memory: object = None) -> None:
         self.labels = labels
+        self._memory = memory  # of a graph that is mapped: usearch itself does not hold it
         self.graph = graph
-        self.expansion = graph.expansion_search = expansion
+        self.expand(expansion)
         # usearch has room for so many searches at a time as there are cores, and fails beyond.
         self._one_at_a_time = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def expand(self, expansion: int) -> None:
+        """Look at so many candidates in a search: more find more, and take longer."""
+        self.expansion = self.graph.expansion_search = expansion
 
     def search(self, query: Coded, k: int, alive: Mask | None) -> tuple[Positions, Similarities]:
         """Return (positions, similarities) of about the k nearest to query (1, d) that are alive, best first."""
@@ -91,3 +96,28 @@ def build(
             if not progress(done):
                 return None
     return Graph(np.concatenate(labels), graph, EXPANSIONS[0] if onto is None else onto.expansion)
+
+
+def tune(graph: Graph, vectors: Flat, k: int = 10, spare: int = 48, sample: int = 64) -> float:
+    """Have a graph of these vectors look at as many candidates as it takes to find nearly all, and return the recall.
+
+    Measured: the k nearest to some of them, and to some made of two of them, that are among the k + spare it names.
+    """
+    if not len(vectors):
+        return 1.0
+    random = np.random.default_rng(len(vectors))
+    chosen = random.integers(0, len(vectors), (sample, 2))
+    # Half of the queries are vectors of the graph, the others lie between two, as what people look for.
+    weights = np.where(np.arange(sample) % 2, 0.6, 1.0)[:, None]
+    codes = vectors.vectors.codes
+    queries, _ = coded((weights * codes[chosen[:, 0]] + (1 - weights) * codes[chosen[:, 1]]).astype(np.float32))
+    each = [Coded(queries.codes[row : row + 1], queries.scales[row : row + 1]) for row in range(len(queries.codes))]
+    expected = [set(vectors.search(query, k, None)[0].tolist()) for query in each]
+    recall = 0.0
+    for expansion in EXPANSIONS:
+        graph.expand(expansion)
+        found = [set(graph.search(query, k + spare, None)[0].tolist()) for query in each]
+        recall = sum(len(e & f) / len(e) for e, f in zip(expected, found, strict=True)) / len(each)
+        if recall >= RECALL:
+            break
+    return recall

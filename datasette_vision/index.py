@@ -51,9 +51,9 @@ class Index:
     `view` is what it holds: whoever took it searches on in what was there then.
     """
 
-    def __init__(self, base: Flat | Graph, dimensions: int) -> None:
+    def __init__(self, base: Flat | Graph, dimensions: int, alive: Mask | None = None) -> None:
         self.dimensions = dimensions
-        self.view = View(base, None, empty(dimensions), None)
+        self.view = View(base, alive, empty(dimensions), None)
         self._order: Positions | None = None
         self._room = self.view.tail
 

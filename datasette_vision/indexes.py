@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
-import numpy as np
-
-from datasette_vision import generations
-from datasette_vision.eightbit import Flat, coded, empty
+from datasette_vision import generations, indexwork
+from datasette_vision.connections import database_path, open_to_read, snapshot
 from datasette_vision.errors import Busy
 from datasette_vision.generations import State
-from datasette_vision.identifiers import quote
-from datasette_vision.index import Index, View
+from datasette_vision.index import View
+from datasette_vision.indexentry import Entry, file_of
+from datasette_vision.indexwork import Step
 from datasette_vision.sidereader import Embeddings
 
 logger = logging.getLogger(__name__)
@@ -34,36 +33,12 @@ FEW = 64
 # Changed rows that a query brings into the index before it goes on: some 20 ms.
 SOME = 4096
 
-
-@dataclass
-class Entry:
-    """An index and the state of the side table that it holds; `history` is how it came there, oldest first."""
-
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    index: Index | None = None
-    state: State | None = None
-    history: deque[tuple[State, int | None]] = field(default_factory=lambda: deque(maxlen=4 * SOME))
-    reading: Reading | None = None
-
-    def put(self, index: Index, state: State, history: list[tuple[State, int | None]]) -> None:
-        """Take a new index in."""
-        self.index, self.state = index, state
-        self.history.clear()
-        self.history.extend(history)
-
-    def since(self, state: State) -> list[int] | None:
-        """Return the rows that changed from a state that was before until the index's own; None when not known."""
-        if state == self.state:
-            return []
-        for position, (then, _) in enumerate(self.history):
-            if then == state:
-                rows = [row for _, row in list(self.history)[position + 1 :]]
-                return None if None in rows else [row for row in rows if row is not None]
-        return None
+# A block that keeps the server awake, named: gives an event that says when to stop.
+KeepAwake = Callable[[str], AbstractContextManager[threading.Event]]
 
 
 class Reading:
-    """A side table being read into memory, on a thread of its own."""
+    """A table being read into memory, on a thread of its own."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -75,13 +50,21 @@ class Indexes:
     """The indexes of a process. Thread-safe.
 
     A query waits `wait_s` seconds at most while a table is read for the first time, or for as long as it takes where
-    that is None; then Busy is raised, and the reading goes on.
+    that is None; then Busy is raised, and the reading goes on. What makes an index faster runs in the background, in
+    `keep_awake`, one at a time, and ends with the process.
     """
 
-    def __init__(self, wait_s: float | None = None) -> None:
+    def __init__(self, wait_s: float | None = None, keep_awake: KeepAwake | None = None) -> None:
         self._wait_s = wait_s
+        self._keep_awake = keep_awake or (lambda name: contextlib.nullcontext(threading.Event()))
         self._lock = threading.Lock()
         self._entries: dict[tuple[str, ...], Entry] = {}
+        self._readings: dict[tuple[str, ...], Reading] = {}
+        self._working: set[tuple[str, ...]] = set()
+        self._one_at_a_time = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._stopped = threading.Event()
+        weakref.finalize(self, _stop, self._stopped, self._threads)
 
     def view(
         self, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int, state: State
@@ -92,20 +75,18 @@ class Indexes:
         no index for it: then only the table itself can tell. Raises Busy.
         """
         path = database_path(connection, wanted.source.schema)
-        entry = self._entry((path, wanted.source.side.name, wanted.model, wanted.column))
+        key = _key(path, wanted)
         for _ in range(2):  # what is read may be newer than the connection's snapshot, but leads to it
+            entry = self._entry(key)
             with entry.lock:
                 found = self._fitting(entry, connection, wanted, dimensions, state)
-                if found is not None:
-                    return found
-                if path == "":
-                    # Nobody else can open a database in memory, nor know what another connection has not committed.
-                    if connection.in_transaction:
-                        return None
-                    reading = Reading()
-                    self._read(entry, reading, connection, wanted, dimensions)
-                    continue
-                reading = self._start(entry, path, connection, wanted, dimensions)
+            if found is not None:
+                self._improve(key, entry, connection, wanted)
+                return found
+            if path == "" and connection.in_transaction:
+                # Nobody else can open a database in memory, and what is not committed is for this connection alone.
+                return None
+            reading = self._read(key, entry, connection, wanted, dimensions)
             if not reading.done.wait(self._wait_s):
                 raise Busy(
                     f"the embeddings of {wanted.source.table} are being read, {reading.rows:,} of them so far:"
@@ -117,12 +98,19 @@ class Indexes:
             return self._fitting(entry, connection, wanted, dimensions, state)
 
     def forget(self, connection: sqlite3.Connection, wanted: Embeddings) -> None:
-        """Drop an index that does not fit its table: the next query makes it anew."""
+        """Drop an index that does not fit its table, and what is saved of it: the next query makes it anew."""
         path = database_path(connection, wanted.source.schema)
-        entry = self._entry((path, wanted.source.side.name, wanted.model, wanted.column))
-        logger.warning("the index of %s does not fit it any more: it is made anew", wanted.source.table)
-        with entry.lock:
-            entry.index = None
+        logger.warning("the index of %s does not fit it: it is made anew", wanted.source.table)
+        with self._lock:
+            self._entries.pop(_key(path, wanted), None)
+        if path:
+            with contextlib.suppress(OSError):
+                file_of(path, wanted).unlink()
+
+    def wait(self) -> None:
+        """Wait until nothing runs in the background."""
+        for thread in list(self._threads):
+            thread.join()
 
     def _entry(self, key: tuple[str, ...]) -> Entry:
         with self._lock:
@@ -132,102 +120,139 @@ class Indexes:
         self, entry: Entry, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int, state: State
     ) -> tuple[View, list[int]] | None:
         """Return the index as it is, and the rows that differ, or None when they are too many or not known."""
-        if entry.index is None or entry.index.dimensions != dimensions:
+        if entry.index is None or entry.state is None or entry.index.dimensions != dimensions:
             return None
         rows = entry.since(state)
         if rows is None:
-            place = wanted.source.schema, wanted.source.side.name
-            newer = entry.state and generations.changes(connection, *place, entry.state, SOME)
-            if newer is None:
+            changes = generations.changes(connection, *_place(wanted), entry.state, SOME)
+            if changes is None:
                 return None
-            rows = [row for _, row in newer]
+            rows = [row for _, row in changes]
             if len(rows) > FEW and not connection.in_transaction:  # what is not committed may never have been
-                _bring_in(entry.index, connection, wanted, rows)
-                entry.state = state
-                entry.history.extend(newer)
+                entry.bring_in(connection, wanted, changes, state)
                 rows = []
         return (entry.index.view, sorted(set(rows))) if len(rows) <= SOME else None
 
-    def _start(
-        self, entry: Entry, path: str, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int
+    def _read(
+        self,
+        key: tuple[str, ...],
+        entry: Entry,
+        connection: sqlite3.Connection,
+        wanted: Embeddings,
+        dimensions: int,
     ) -> Reading:
         """Begin to read on a thread with a connection of its own, unless one does already."""
-        if entry.reading is not None and not entry.reading.done.is_set():
-            return entry.reading
-        reading = entry.reading = Reading()
-        own = open_to_read(type(connection), path)
+        with self._lock:
+            reading = self._readings.get(key)
+            if reading is not None and not reading.done.is_set():
+                return reading
+            reading = self._readings[key] = Reading()
+        path = key[0]
+        own = open_to_read(type(connection), path) if path else None
+
+        def work(connection: sqlite3.Connection, wanted: Embeddings) -> None:
+            try:
+                with snapshot(connection, wanted.source.schema):
+                    # An index that is far behind is brought up to date from its file where that is nearer.
+                    if not (path and entry.open(file_of(path, wanted), connection, wanted, dimensions)):
+                        entry.read(connection, wanted, dimensions, lambda done, _: setattr(reading, "rows", done))
+            except BaseException as error:
+                reading.error = error
+            finally:
+                reading.done.set()
+
         if own is None:
-            self._read(entry, reading, connection, wanted, dimensions)
-            return reading
-        in_main = replace(wanted, source=replace(wanted.source, schema="main"))
+            work(connection, wanted)
+        else:
 
-        def work() -> None:
-            with contextlib.closing(own):
-                self._read(entry, reading, own, in_main, dimensions)
+            def work_on_own() -> None:
+                with contextlib.closing(own):
+                    work(own, wanted.in_schema("main"))
 
-        threading.Thread(target=work, name="datasette-vision-index", daemon=True).start()
+            threading.Thread(target=work_on_own, name="datasette-vision-index", daemon=True).start()
         return reading
 
-    def _read(
-        self, entry: Entry, reading: Reading, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int
+    def _improve(self, key: tuple[str, ...], entry: Entry, connection: sqlite3.Connection, wanted: Embeddings) -> None:
+        """Begin what is worth doing for an index in the background, unless that is under way."""
+        step = indexwork.next_step(entry)
+        if step is None or (step is Step.SAVE and not key[0]) or self._stopped.is_set():
+            return
+        with self._lock:
+            if key in self._working:
+                return
+            self._working.add(key)
+        wanted = wanted.in_schema("main")
+        connect = type(connection)
+
+        def work() -> None:
+            try:
+                with self._one_at_a_time, self._keep_awake(f"index of {wanted.source.table}") as stopping:
+                    self._do(key, entry, connect, wanted, stopping)
+            except OSError as error:
+                logger.warning("the index of %s cannot be saved: %s", wanted.source.table, error)
+            except Exception:
+                logger.exception("the index of %s could not be made faster", wanted.source.table)
+                entry.can_save = False  # not to try it again at every query
+            finally:
+                with self._lock:
+                    self._working.discard(key)
+                    self._threads.remove(thread)
+
+        thread = threading.Thread(target=work, name="datasette-vision-index-work", daemon=True)
+        with self._lock:
+            self._threads.append(thread)
+        thread.start()
+
+    def _do(
+        self,
+        key: tuple[str, ...],
+        entry: Entry,
+        connect: Callable[..., sqlite3.Connection],
+        wanted: Embeddings,
+        stopping: threading.Event,
     ) -> None:
-        """Read the embeddings as a connection sees them, and put them into the entry."""
-        try:
-            with snapshot(connection, wanted.source.schema):
-                place = wanted.source.schema, wanted.source.side.name
-                state = generations.state(connection, *place)
-                rows = empty(dimensions, wanted.count(connection))
-                for labels, vectors in wanted.read(connection, dimensions):
-                    codes, usable = coded(vectors)
-                    batch = Flat(labels[usable], codes)
-                    rows.put(batch, reading.rows)
-                    reading.rows += len(batch)
-                history = generations.recent(connection, *place, 4 * SOME)
-            if state is not None:
-                with entry.lock:
-                    entry.put(Index(rows.first(reading.rows), dimensions), state, history)
-        except BaseException as error:
-            reading.error = error
-        finally:
-            reading.done.set()
+        path = file_of(key[0], wanted) if key[0] else None
+        # One core is left to those who search.
+        threads = max(1, (os.cpu_count() or 2) - 1)
+
+        def go_on(step: str, done: int, total: int) -> bool:
+            return not (stopping.is_set() or self._stopped.is_set())
+
+        while step := indexwork.next_step(entry):
+            if step is Step.SAVE and path is None:
+                return
+            logger.info("index of %s: %s", wanted.source.table, step.value)
+            if step is Step.ANEW:
+                entry = self._anew(key, entry, connect, wanted)
+            elif not indexwork.carry_out(entry, step, path, wanted, go_on, threads):
+                return
+
+    def _anew(
+        self, key: tuple[str, ...], old: Entry, connect: Callable[..., sqlite3.Connection], wanted: Embeddings
+    ) -> Entry:
+        """Read a table into a new index, and put it in the place of the old one."""
+        assert old.index is not None
+        connection = open_to_read(connect, key[0]) if key[0] else None
+        if connection is None:
+            raise OSError(f"{key[0] or 'the database'} cannot be opened a second time")
+        entry = Entry(can_save=old.can_save)
+        with contextlib.closing(connection), snapshot(connection, "main"):
+            entry.read(connection, wanted, old.index.dimensions)
+        with self._lock:
+            self._entries[key] = entry
+        return entry
 
 
-@contextlib.contextmanager
-def snapshot(connection: sqlite3.Connection, schema: str) -> Iterator[None]:
-    """Have all that is read within see one state of a database, whatever others commit meanwhile."""
-    cursor = connection.cursor()
-    # A statement that is not at its end holds its view of the database: this one has a row more than is taken from it.
-    cursor.execute(f"select 1 from (select count(*) from {quote(schema)}.sqlite_master) union all values (2), (3)")
-    cursor.fetchone()
-    try:
-        yield
-    finally:
-        cursor.close()
+def _key(path: str, wanted: Embeddings) -> tuple[str, ...]:
+    return path, wanted.source.side.name, wanted.model, wanted.column
 
 
-def database_path(connection: sqlite3.Connection, schema: str) -> str:
-    """Return the path of a database's file, "" for one in memory."""
-    for _, name, path in connection.execute("pragma database_list"):
-        if name == schema:
-            return path or ""
-    return ""
+def _place(wanted: Embeddings) -> tuple[str, str]:
+    return wanted.source.schema, wanted.source.side.name
 
 
-def open_to_read(connect: Callable[..., sqlite3.Connection], path: str) -> sqlite3.Connection | None:
-    """Open a database file to read it on any thread, or return None where it cannot be opened a second time."""
-    for mode in ("mode=ro", "mode=ro&immutable=1"):  # the second, where a write-ahead log cannot be made beside it
-        try:
-            connection = connect(
-                f"{Path(path).absolute().as_uri()}?{mode}", uri=True, check_same_thread=False, isolation_level=None
-            )
-            connection.execute("select count(*) from sqlite_master").fetchone()
-        except Exception as error:  # each SQLite module has its own class of errors
-            logger.debug("%s cannot be opened with %s: %s", path, mode, error)
-        else:
-            return connection
-    return None
-
-
-def _bring_in(index: Index, connection: sqlite3.Connection, wanted: Embeddings, rows: list[int]) -> None:
-    labels, vectors = wanted.read_rows(connection, sorted(set(rows)), index.dimensions)
-    index.change(np.array(rows, dtype=np.int64), labels, vectors)
+def _stop(stopped: threading.Event, threads: list[threading.Thread]) -> None:
+    """Let what runs in the background come to an end, before the libraries that it is in are taken down."""
+    stopped.set()
+    for thread in list(threads):
+        thread.join(timeout=10)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from datasette_vision import generations, images, sidetables, vectors
+from datasette_vision.connections import database_path, snapshot
 from datasette_vision.errors import (
     Busy,
     DimensionMismatch,
@@ -22,7 +23,7 @@ from datasette_vision.errors import (
 from datasette_vision.generations import State
 from datasette_vision.hits import Hit, IndexMismatch, from_index, from_table
 from datasette_vision.identifiers import quote
-from datasette_vision.indexes import SOME, Indexes, database_path, snapshot
+from datasette_vision.indexes import SOME, Indexes, KeepAwake
 from datasette_vision.sidereader import Embeddings
 from datasette_vision.sidetables import Source
 from datasette_vision.vectors import Vector
@@ -35,12 +36,12 @@ Pairs = frozenset[tuple[str, str]]
 class Searcher:
     """Searches tables on any connection, with indexes that the connections share. Thread-safe.
 
-    A search waits `wait_s` seconds at most while a table is read for the first time, or for as long as it takes.
+    `wait_s` and `keep_awake` are those of Indexes.
     """
 
-    def __init__(self, vision: Vision, wait_s: float | None = None) -> None:
+    def __init__(self, vision: Vision, wait_s: float | None = None, keep_awake: KeepAwake | None = None) -> None:
         self._vision = vision
-        self._indexes = Indexes(wait_s)
+        self.indexes = Indexes(wait_s, keep_awake)
         self._pairs: dict[tuple[str, str], tuple[State, Pairs]] = {}
 
     def search(
@@ -107,13 +108,13 @@ class Searcher:
         if dimensions is None:
             return []
         vector = self._vector(query, wanted, dimensions)
-        found = None if state is None else self._indexes.view(connection, wanted, dimensions, state)
+        found = None if state is None else self.indexes.view(connection, wanted, dimensions, state)
         if found is not None:
             view, others = found
             try:
                 hits = from_index(connection, wanted, vector, k, view, others)
             except IndexMismatch:
-                self._indexes.forget(connection, wanted)
+                self.indexes.forget(connection, wanted)
             else:
                 return hits or self._nothing(connection, wanted, dimensions)
         return from_table(connection, wanted, vector, k) or self._nothing(connection, wanted, dimensions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,10 @@ class Embeddings:
         """Find out by what name the rows of the side table are numbered."""
         names = columns(connection, source.side.name, source.schema)
         return cls(source, model, column, rowid_name(names) or "rowid")
+
+    def in_schema(self, schema: str) -> Embeddings:
+        """Return the same, on a connection that knows the database by another name."""
+        return replace(self, source=replace(self.source, schema=schema))
 
     @property
     def table(self) -> str:

@@ -17,6 +17,7 @@ from datasette_vision.lazy import Lazy
 from datasette_vision.sqltable import FUNCTIONS
 
 if TYPE_CHECKING:
+    from datasette_vision.indexes import KeepAwake
     from datasette_vision.sqlfunctions import ForeignEmbed, Functions
     from datasette_vision.vision import Vision
 
@@ -29,7 +30,8 @@ class Registration:
     `vision` is asked for at the first call. `drop_in` adds the llm_embed… family; `foreign_embed(model, input)` answers
     llm_embed() for models that are not ours. SQLite and Python between them replace the message of an exception by one
     that says nothing: `on_error` gets the real one, on the thread that runs the query, before the query fails.
-    `search_wait_s` is how long a query waits while vision_search() reads a table for the first time.
+    `search_wait_s` is how long a query waits while vision_search() reads a table for the first time, and
+    `keep_awake(name)` gives the block in which it then makes searching faster, in the background.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class Registration:
         foreign_embed: ForeignEmbed | None = None,
         on_error: Callable[[str], None] = lambda message: None,
         search_wait_s: float | None = None,
+        keep_awake: KeepAwake | None = None,
     ) -> None:
         def make() -> Functions:
+            from datasette_vision.search import Searcher  # heavy: NumPy
             from datasette_vision.sqlfunctions import Functions  # heavy: NumPy, Pillow
 
-            return Functions(vision(), foreign_embed, search_wait_s)
+            return Functions(vision(), foreign_embed, Searcher(vision(), search_wait_s, keep_awake))
 
         functions = Lazy(make)
         self._bound: dict[int, list[tuple[str, int, Callable[..., Any]]]] = {}

@@ -33,10 +33,10 @@ class Functions:
     """The SQL functions over one Vision. Thread-safe."""
 
     def __init__(
-        self, vision: Vision, foreign_embed: ForeignEmbed | None = None, search_wait_s: float | None = None
+        self, vision: Vision, foreign_embed: ForeignEmbed | None = None, searcher: Searcher | None = None
     ) -> None:
         self._vision = vision
-        self._searcher = Searcher(vision, search_wait_s)
+        self._searcher = searcher or Searcher(vision)
         self._foreign_embed = foreign_embed
 
     # Embeddings

@@ -53,6 +53,7 @@ class PluginState:
             on_error=sql_errors.remember,
             # Some of the time that a query has is needed for the search itself.
             search_wait_s=0.6 * datasette.setting("sql_time_limit_ms") / 1000,
+            keep_awake=self.activity.keep_awake,
         )
         _kept.append(self.sql)
 
