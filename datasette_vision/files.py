@@ -21,7 +21,7 @@ def read_image(path: Path, max_bytes: int) -> bytes:
             raise Unreadable("cannot be read: it is no regular file")
         size, content = status.st_size, b""
         if size <= max_bytes:
-            with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
                 content = file.read(max_bytes + 1)
             size = len(content)
     finally:

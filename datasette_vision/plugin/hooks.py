@@ -16,6 +16,7 @@ from datasette import hookimpl
 
 from datasette_vision.plugin import (
     cells,
+    cli_bulk,
     cli_files,
     cli_models,
     crossorigin,
@@ -68,6 +69,7 @@ def register_commands(cli: click.Group) -> None:
     """Add the commands of `datasette vision`."""
     assert cli_models  # its commands are in the group because it is imported
     assert cli_files
+    assert cli_bulk
     cli.add_command(vision_group)
 
 
