@@ -174,7 +174,7 @@ async def test_zero_shot(fake_models: Path, cache_mb: int) -> None:
     ways = [
         await api.post("zero-shot", {"image": BASE64, "labels": ["ant", "bee"]}),
         await api.post("zero-shot", {"image": BASE64, "labels": {"labels": ["ant", "bee"]}}),
-        await api.post("zero-shot", {"embedding": embedding.tolist(), "labels": '["ant", "bee"]'}),
+        await api.post("zero-shot", {"embedding": embedding.tolist(), "labels": ["ant", "bee"]}),
         await api.post(
             "zero-shot", {"embedding": base64.b64encode(embedding.tobytes()).decode(), "labels": ["ant", "bee"]}
         ),
@@ -244,6 +244,7 @@ async def test_models(api: Api) -> None:
         ("classify", {"image": BASE64, "k": True}, "k: expected a whole number from 1 to 100000, found true"),
         ("zero-shot", {"image": BASE64}, "labels: expected labels: an array of strings, or an object, found none"),
         ("zero-shot", {"image": BASE64, "labels": 5}, "labels: expected labels"),
+        ("zero-shot", {"image": BASE64, "labels": "ant"}, "labels: expected labels"),
         ("zero-shot", {"image": BASE64, "labels": []}, "labels: expected at least one label, found an empty array"),
         ("zero-shot", {"image": BASE64, "labels": ["a", "a"]}, "labels: 'a' is there twice"),
         ("zero-shot", {"embedding": "?", "labels": ["a"]}, "embedding: expected an embedding"),

@@ -83,6 +83,7 @@ LAYERS: dict[str, int] = {
 }
 FRAMEWORKS = {"datasette", "click", "llm", "torch", "transformers", "ray"}
 HEAVY = {"onnxruntime", "torch", "llm", "usearch", "tokenizers", "numpy", "PIL", "numkong", "pyarrow", "fsspec", "ray"}
+HEAVY |= {"prometheus_client"}
 # The only module that may import each, wherever in it.
 ONE_PLACE = {
     "onnxruntime": "runtime models.bake.fuse models.bake.static",

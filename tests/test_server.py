@@ -4,55 +4,37 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shlex
 import shutil
-import socket
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
 import pytest
 
+from datasette_vision.plugin.routes import PREFIX
 from datasette_vision.plugin.table import ROUTES
 from datasette_vision.vision import Vision
 from tests import pictures
+from tests.servers import serve
 
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 QUERY = urllib.parse.urlencode(
     {"sql": "select hex(llm_embed('tiny-emoji',:q)) as x", "q": "purple and gold", "_shape": "array"}
 )
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Start Datasette with --memory and --cors, and wait until it answers."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "datasette", "serve", "--memory", "--cors", "--port", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(address + "/-/versions.json", timeout=10).close()
-                break
-            except (ConnectionError, urllib.error.URLError):
-                assert process.poll() is None, "the server stopped by itself"
-                time.sleep(0.05)
+def address(tmp_path_factory: pytest.TempPathFactory, demo_path: Path) -> Iterator[str]:
+    with serve(tmp_path_factory.mktemp("server"), demo_path, allow_metrics=True) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +124,22 @@ def test_an_image_posted_by_fetch_from_another_origin(address: str, vision: Visi
     assert np.allclose([entry["similarity"] for entry in found["body"]["results"]], expected, rtol=0, atol=1e-5)
 
 
+def test_the_python_of_the_readme(address: str, vision: Vision) -> None:
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "OpenAI" in block]
+    names: dict[str, Any] = {}
+    exec(code.replace("http://localhost:8001", address), names)
+    expected = [vision.embed_text("purple heart"), vision.embed_text("red apple")]
+    assert np.allclose([entry.embedding for entry in names["response"].data], expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize("route", [route for route in ROUTES if route.example], ids=lambda route: route.name)
 def test_every_example_with_curl(address: str, tmp_path: Path, route: object) -> None:
     tmp_path.joinpath("apple.webp").write_bytes(pictures.picture_file("WEBP"))
-    command = shlex.split(route.example.format(server=address))  # type: ignore[attr-defined]
-    options = ["-sS", "--fail-with-body"] if route.action != "vision-metrics" else ["-sS"]  # type: ignore[attr-defined]
-    result = subprocess.run([*command, *options], capture_output=True, timeout=60, text=True, cwd=tmp_path)
+    command = shlex.split(route.example.curl(address, PREFIX + route.path))  # type: ignore[attr-defined]
+    result = subprocess.run(
+        [*command, "-sS", "--fail-with-body"], capture_output=True, timeout=60, text=True, cwd=tmp_path
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.strip()
 

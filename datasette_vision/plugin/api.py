@@ -12,6 +12,7 @@ from datasette_vision.plugin import schemas
 from datasette_vision.plugin.computing import embed as embed_inputs
 from datasette_vision.plugin.computing import in_place, take
 from datasette_vision.plugin.desk import Call, outcomes
+from datasette_vision.plugin.examples import Example
 from datasette_vision.plugin.inputs import EMBEDDING, IMAGE, TEXT, input_of, read_inputs
 from datasette_vision.plugin.parameters import ENCODING_FORMAT, LABELS, MODEL, K, Parameter
 from datasette_vision.plugin.responses import answer, dumps, error_body
@@ -156,7 +157,7 @@ EMBED = Route(
     kinds=(TEXT, IMAGE),
     parameters=(MODEL, ENCODING_FORMAT),
     answer=schemas.results(schemas.EMBEDDED, model=schemas.NAME, dimensions=schemas.COUNT),
-    example="curl '{server}/-/vision/embed?text=purple+heart'",
+    example=Example(query=[("text", "purple heart")]),
 )
 CLASSIFY = Route(
     "classify",
@@ -168,7 +169,7 @@ CLASSIFY = Route(
     kinds=(IMAGE,),
     parameters=(MODEL, K),
     answer=schemas.results(schemas.LABELLED, model=schemas.NAME),
-    example="curl -F image=@apple.webp -F k=3 {server}/-/vision/classify",
+    example=Example(form=[("image", "@apple.webp"), ("k", "3")]),
 )
 ZERO_SHOT = Route(
     "zero_shot",
@@ -179,7 +180,7 @@ ZERO_SHOT = Route(
     kinds=(IMAGE, EMBEDDING),
     parameters=(LABELS, MODEL, K),
     answer=schemas.results(schemas.LABELLED, model=schemas.NAME),
-    example="curl -F image=@apple.webp -F labels=fruit -F labels=animal {server}/-/vision/zero-shot",
+    example=Example(form=[("image", "@apple.webp"), ("labels", "fruit"), ("labels", "animal")]),
 )
 SIMILARITY = Route(
     "similarity",
@@ -190,7 +191,7 @@ SIMILARITY = Route(
     kinds=(TEXT, IMAGE, EMBEDDING),
     parameters=(QUERY, MODEL),
     answer=schemas.results(schemas.COMPARED, model=schemas.NAME),
-    example="curl -F query=@apple.webp -F text='red apple' -F text='fire engine' {server}/-/vision/similarity",
+    example=Example(form=[("query", "@apple.webp"), ("text", "red apple"), ("text", "fire engine")]),
 )
 MODELS = Route(
     "models",
@@ -200,6 +201,6 @@ MODELS = Route(
     models,
     methods=(GET,),
     answer=schemas.MODELS,
-    example="curl {server}/-/vision/models",
+    example=Example(),
 )
 ROUTES = (EMBED, CLASSIFY, ZERO_SHOT, SIMILARITY, MODELS)

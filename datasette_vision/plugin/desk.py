@@ -47,6 +47,11 @@ class Desk:
         return self._vision.get()
 
     @property
+    def has_vision(self) -> bool:
+        """Whether anything was asked of the Vision yet."""
+        return self._vision.loaded
+
+    @property
     def intake(self) -> Intake:
         """The way to its queues."""
         return self._intake.get()

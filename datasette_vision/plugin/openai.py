@@ -10,6 +10,7 @@ from datasette_vision.plugin import schemas
 from datasette_vision.plugin.api import INLINE_EMBEDDINGS, written_embedding
 from datasette_vision.plugin.computing import embed, take
 from datasette_vision.plugin.desk import Call
+from datasette_vision.plugin.examples import Example
 from datasette_vision.plugin.inputs import IMAGE, TEXT, Input, input_of
 from datasette_vision.plugin.parameters import ENCODING_FORMAT, MODEL, shown
 from datasette_vision.plugin.responses import answer, dumps, message_of, status_of
@@ -28,8 +29,10 @@ DUAL_ENCODER = "dual-encoder"
 
 async def embeddings(call: Call) -> Response:
     """Answer with the embeddings of texts, and of images as data: URIs, as OpenAI does."""
-    values = {field.name: field.value for field in call.fields if field.is_json}
-    model, encoding = MODEL.value(call.fields), ENCODING_FORMAT.value(call.fields)
+    # Some clients send null for what was not asked for.
+    fields = [field for field in call.fields if field.value is not None]
+    values = {field.name: field.value for field in fields if field.is_json}
+    model, encoding = MODEL.value(fields), ENCODING_FORMAT.value(fields)
     inputs = read_input(values.get("input"))
     take(call, inputs)
     manifest = await call.desk.call(call.desk.encoder, model)
@@ -158,14 +161,14 @@ BODY: schemas.Schema = {
     "type": "object",
     "properties": {
         "input": {"anyOf": [STRING_INPUT, {"type": "array", "items": STRING_INPUT, "minItems": 1}]},
-        "model": MODEL.schema,
-        "encoding_format": ENCODING_FORMAT.schema,
+        "model": {**MODEL.schema, "type": ["string", "null"]},
+        "encoding_format": {**ENCODING_FORMAT.schema, "type": ["string", "null"], "enum": ["float", "base64", None]},
         "dimensions": {
-            "type": "integer",
+            "type": ["integer", "null"],
             "description": "Those of the model: its embeddings cannot be shortened.",
             "minimum": 1,
         },
-        "user": {"type": "string", "description": "Not looked at."},
+        "user": {"description": "Not looked at."},
     },
     "required": ["input"],
 }
@@ -200,7 +203,7 @@ ROUTES = (
         error=ERROR_SCHEMA,
         strict=False,
         body=BODY,
-        example='curl {server}/-/vision/v1/embeddings --json \'{{"model": "tiny-emoji", "input": "purple heart"}}\'',
+        example=Example(json={"model": "tiny-emoji", "input": "purple heart"}),
     ),
     Route(
         "openai_models",
@@ -212,7 +215,7 @@ ROUTES = (
         answer=schemas.closed({"object": {"const": "list"}, "data": {"type": "array", "items": MODEL_SCHEMA}}),
         refused=refused,
         error=ERROR_SCHEMA,
-        example="curl {server}/-/vision/v1/models",
+        example=Example(),
     ),
     Route(
         "openai_model",
@@ -225,6 +228,6 @@ ROUTES = (
         refused=refused,
         error=ERROR_SCHEMA,
         path_parameters=(("model", "Name of an installed model."),),
-        example="curl {server}/-/vision/v1/models/tiny-emoji",
+        example=Example("/-/vision/v1/models/tiny-emoji"),
     ),
 )

@@ -14,7 +14,7 @@ from datasette_vision.plugin.schemas import Schema
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter. It is there once at most, unless `many`: then `read` gets a list of what was sent.
+    """A parameter. It is there once at most; in a form or an address more often, where there is a `read_many`.
 
     `schema` is the JSON Schema of its value in JSON. `read` turns what was sent, a str where it came in a form or an
     address, into what the handler gets; it raises ValueError for what does not fit, and `expected` says what does.
@@ -27,20 +27,22 @@ class Parameter:
     read: Callable[[Any], Any]
     default: Any = None
     required: bool = False
-    many: bool = False
+    read_many: Callable[[list[str]], Any] | None = None
 
     def value(self, fields: Sequence[Field]) -> Any:
         """Return the value in these fields, or the default. Raises InvalidArgument, naming the parameter."""
         found = [field for field in fields if field.name == self.name]
-        if not found or (found[0].is_json and found[0].value is None and not self.required):
+        if not found:
             if self.required:
                 raise InvalidArgument(f"{self.name}: expected {self.expected}, found none")
             return self.default
-        sent = [field.value for field in found] if self.many else found[0].value
-        if len(found) > 1 and not self.many:
+        read, sent = self.read, found[0].value
+        if self.read_many is not None and not found[0].is_json:
+            read, sent = self.read_many, [field.value for field in found]
+        elif len(found) > 1:
             raise InvalidArgument(f"{self.name}: expected it once, found it {len(found)} times")
         try:
-            return self.read(sent)
+            return read(sent)
         except ValueError:
             raise InvalidArgument(f"{self.name}: expected {self.expected}, found {shown(sent)}") from None
 
@@ -102,10 +104,10 @@ def shown(value: Any) -> str:
 
 LABEL = {
     "anyOf": [
-        {"type": "string", "minLength": 1},
+        {"type": "string", "pattern": r"\w"},
         {
             "type": "object",
-            "properties": {"label": {"type": "string"}, "prompt": {"type": "string"}},
+            "properties": {name: {"type": "string", "pattern": r"\w"} for name in ("label", "prompt")},
             "required": ["label", "prompt"],
             "additionalProperties": False,
         },
@@ -129,10 +131,15 @@ ENCODING_FORMAT = Parameter(
 )
 
 
-def labels_as_text(sent: list[Any]) -> str:
-    """Read labels as zeroshot.parse_labels() takes them: JSON, from JSON, from JSON as text, or from words."""
-    if len(sent) == 1 and isinstance(sent[0], (list, dict)):
-        return json.dumps(sent[0])
+def labels_as_text(value: Any) -> str:
+    """Read labels in JSON: as text, which is what zeroshot.parse_labels() takes."""
+    if not isinstance(value, (list, dict)):
+        raise ValueError
+    return json.dumps(value)
+
+
+def labels_of_form(sent: list[str]) -> str:
+    """Read labels in a form or an address: words, or all in one as JSON."""
     if not all(isinstance(label, str) for label in sent):
         raise ValueError
     return sent[0] if len(sent) == 1 and sent[0].lstrip()[:1] in ("[", "{") else json.dumps(sent)
@@ -145,12 +152,12 @@ LABELS = Parameter(
     " form: one label each time, or all of it as JSON.",
     {
         "anyOf": [
-            {"type": "array", "minItems": 1, "items": LABEL, "examples": [["cat", "dog"]]},
+            {"type": "array", "minItems": 1, "items": LABEL, "uniqueItems": True, "examples": [["cat", "dog"]]},
             {
                 "type": "object",
                 "properties": {
-                    "labels": {"type": "array", "minItems": 1, "items": LABEL},
-                    "template": {"type": "string", "pattern": r"\{\}"},
+                    "labels": {"type": "array", "minItems": 1, "items": LABEL, "uniqueItems": True},
+                    "template": {"type": "string", "pattern": r"^[^{}]*\{\}[^{}]*$"},
                     "multi_label": {"type": "boolean", "default": False},
                     "temperature": {"type": "number", "minimum": 0.001, "maximum": 1000, "default": 1},
                 },
@@ -162,11 +169,11 @@ LABELS = Parameter(
     "labels: an array of strings, or an object",
     labels_as_text,
     required=True,
-    many=True,
+    read_many=labels_of_form,
 )
 K = Parameter(
     "k",
-    "How many labels to return for each, the best; by default 5 for a classifier's, all of those given.",
+    "How many labels to return for each, the best; by default 5 of those that a model brings, all of those given.",
     {"type": "integer", "minimum": 1, "maximum": 100_000},
     "a whole number from 1 to 100000",
     whole(1, 100_000),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from datasette_vision.plugin import permissions, schemas
 from datasette_vision.plugin.bodies import read_fields
 from datasette_vision.plugin.desk import Call, client_of, desk_of
+from datasette_vision.plugin.examples import Example
 from datasette_vision.plugin.parameters import Parameter, refuse_unknown
 from datasette_vision.plugin.responses import RequestError, cors_headers, error_answer, guarded
 from datasette_vision.plugin.schemas import Schema
@@ -45,15 +46,18 @@ class Route:
     parameters: tuple[Parameter, ...] = ()
     answer: Schema | None = None
     media_type: str = "application/json"
-    # How this route answers an error: OpenAI's clients expect another form than Datasette's.
-    refused: Callable[[Datasette, Exception], Response] = error_answer
+    # How this route answers an error: OpenAI's clients expect another form than Datasette's, and None leaves it to
+    # Datasette, for pages.
+    refused: Callable[[Datasette, Exception], Response] | None = error_answer
     error: Schema = field(default_factory=lambda: schemas.ERROR)
+    # Whether the parameters stand in the address even of what is posted.
+    in_address: bool = False
     # Whether an address may hold parameters that the route does not know.
     strict: bool = True
     # The schema of a posted body, where it is not made of kinds and parameters.
     body: Schema | None = None
     path_parameters: tuple[tuple[str, str], ...] = ()
-    example: str = ""
+    example: Example | None = None
 
     @property
     def pattern(self) -> str:
@@ -68,7 +72,8 @@ class Route:
     async def view(self, datasette: Datasette, request: Request) -> Response:
         """Answer a request: what Datasette's router calls."""
         began = time.perf_counter()
-        response: Response = await guarded(self._answer, self._refused)(datasette, request)
+        answered = self._answer if self.refused is None else guarded(self._answer, self._refused)
+        response: Response = await answered(datasette, request)
         if request.method == "HEAD":
             response.body = ""
         desk_of(datasette).measures.request(self.name, _method(request), response.status, time.perf_counter() - began)
@@ -76,7 +81,7 @@ class Route:
 
     def _refused(self, datasette: Datasette, error: Exception) -> Response:
         desk_of(datasette).measures.error(self.name, error)
-        return self.refused(datasette, error)
+        return (self.refused or error_answer)(datasette, error)
 
     async def _answer(self, datasette: Datasette, request: Request) -> Response:
         if request.method == "OPTIONS":

@@ -24,18 +24,24 @@ def closed(properties: Mapping[str, Schema], optional: Sequence[str] = ()) -> Sc
 # Inputs
 
 TEXT_INPUT: Schema = {"type": "string", "description": "A text."}
-IMAGE_INPUT: Schema = {"type": "string", "description": "An image file as base64 or as a data: URI."}
+IMAGE_INPUT: Schema = {
+    "type": "string",
+    "format": "image",  # a format of our own: what tests make up for it is an image
+    "description": "An image file as base64 or as a data: URI.",
+}
+EMBEDDING_AS_TEXT: Schema = {"type": "string", "format": "embedding"}  # another of our own
 EMBEDDING_INPUT: Schema = {
     "description": "An embedding: numbers, or base64 of little-endian float32 values.",
-    "anyOf": [{"type": "array", "items": {"type": "number"}, "minItems": 1}, {"type": "string"}],
+    "anyOf": [{"type": "array", "items": {"type": "number"}, "minItems": 1}, EMBEDDING_AS_TEXT],
 }
 INPUTS: Mapping[str, Schema] = {"text": TEXT_INPUT, "image": IMAGE_INPUT, "embedding": EMBEDDING_INPUT}
 
 
 def item(kinds: Sequence[str]) -> Schema:
     """Return the schema of one input, as inputs.input_of() reads it."""
-    text = "A text, or an image when it is a data: URI." if "text" in kinds else "An image as base64 or a data: URI."
-    return {"anyOf": [{"type": "string", "description": text}, *(closed({kind: INPUTS[kind]}) for kind in kinds)]}
+    text: Schema = {"type": "string", "description": "A text, or an image when it is a data: URI."}
+    string = text if "text" in kinds else IMAGE_INPUT
+    return {"anyOf": [string, *(closed({kind: INPUTS[kind]}) for kind in kinds)]}
 
 
 # Answers

@@ -10,6 +10,7 @@ from datasette_vision.errors import InvalidArgument, NotEmbedded, VisionError
 from datasette_vision.plugin import permissions, pictures, schemas
 from datasette_vision.plugin.computing import embed, take
 from datasette_vision.plugin.desk import Call
+from datasette_vision.plugin.examples import Example
 from datasette_vision.plugin.inputs import EMBEDDING, IMAGE, read_inputs
 from datasette_vision.plugin.parameters import Parameter, text
 from datasette_vision.plugin.responses import answer
@@ -96,7 +97,7 @@ def _row(call: Call, search: Search, place: int) -> dict[str, Any]:
 
 def _argument(name: str, meaning: str, expected: str, many: bool = False) -> Parameter:
     """Describe an argument of the address for the documentation: search_request.py reads it."""
-    return Parameter(name, meaning, {"type": "string"}, expected, text, many=many)
+    return Parameter(name, meaning, {"type": "string"}, expected, text, read_many=list if many else None)
 
 
 FOUND: schemas.Schema = schemas.closed(
@@ -160,6 +161,7 @@ SEARCH = Route(
         ]
     },
     path_parameters=(("database", "A database."), ("table", "A table or view of it that is embedded.")),
-    example="curl '{server}/-/vision/search/demo/emoji?q=happy+cat&_size=3'",
+    in_address=True,
+    example=Example("/-/vision/search/demo/emoji", query=[("q", "happy cat"), ("_size", "3")]),
 )
 ROUTES = (SEARCH,)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from datasette_vision.plugin import api, openai, search_api
+from datasette_vision.plugin import api, documentation, metrics, openai, search_api
 from datasette_vision.plugin.routes import Route
 
-ROUTES: tuple[Route, ...] = (*api.ROUTES, *openai.ROUTES, *search_api.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *api.ROUTES,
+    *search_api.ROUTES,
+    *openai.ROUTES,
+    *metrics.ROUTES,
+    *documentation.routes(lambda: ROUTES),
+)
