@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -18,7 +16,7 @@ from datasette_vision import vectors
 from datasette_vision.plugin.compatibility import IS_1_0
 from datasette_vision.plugin.search_request import encode_embedding
 from datasette_vision.vision import Vision
-from tests import pictures, searchtables
+from tests import searchtables
 from tests.searchtables import KINDS, NAMES
 
 PAGE = "/-/vision/demo/emoji"
@@ -362,8 +360,3 @@ async def test_ways_to_the_page(datasette: Datasette) -> None:
     assert 'href="/-/vision"' in words  # in the menu
     side = (await datasette.client.get("/demo/_vision_emoji")).text
     assert "Search by meaning" not in side
-
-
-Json = Callable[[str], Any]
-assert json
-assert pictures

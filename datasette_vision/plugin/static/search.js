@@ -126,6 +126,11 @@ page.addEventListener("change", (event) => {
   if (event.target.id === "vision-threshold" || event.target.name === "_like") show(addressOf(event.target.form));
 });
 
+// Datasette 0.65 closes every <details> of a page, not only its menus, when somebody clicks elsewhere.
+let opened = [];
+document.addEventListener("click", () => (opened = Array.from(page.querySelectorAll("details[open]"))), true);
+document.addEventListener("click", () => opened.forEach((details) => (details.open = true)));
+
 takePictures(() => document.getElementById("vision-file"), upload);
 addEventListener("popstate", () => show(location.href, { push: false }));
 document.documentElement.classList.add("vision-js");
