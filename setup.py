@@ -75,6 +75,8 @@ setup(
         "parquet": ["pyarrow>=15"],
         "ray": ["pyarrow>=15", "ray[data]>=2.49"],
         "heif": ["pillow-heif>=0.18"],
+        # For the tests in a browser and the screenshots, with Chromium of the system.
+        "browser": ["axe-playwright-python>=0.1", "playwright>=1.40"],
         "test": [
             "cogapp>=3.4",
             "datasette-block-robots>=1.1",

@@ -206,7 +206,8 @@ def _chip(datasette: Datasette, search: Search, row: str, weight: float, shown: 
         "row": row,
         "label": search.labels.get(row, row),
         "choices": choices,
-        "thumbnails": _thumbnails(datasette, search, row, shown),
+        # Of a row that is not there, there is no picture either.
+        "thumbnails": _thumbnails(datasette, search, row, shown) if row in search.labels else None,
         "less": weight < 0,
     }
 
