@@ -48,6 +48,10 @@ class Known:
         found = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
         return self._sorted[found] == keys
 
+    def __getstate__(self) -> dict[str, object]:
+        self._merge()  # once, and not wherever it arrives
+        return self.__dict__
+
     def _merge(self) -> None:
         if self._pending:
             new = np.array(sorted(self._pending), dtype=self._sorted.dtype)

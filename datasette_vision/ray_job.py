@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from datasette_vision.vision import Vision
 
 # What is lost and done again when a worker dies: a few seconds of one core.
 IMAGES_PER_BLOCK = 128
+CONNECT_TIMEOUT_S = 10.0
 CUDA = "CUDAExecutionProvider"
 GPU_BATCH_SIZE = 64
 
@@ -170,20 +172,12 @@ class Shards(Datasink[Summary]):
         self.summary.failures = sorted(self.summary.failures)[:SHOWN_FAILURES]
 
 
-class Expand:
-    """Makes images of row groups of Parquet files, but for those that are known."""
-
-    def __init__(self, job: Job, known: list[Any], images_per_block: int) -> None:
-        self._job = job
-        self._known: Known = ray.get(known[0])
-        self._images_per_block = images_per_block
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Make of a table of units (UNITS) tables of images (IMAGES)."""
-        for row in batch.to_pylist():
-            images = Unit(**row).images(self._job.column)
-            while chosen := list(itertools.islice(images, self._images_per_block)):
-                yield _images(_new(chosen, self._known, self._job))
+def expand(batch: pa.Table, job: Job, known: list[Any], images_per_block: int) -> Iterator[pa.Table]:
+    """Make of row groups of Parquet files (UNITS) the images in them (IMAGES), but for those that are known."""
+    for row in batch.to_pylist():
+        images = Unit(**row).images(job.column)
+        while chosen := list(itertools.islice(images, images_per_block)):
+            yield _images(_new(chosen, ray.get(known[0]), job))
 
 
 def _listed(prepared: Prepared, known: list[Any], images_per_block: int) -> tuple[ray.data.Dataset | None, int]:
@@ -215,11 +209,10 @@ def _listed(prepared: Prepared, known: list[Any], images_per_block: int) -> tupl
     if tables:
         units = [pa.Table.from_pylist([vars(unit)], schema=UNITS) for unit in tables]
         rows = ray.data.from_arrow(units).map_batches(
-            Expand,
+            expand,
             batch_size=1,
             batch_format="pyarrow",
-            fn_constructor_args=(prepared.job, known, images_per_block),
-            compute=ray.data.TaskPoolStrategy(),
+            fn_args=(prepared.job, known, images_per_block),
         )
         # A block of very many paths would be one task, and keep one actor busy when all others have finished.
         rows = rows.repartition(target_num_rows_per_block=images_per_block)
@@ -263,14 +256,22 @@ def _cluster(address: str | None, quiet: bool) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options["include_dashboard"] = False
     try:
+        _reach(address)
         ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise VisionError(f"Ray at {address}: {error}") from None
     try:
         with _progress(quiet):
             yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """See that something listens at HOST:PORT: Ray itself would wait for minutes. Raises OSError."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 @contextlib.contextmanager
@@ -291,12 +292,15 @@ def _progress(quiet: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
     """Raise what our code raised somewhere in the cluster as what it is."""
+    context = DataContext.get_current()
+    before, context.raise_original_map_exception = context.raise_original_map_exception, True
     try:
         yield
     except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, VisionError):
-                raise cause from None
-            cause = getattr(cause, "cause", None) or cause.__cause__
+        # Ray makes a class that is both its own error and ours, with all that was logged as its text.
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, VisionError):
+            raise cause from None
         raise VisionError(f"Ray gave up: {error}") from error
+    finally:
+        context.raise_original_map_exception = before

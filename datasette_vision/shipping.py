@@ -60,12 +60,18 @@ def has(store: ModelStore, name: str, wanted: str) -> bool:
         return False
 
 
+def default_folder() -> Path:
+    """Return where models that were sent are put: each user's own part of the folder of temporary files."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    return Path(tempfile.gettempdir()) / f"datasette-vision-{user}"
+
+
 def unpack(package: Package, folder: Path | None = None) -> ModelStore:
-    """Put a package down below `folder` (one of temporary files) unless it is there already; return where it is.
+    """Put a package down below `folder` (default_folder()) unless it is there already; return where it is.
 
     Several processes of a machine may do so at once: each sees it whole or not at all.
     """
-    folder = folder or Path(tempfile.gettempdir()) / f"datasette-vision-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    folder = folder or default_folder()
     target = folder / package.fingerprint
     store = ModelStore(target)
     if not has(store, package.name, package.fingerprint):
