@@ -92,6 +92,7 @@ setup(
             "pytest-asyncio>=0.25",
             "pytest-timeout>=2.3",
             "ruff>=0.9",
+            "sqlite-vec>=0.1",
         ],
     },
 )

@@ -97,19 +97,14 @@ def _rows(connection: sqlite3.Connection, wanted: Embeddings, query: Vector, lab
     if not labels:
         return {}
     source = wanted.source
-    joined = " and ".join(
-        f"source.{quote(column)} = side.{quote(in_side)}"
-        for column, in_side in zip(source.key, source.side.key_columns, strict=True)
-    )
     rowid = f"source.{source.rowid}" if source.rowid else "null"
     key = ", ".join(f"source.{quote(column)}" for column in source.key)
     cursor = connection.cursor()
     cursor.row_factory = None
-    # `cross join` is SQLite's way to be told the order: by row number, then by key.
     rows = cursor.execute(
         f"select side.{wanted.label}, side.embedding, {rowid}, {key} from json_each(?) chosen"
         f" cross join {wanted.table} side on side.{wanted.label} = chosen.value"
-        f" cross join {quote(source.schema)}.{quote(source.table)} source on {joined}"
+        f" {wanted.with_source}"
         " where side.model = ? and side.source_column = ? and typeof(side.embedding) = 'blob'"
         " and length(side.embedding) = ?",
         (json.dumps(labels), wanted.model, wanted.column, 4 * len(query)),

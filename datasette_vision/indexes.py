@@ -51,11 +51,14 @@ class Indexes:
 
     A query waits `wait_s` seconds at most while a table is read for the first time, or for as long as it takes where
     that is None; then Busy is raised, and the reading goes on. What makes an index faster runs in the background, in
-    `keep_awake`, one at a time, and ends with the process.
+    `keep_awake`, one at a time, and ends with the process; without `improve` it does not.
     """
 
-    def __init__(self, wait_s: float | None = None, keep_awake: KeepAwake | None = None) -> None:
+    def __init__(
+        self, wait_s: float | None = None, keep_awake: KeepAwake | None = None, *, improve: bool = True
+    ) -> None:
         self._wait_s = wait_s
+        self._improves = improve
         self._keep_awake = keep_awake or (lambda name: contextlib.nullcontext(threading.Event()))
         self._lock = threading.Lock()
         self._entries: dict[tuple[str, ...], Entry] = {}
@@ -96,6 +99,13 @@ class Indexes:
                 raise reading.error
         with entry.lock:
             return self._fitting(entry, connection, wanted, dimensions, state)
+
+    def dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
+        """Return the dimensions of an index that is in memory, None when there is none, or nothing in it."""
+        path = database_path(connection, wanted.source.schema)
+        entry = self._entries.get(_key(path, wanted))
+        index = None if entry is None else entry.index
+        return index.dimensions if index else None
 
     def forget(self, connection: sqlite3.Connection, wanted: Embeddings) -> None:
         """Drop an index that does not fit its table, and what is saved of it: the next query makes it anew."""
@@ -175,7 +185,7 @@ class Indexes:
     def _improve(self, key: tuple[str, ...], entry: Entry, connection: sqlite3.Connection, wanted: Embeddings) -> None:
         """Begin what is worth doing for an index in the background, unless that is under way."""
         step = indexwork.next_step(entry)
-        if step is None or (step is Step.SAVE and not key[0]) or self._stopped.is_set():
+        if not self._improves or step is None or (step is Step.SAVE and not key[0]) or self._stopped.is_set():
             return
         with self._lock:
             if key in self._working:

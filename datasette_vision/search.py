@@ -36,12 +36,19 @@ Pairs = frozenset[tuple[str, str]]
 class Searcher:
     """Searches tables on any connection, with indexes that the connections share. Thread-safe.
 
-    `wait_s` and `keep_awake` are those of Indexes.
+    `wait_s`, `keep_awake` and `improve` are those of Indexes.
     """
 
-    def __init__(self, vision: Vision, wait_s: float | None = None, keep_awake: KeepAwake | None = None) -> None:
+    def __init__(
+        self,
+        vision: Vision,
+        wait_s: float | None = None,
+        keep_awake: KeepAwake | None = None,
+        *,
+        improve: bool = True,
+    ) -> None:
         self._vision = vision
-        self.indexes = Indexes(wait_s, keep_awake)
+        self.indexes = Indexes(wait_s, keep_awake, improve=improve)
         self._pairs: dict[tuple[str, str], tuple[State, Pairs]] = {}
 
     def search(
@@ -103,8 +110,8 @@ class Searcher:
         column: str | None,
     ) -> list[Hit]:
         state = generations.state(connection, source.schema, source.side.name)
-        wanted = self._chosen(connection, source, state, model, column)
-        dimensions = self._dimensions(connection, wanted)
+        wanted = self.choose(connection, source, model, column, state)
+        dimensions = self.dimensions(connection, wanted)
         if dimensions is None:
             return []
         vector = self._vector(query, wanted, dimensions)
@@ -129,14 +136,18 @@ class Searcher:
             )
         return []
 
-    def _chosen(
+    def choose(
         self,
         connection: sqlite3.Connection,
         source: Source,
-        state: State | None,
-        model: str | None,
-        column: str | None,
+        model: str | None = None,
+        column: str | None = None,
+        state: State | None = None,
     ) -> Embeddings:
+        """Return the embeddings that a search for this model and column is about.
+
+        `state` is what generations.state() says. Raises as search() does.
+        """
         pairs = self._contained(connection, source, state)
         what = ", ".join(f"{each} ({', '.join(sorted(c for m, c in pairs if m == each))})" for each, _ in _first(pairs))
         models = {name for name, _ in pairs}
@@ -187,7 +198,10 @@ class Searcher:
             self._pairs[key] = state, pairs
         return pairs
 
-    def _dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
+    def dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
+        """Return the size of these embeddings: what the model makes, or what is there where it is not installed."""
+        if (known := self.indexes.dimensions(connection, wanted)) is not None:
+            return known
         try:
             return self._vision.services.dual_encoder(wanted.model).manifest.dimensions
         except VisionError:  # embeddings made elsewhere can be searched by embedding

@@ -42,6 +42,17 @@ class Embeddings:
         """The side table, quoted, with the name of its database."""
         return f"{quote(self.source.schema)}.{quote(self.source.side.name)}"
 
+    @property
+    def with_source(self) -> str:
+        """SQL to join the source table, as `source`, to the side table, as `side`.
+
+        `cross join` is SQLite's way to be told the order: the row of the side table first, then by its key.
+        """
+        source = self.source
+        keys = zip(source.key, source.side.key_columns, strict=True)
+        joined = " and ".join(f"source.{quote(column)} = side.{quote(in_side)}" for column, in_side in keys)
+        return f"cross join {quote(source.schema)}.{quote(source.table)} source on {joined}"
+
     def dimensions(self, connection: sqlite3.Connection) -> int | None:
         """Return the size of the first embedding that is one, or None when there is none."""
         row = connection.execute(

@@ -150,7 +150,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "JSON array of the `k` rows (10) closest to a TEXT, an image BLOB or an embedding, each as "
         '`{"rowid", "similarity"}`, best '
         "first, for `json_each()`. Beside the rowid, or where there is none, the key stands as an object of its "
-        "columns, `key`, unless it is the rowid itself. See [Search](#search).",
+        "columns, `key`, unless it is the rowid itself. See [Search](search.md).",
         "select name, round(json_extract(value, '$.similarity'), 2) as similarity\n"
         "from json_each(vision_search('emoji', 'purple heart', 3))\n"
         "join emoji on emoji.rowid = json_extract(value, '$.rowid')",

@@ -64,6 +64,7 @@ LAYERS: dict[str, int] = {
     "indexwork": 3,
     "indexes": 3,
     "search": 3,
+    "recall": 3,
     "matching": 3,
     "importing": 3,
     "inputs": 3,

@@ -396,7 +396,7 @@ def test_each_connection_searches_its_own_database(fake_vision: Vision, tmp_path
 def test_reading_the_whole_table_finds_the_same(photos: Connection, fake_vision: Vision) -> None:
     searcher = Searcher(fake_vision)
     source = searcher.source(photos.connection, "photos")
-    wanted = searcher._chosen(photos.connection, source, None, None, None)
+    wanted = searcher.choose(photos.connection, source)
     for k in (1, 10, 100, 1000):
         expected = searcher.search(photos.connection, "photos", vectors.encode(MATRIX[3]), k)
         assert from_table(photos.connection, wanted, MATRIX[3], k) == expected

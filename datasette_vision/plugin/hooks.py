@@ -19,6 +19,7 @@ from datasette_vision.plugin import (
     cli_bulk,
     cli_files,
     cli_models,
+    cli_search,
     crossorigin,
     links,
     pages,
@@ -69,6 +70,7 @@ def register_commands(cli: click.Group) -> None:
     """Add the commands of `datasette vision`."""
     assert cli_models  # its commands are in the group because it is imported
     assert cli_files
+    assert cli_search
     assert cli_bulk
     cli.add_command(vision_group)
 
