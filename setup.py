@@ -9,6 +9,7 @@ here = Path(__file__).parent
 URL = "https://github.com/datasette-vision/datasette-vision"
 readme = (here / "README.md").read_text("utf-8")
 # What is relative to the repository has to be absolute on the package index.
+readme = re.sub(r"(!\[[^\]]*)\]\((?![a-z]+:)([^)]+)\)", rf"\1]({URL}/raw/main/\2)", readme)
 readme = re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", rf"]({URL}/blob/main/\1)", readme)
 version = re.search(r'__version__ = "([^"]+)"', (here / "datasette_vision/__init__.py").read_text("utf-8"))
 

@@ -184,7 +184,8 @@ async def test_saved_queries_open_without_parameters_and_lead_on(datasette: Data
 async def test_the_page_of_the_database_leads_to_the_searches(datasette: Datasette) -> None:
     page = await datasette.client.get("/demo")
     assert page.status_code == 200
-    assert 'href="/demo/search?q=purple+heart"' in page.text
+    assert 'href="/-/vision/demo/emoji?q=purple+heart"' in page.text
+    assert (await datasette.client.get("/-/vision/demo/emoji?q=purple+heart")).status_code == 200
     assert "Like this, but not that" in page.text
 
 
@@ -208,7 +209,7 @@ def test_the_command_writes_searches_and_says_how_to_go_on(tmp_path: Path) -> No
     assert "purple heart" in result.stdout
     assert "datasette serve my-emoji.db --metadata my-emoji-metadata.json" in result.stdout
     metadata = json.loads((tmp_path / "my-emoji-metadata.json").read_text())
-    assert "/my-emoji/search?q=purple+heart" in metadata["databases"]["my-emoji"]["description_html"]
+    assert "/-/vision/my-emoji/emoji?q=purple+heart" in metadata["databases"]["my-emoji"]["description_html"]
     assert re.search(r"similarity +name +emoji\n +0\.\d{3}  \w", result.stdout)
     again = run(tmp_path, "my-emoji.db", "--no-serve")
     assert again.returncode == 0, again.stderr
@@ -259,7 +260,7 @@ def test_odd_names_work_in_addresses_and_metadata(tmp_path: Path, stem: str) -> 
 
     metadata = demo.metadata(stem, tilde_encode(stem))
     assert list(metadata["databases"]) == [stem]  # type: ignore[call-overload]
-    assert f"/{tilde_encode(stem)}/search?q=purple+heart" in json.dumps(metadata)
+    assert f"/-/vision/{tilde_encode(stem)}/emoji?q=purple+heart" in json.dumps(metadata)
     arguments = serve_arguments(Path(f"{stem}.db"), Path(f"{stem}-metadata.json"), "127.0.0.1", 8001)
     assert not arguments[1].startswith("-")
     assert Path(arguments[1]) == Path(f"{stem}.db")

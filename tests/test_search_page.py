@@ -259,7 +259,7 @@ async def test_mistakes_are_told_on_the_page(datasette: Datasette, query: str, s
 @pytest.mark.asyncio
 async def test_too_long_a_search_says_what_helps(demo_path: Path) -> None:
     datasette = make(demo_path, settings={"sql_time_limit_ms": 1})
-    page = await get(datasette, f"{PAGE}?q=cat&name__contains=a")
+    page = await get(datasette, f"{PAGE}?q=cat&_where=(select+count(*)+from+emoji+a,+emoji+b)+%3E+0")
     assert page.status == 400
     assert "sql_time_limit_ms" in page.error
 
@@ -358,5 +358,8 @@ async def test_ways_to_the_page(datasette: Datasette) -> None:
     words = (await datasette.client.get("/shop/words")).text
     assert "Search by meaning" not in words
     assert 'href="/-/vision"' in words  # in the menu
+    some = (await datasette.client.get("/demo/emoji?group_name=flags&name__contains=a&_sort=name")).text
+    assert 'href="/-/vision/demo/emoji?group_name=flags&amp;name__contains=a"' in some
+    assert ('<input type="hidden" name="group_name" value="flags">' in some.partition("</form>")[0]) is IS_1_0
     side = (await datasette.client.get("/demo/_vision_emoji")).text
     assert "Search by meaning" not in side

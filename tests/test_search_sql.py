@@ -92,6 +92,27 @@ def test_the_index_finds_the_same(shop: Connection, kind: Kind) -> None:
         assert names(shop, indexed) == names(shop, exact)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.table)
+def test_large_tables_give_the_same(shop: Connection, kind: Kind) -> None:
+    """Their SQL goes from the rows to the embeddings, where that of small ones goes the other way."""
+    found = embedded.read(shop.connection, kind.table)
+    assert found is not None
+    key = RowKey(tuple(str(part) for part in kind.key_of(6)), 0.5)
+    for request, where in (
+        (SearchRequest(q="apple", examples=(Example("", 0.5),)), Where(('"price" < :p0',), (("p0", 5),))),
+        (SearchRequest(), Where()),
+    ):
+        answers = []
+        for is_large in (False, True):
+            table = dataclasses.replace(found, is_large=is_large)
+            keys = (key,) if request.examples else ()
+            sql = search_sql.build(table, request, column="image", model=MODEL, keys=keys, where=where, use_index=False)
+            assert ("cross join" in sql.sql) is is_large
+            answers.append(names(shop, sql))
+        assert answers[0] == answers[1]
+        assert answers[0]
+
+
 def test_filters_are_answered_exactly(shop: Connection) -> None:
     where = Where(('"price" < :p0',), (("p0", 3),))
     assert "vision_search(" not in build(shop, "photos", SearchRequest(q="a cat"), where=where, use_index=True).sql

@@ -74,7 +74,7 @@ def demo(database: Path, serve: bool, host: str, port: int) -> None:
     if not serve:
         click.echo(f"\nTo open it: datasette {shlex.join(arguments)}")
         return
-    click.echo(f"\nOpen http://{host}:{port}/{route}/search?q=purple+heart (Ctrl-C stops the server)\n")
+    click.echo(f"\nOpen http://{host}:{port}/-/vision/{route}/emoji?q=purple+heart (Ctrl-C stops the server)\n")
     from datasette.cli import cli
 
     cli.main(args=arguments, prog_name="datasette")

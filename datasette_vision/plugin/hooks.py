@@ -88,9 +88,9 @@ def menu_links(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
 
 
 @hookimpl
-def table_actions(datasette: Datasette, database: str, table: str) -> Any:
+def table_actions(datasette: Datasette, database: str, table: str, request: Any) -> Any:
     """Lead to the search page from a table."""
-    return functools.partial(links.of_table, datasette, database, table)
+    return functools.partial(links.of_table, datasette, database, table, request)
 
 
 @hookimpl(optionalhook=True)
@@ -100,9 +100,9 @@ def row_actions(datasette: Datasette, database: str, table: str, row: Any) -> An
 
 
 @hookimpl(optionalhook=True)
-def top_table(datasette: Datasette, database: str, table: str) -> Any:
+def top_table(datasette: Datasette, database: str, table: str, request: Any) -> Any:
     """Show a search box above an embedded table. Datasette 1.0 only."""
-    return functools.partial(links.search_box, datasette, database, table)
+    return functools.partial(links.search_box, datasette, database, table, request)
 
 
 @hookimpl(optionalhook=True)

@@ -211,12 +211,12 @@ class _Builder:
         return self._joined_on("join", "")
 
     def joined_from_rows(self) -> str:
-        """The same the other way about: some rows, in their order, and then their embeddings.
+        """The same the other way about, for a large table: some rows, in their order, and then their embeddings.
 
         The key columns of a side table have no type. SQLite looks for a value in their index only when it comes without
         a type too: hence the +.
         """
-        return self._joined_on("cross join", "+")
+        return self._joined_on("cross join", "+") if self.embedded.is_large else self.joined()
 
     def _joined_on(self, join: str, plus: str) -> str:
         pairs = zip(self.embedded.key, self.embedded.side_key, strict=True)
