@@ -185,7 +185,7 @@ def main() -> None:
         print(f"\n{rows:,} embeddings of {options.dimensions}")
         with tempfile.TemporaryDirectory() as folder:
             arguments = ["--path", f"{folder}/photos.db", "--rows", str(rows), "--dimensions", str(options.dimensions)]
-            plan = ["make", "search", "index", "opening", "search", "extend", "search"]
+            plan = ["make", "search", "index", "opening", "search", "extend"]
             for phase in [*plan, *(["scan"] if rows <= 100_000 else [])]:
                 command = [sys.executable, __file__, "--phase", phase, *arguments]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)

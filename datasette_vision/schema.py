@@ -59,10 +59,10 @@ class SideTable:
             " content_hash text not null, embedding blob, error text, embedded_at text not null,"
             f" primary key ({primary}))"
         )
-        # Those rows are few, and looked for often.
+        # Tells what is embedded, and what could not be, without walking the embeddings.
         connection.execute(
-            f"create index if not exists {quote('_vision-errors-' + self.name)}"
-            f" on {quote(self.name)} (model, source_column) where error is not null"
+            f"create index if not exists {quote('_vision-models-' + self.name)}"
+            f" on {quote(self.name)} (model, source_column, error)"
         )
         generations.install(connection, self.name, (*self.key_columns, "source_column", "model"))
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -20,17 +18,14 @@ from datasette_vision.errors import (
     NotEmbedded,
     VisionError,
 )
-from datasette_vision.generations import State
 from datasette_vision.hits import Hit, IndexMismatch, from_index, from_table
-from datasette_vision.identifiers import quote
-from datasette_vision.indexes import SOME, Indexes, KeepAwake
+from datasette_vision.indexes import Indexes, KeepAwake
 from datasette_vision.sidereader import Embeddings
 from datasette_vision.sidetables import Source
 from datasette_vision.vectors import Vector
 from datasette_vision.vision import Vision
 
 MAX_K = 100_000
-Pairs = frozenset[tuple[str, str]]
 
 
 class Searcher:
@@ -49,7 +44,6 @@ class Searcher:
     ) -> None:
         self._vision = vision
         self.indexes = Indexes(wait_s, keep_awake, improve=improve)
-        self._pairs: dict[tuple[str, str], tuple[State, Pairs]] = {}
 
     def search(
         self,
@@ -110,7 +104,7 @@ class Searcher:
         column: str | None,
     ) -> list[Hit]:
         state = generations.state(connection, source.schema, source.side.name)
-        wanted = self.choose(connection, source, model, column, state)
+        wanted = self.choose(connection, source, model, column)
         dimensions = self.dimensions(connection, wanted)
         if dimensions is None:
             return []
@@ -142,61 +136,32 @@ class Searcher:
         source: Source,
         model: str | None = None,
         column: str | None = None,
-        state: State | None = None,
     ) -> Embeddings:
-        """Return the embeddings that a search for this model and column is about.
-
-        `state` is what generations.state() says. Raises as search() does.
-        """
-        pairs = self._contained(connection, source, state)
-        what = ", ".join(f"{each} ({', '.join(sorted(c for m, c in pairs if m == each))})" for each, _ in _first(pairs))
-        models = {name for name, _ in pairs}
+        """Return the embeddings that a search for this model and column is about. Raises as search() does."""
+        pairs = sidetables.pairs(connection, source)
         if not pairs:
             raise NotEmbedded(f"{source.table} has no embeddings yet: its side table is empty")
+        columns: dict[str, list[str]] = {}
+        for of_model, of_column in pairs:
+            columns.setdefault(of_model, []).append(of_column)
+        what = ", ".join(f"{name} ({', '.join(own)})" for name, own in columns.items())
         default = self._vision.config.default_model
         if not model:
-            if default not in models and len(models) > 1:
+            if default not in columns and len(columns) > 1:
                 raise InvalidArgument(f"expected the name of a model for {source.table}, which is embedded by: {what}")
-            model = default if default in models else next(iter(models))
-        elif model not in models:
+            model = default if default in columns else next(iter(columns))
+        elif model not in columns:
             raise NotEmbedded(f"{source.table} has no embeddings by {model!r}; embedded by: {what}")
-        columns = {name for own, name in pairs if own == model}
         if not column:
-            if len(columns) > 1:
+            if len(columns[model]) > 1:
                 raise InvalidArgument(
-                    f"expected the name of a column of {source.table}, embedded are: {', '.join(sorted(columns))}"
+                    f"expected the name of a column of {source.table}, embedded are: {', '.join(columns[model])}"
                     f" (as the last argument: vision_search(table, query, k, model, column))"
                 )
-            column = next(iter(columns))
-        elif column not in columns:
+            column = columns[model][0]
+        elif column not in columns[model]:
             raise NotEmbedded(f"{source.table} has no embeddings of {column!r} by {model!r}; embedded by: {what}")
         return Embeddings.of(connection, source, model, column)
-
-    def _contained(self, connection: sqlite3.Connection, source: Source, state: State | None) -> Pairs:
-        """Return the (model, column) pairs in a side table. To find them takes a while, so they are kept."""
-        key = database_path(connection, source.schema), source.side.name
-        kept = self._pairs.get(key)
-        if kept is not None and kept[0] == state:
-            return kept[1]
-        side = f"{quote(source.schema)}.{quote(source.side.name)}"
-        newer = None
-        if kept is not None:
-            newer = generations.changes(connection, source.schema, source.side.name, kept[0], SOME)
-        if kept is None or newer is None:
-            pairs = _pairs_of(connection.execute(f"select distinct model, source_column from {side}"))
-        else:
-            label = Embeddings.of(connection, source, "", "").label
-            rows = json.dumps([row for _, row in newer])
-            pairs = kept[1] | _pairs_of(
-                connection.execute(
-                    f"select distinct model, source_column from json_each(?) chosen"
-                    f" cross join {side} side on side.{label} = chosen.value",
-                    (rows,),
-                )
-            )
-        if state is not None and not connection.in_transaction:
-            self._pairs[key] = state, pairs
-        return pairs
 
     def dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
         """Return the size of these embeddings: what the model makes, or what is there where it is not installed."""
@@ -227,12 +192,3 @@ class Searcher:
                 f"expected an embedding of {dimensions} floats, as {wanted.model!r} makes, found {len(embedding)}"
             )
         raise InvalidImage(f"expected an image or an embedding, found {len(query)} bytes of neither")
-
-
-def _pairs_of(rows: Iterable[Sequence[str]]) -> Pairs:
-    return frozenset((row[0], row[1]) for row in rows)
-
-
-def _first(pairs: Pairs) -> list[tuple[str, str]]:
-    """One pair of each model."""
-    return sorted({model: (model, column) for model, column in pairs}.values())

@@ -78,16 +78,32 @@ def embedded(connection: sqlite3.Connection, schema: str = "main") -> list[Embed
 
 
 def contents(connection: sqlite3.Connection, source: Source) -> list[Embedded]:
-    """Return what a side table holds, by model and column. Walks its index, not its embeddings."""
+    """Return what a side table holds, by model and column. Walks an index, not the embeddings."""
     side = f"{quote(source.schema)}.{quote(source.side.name)}"
-    counted = "select model, source_column, count(*) from {} {} group by model, source_column"
-    rows = connection.execute(counted.format(side, "") + " order by model, source_column").fetchall()
-    failed = connection.execute(counted.format(side, "where error is not null")).fetchall()
-    errors = {tuple(row[:2]): row[2] for row in failed}
-    return [
-        Embedded(source, column, model, count - errors.get((model, column), 0), errors.get((model, column), 0))
-        for model, column, count in rows
-    ]
+    rows = connection.execute(
+        f"select model, source_column, count(*), count(error) from {side}"
+        " group by model, source_column order by model, source_column"
+    ).fetchall()
+    return [Embedded(source, column, model, count - errors, errors) for model, column, count, errors in rows]
+
+
+def pairs(connection: sqlite3.Connection, source: Source) -> list[tuple[str, str]]:
+    """Return the (model, column) pairs in a side table, in their order.
+
+    Looks at one row of each: for `select distinct`, SQLite would walk the whole index.
+    """
+    first = f"select model, source_column from {quote(source.schema)}.{quote(source.side.name)}"
+    order = "order by model, source_column limit 1"
+    found: list[tuple[str, str]] = []
+    row = connection.execute(f"{first} {order}").fetchone()
+    while row is not None:
+        model, column = row
+        found.append((model, column))
+        row = (
+            connection.execute(f"{first} where model = ? and source_column > ? {order}", (model, column)).fetchone()
+            or connection.execute(f"{first} where model > ? {order}", (model,)).fetchone()
+        )
+    return found
 
 
 def columns(connection: sqlite3.Connection, table: str, schema: str = "main") -> list[str]:

@@ -84,9 +84,31 @@ def test_what_is_embedded(connection: sqlite3.Connection) -> None:
 def test_counting_leaves_the_embeddings_alone(connection: sqlite3.Connection) -> None:
     connection.execute("create table t (id integer primary key)")
     embed(connection, "t", ("id",))
-    for where, index in (("", "COVERING INDEX"), ("where error is not null", "_vision-errors-_vision_t")):
-        counting = f"select model, source_column, count(*) from _vision_t {where} group by 1, 2"
-        assert index in connection.execute(f"explain query plan {counting}").fetchone()[3]
+    seen: list[str] = []
+    connection.set_trace_callback(seen.append)
+    source = sidetables.sources(connection)[0]
+    sidetables.contents(connection, source)
+    sidetables.pairs(connection, source)
+    connection.set_trace_callback(None)
+    statements = [statement for statement in seen if statement.startswith("select model")]
+    assert len(statements) == 2
+    for statement in statements:
+        (plan,) = connection.execute(f"explain query plan {statement}").fetchall()
+        assert "COVERING INDEX _vision-models-_vision_t" in plan[3]
+
+
+def test_pairs(connection: sqlite3.Connection) -> None:
+    """Also where a column of the key has the name of the row number."""
+    connection.execute("create table t (image)")
+    side = SideTable("t", ("rowid",))
+    side.create(connection)
+    source = sidetables.sources(connection)[0]
+    assert sidetables.pairs(connection, source) == []
+    expected = [("a", "x"), ("a", "y"), ("b", "w"), ("b", "x"), ("é", "z")]
+    for model, column in reversed(expected):
+        side.write(connection, [Row((key,), column, model, "hash", b"1234") for key in range(3)])
+    assert sidetables.pairs(connection, source) == expected
+    assert [(each.model, each.column) for each in sidetables.contents(connection, source)] == expected
 
 
 @pytest.mark.parametrize("name", ['a"b', "a'b", "é", "a b", "", "a.b", "_vision_t"])
