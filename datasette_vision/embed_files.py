@@ -6,6 +6,8 @@ goes on when it is run again.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision import images
-from datasette_vision.errors import InvalidImage, Unreadable, WrongTask
+from datasette_vision.errors import InvalidImage, Unreadable, VisionError, WrongTask
 from datasette_vision.files import read_image
 from datasette_vision.inputs import Image, Inputs
 from datasette_vision.jobs import Summary
@@ -52,11 +54,11 @@ class Job:
 
 
 @dataclass
-class Progress:
-    """What a job has done so far."""
+class Done:
+    """What a job did. `ignored` counts the files of folders that are no images."""
 
     summary: Summary
-    ignored: int = 0  # files of folders that are no images
+    ignored: int = 0
 
 
 @dataclass
@@ -86,8 +88,8 @@ def prepare(job: Job, model: InstalledModel) -> Prepared:
 
 
 def embed_files(
-    job: Job, vision: Vision, *, workers: int | None = None, told: Callable[[Progress], None] = lambda progress: None
-) -> Progress:
+    job: Job, vision: Vision, *, workers: int | None = None, told: Callable[[Summary], None] = lambda summary: None
+) -> Done:
     """Embed in this process, calling `told` after each image. What was embedded is written, whatever passes.
 
     Raises what prepare() and Inputs.units() raise, and ModelCorrupt or Busy.
@@ -95,10 +97,11 @@ def embed_files(
     began = time.monotonic()
     prepared = prepare(job, vision.store.find(job.model))
     writer = _Writer(prepared.output, job.rows_per_file)
-    progress = Progress(Summary())
-    summary = progress.summary
+    summary = Summary()
     wanted = (image for unit in prepared.inputs.units() for image in unit.images(job.column))
     outcomes = embed_images(vision, job, _unseen(wanted, prepared.known, job.skip, summary), prepared.known, workers)
+    counting = threading.Thread(target=_count, args=(job, prepared.output, summary), daemon=True)
+    counting.start()
     try:
         for outcome in outcomes:
             row = row_of(outcome)
@@ -112,14 +115,23 @@ def embed_files(
             if row is not None:
                 writer.add(row)
             summary.seconds = time.monotonic() - began
-            progress.ignored = prepared.inputs.ignored
-            told(progress)
+            told(summary)
     finally:
         outcomes.close()
         writer.flush()
+    summary.total = summary.done
     summary.seconds = time.monotonic() - began
-    progress.ignored = prepared.inputs.ignored
-    return progress
+    told(summary)
+    return Done(summary, prepared.inputs.ignored)
+
+
+def _count(job: Job, output: Output, summary: Summary) -> None:
+    """Find out how many images there are while the first are embedded: in a store, listing them takes its time."""
+    with contextlib.suppress(VisionError):  # who embeds will come upon it
+        total = 0
+        for unit in Inputs(job.inputs, column=job.column, output=output.folder).units():
+            total += unit.rows
+            summary.total = max(total, summary.done)
 
 
 def embed_images(

@@ -26,7 +26,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasink
 
 from datasette_vision.config import Config
-from datasette_vision.embed_files import BY_PATH, Job, Prepared, Progress, embed_images, prepare, row_of
+from datasette_vision.embed_files import BY_PATH, Done, Job, Prepared, embed_images, prepare, row_of
 from datasette_vision.errors import VisionError
 from datasette_vision.inputs import Image, Unit
 from datasette_vision.jobs import SHOWN_FAILURES, Summary
@@ -70,7 +70,7 @@ class Workers:
 
 def embed_files(
     job: Job, config: Config, *, address: str | None = None, workers: Workers | None = None, quiet: bool = False
-) -> Progress:
+) -> Done:
     """Embed on the cluster at `address`; without one on that of RAY_ADDRESS, else on this machine alone.
 
     Raises what embed_files.embed_files() raises, and VisionError where Ray itself fails. What was written before an
@@ -101,7 +101,7 @@ def embed_files(
     summary.total = total
     summary.unchanged = total - summary.done
     summary.seconds = time.monotonic() - began
-    return Progress(summary, prepared.inputs.ignored)
+    return Done(summary, prepared.inputs.ignored)
 
 
 class Embedder:

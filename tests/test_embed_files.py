@@ -20,6 +20,7 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from datasette_vision import embed_files, images, vectors  # noqa: E402
 from datasette_vision.embed_files import Job  # noqa: E402
+from datasette_vision.jobs import Summary  # noqa: E402
 from datasette_vision.parquet import opened, shards  # noqa: E402
 from datasette_vision.places import place  # noqa: E402
 from datasette_vision.schema import content_hash  # noqa: E402
@@ -166,25 +167,25 @@ def test_from_a_store_to_a_store(run: Any, fake_vision: Vision) -> None:
 
 def test_what_cannot_be_read_is_a_row(run: Any, out: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "large.jpg").write_bytes(b"\xff\xd8" + b"x" * 21_000_000)
+    (tmp_path / "large.jpg").write_bytes(b"\xff\xd8" + b"x" * 2_100_000)
     names = ["none.jpg", "folder.jpg", "large.jpg", "http://example.com/a.jpg", "nosuch://a/b.jpg"]
     pq.write_table(pa.table({"path": names}), tmp_path / "list.parquet")
-    result = run(tmp_path / "list.parquet")
+    result = run(tmp_path / "list.parquet", "--max-image-mb", 2)
     assert result.exit_code == 3
     assert "0 embedded, 0 unchanged, 5 failed;" in result.output
     reasons = {row["path"]: row["error"] for row in rows(out)}
     assert reasons["none.jpg"] == "cannot be read: No such file or directory"
     assert reasons["folder.jpg"] == "cannot be read: it is no regular file"
-    assert reasons["large.jpg"].startswith("an image of 21.0 MB is more than the 20 MB allowed")
+    assert reasons["large.jpg"].startswith("an image of 2.1 MB is more than the 2 MB allowed")
     assert "addresses of the web are not fetched" in reasons["http://example.com/a.jpg"]
     assert "neither pyarrow" in reasons["nosuch://a/b.jpg"]
 
 
 def test_too_large_in_a_store(run: Any) -> None:
     store = place(f"memory://{uuid.uuid4().hex}")
-    store.child("photos/large.jpg").write(b"\xff\xd8" + b"x" * 21_000_000)
-    run(f"{store.address}/photos", output=f"{store.address}/out")
-    assert rows(f"{store.address}/out")[0]["error"] == "an image of more than the 20 MB allowed (max_image_mb)"
+    store.child("photos/large.jpg").write(b"\xff\xd8" + b"x" * 2_100_000)
+    run(f"{store.address}/photos", "--max-image-mb", 2, output=f"{store.address}/out")
+    assert rows(f"{store.address}/out")[0]["error"] == "an image of more than the 2 MB allowed (max_image_mb)"
 
 
 def test_models_are_not_mixed(run: Any, photos: Path) -> None:
@@ -222,9 +223,9 @@ def test_what_was_embedded_is_written_when_something_fails(
     """An error that is no image's ends the job; what came before it need not be done again."""
     seen = 0
 
-    def told(progress: embed_files.Progress) -> None:
+    def told(summary: Summary) -> None:
         nonlocal seen
-        seen = progress.summary.done
+        seen = summary.done
         if seen == 12:
             raise KeyboardInterrupt
 
@@ -232,8 +233,7 @@ def test_what_was_embedded_is_written_when_something_fails(
     with pytest.raises(KeyboardInterrupt):
         embed_files.embed_files(job, fake_vision, told=told)
     assert len(rows(out)) == 12
-    progress = embed_files.embed_files(job, fake_vision)
-    assert progress.summary.unchanged == 12
+    assert embed_files.embed_files(job, fake_vision).summary.unchanged == 12
     check(rows(out), fake_vision)
 
 
@@ -253,7 +253,7 @@ def test_ctrl_c(photos: Path, out: Path, fake_models: Path, fake_vision: Vision)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "run the same command again to go on" in errors
+    assert "Stopped: what was written stays. To go on: datasette" in errors
     there = len(rows(out))
     assert 0 < there < COUNT + 400
     done = subprocess.run([sys.executable, "-m", "datasette", *command, "-q"], capture_output=True, text=True)

@@ -121,7 +121,7 @@ def test_stopped_half_way(
     monkeypatch.setattr(importing.Importer, "_write", stopped)
     result = run(database, "photos", shards)
     assert result.exit_code == 130
-    assert "run the same command again to go on" in result.output
+    assert "Stopped: what was written stays. To go on: datasette" in result.output
     there = len(stored(connection))
     assert there in range(16, 22)
     monkeypatch.setattr(importing.Importer, "_write", whole)

@@ -86,8 +86,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def run(photos: Path, out: Path, fake_models: Path, cluster: Cluster) -> Callable[..., embed_files.Progress]:
-    def run(inputs: object = photos, config: Config | None = None, **options: Any) -> embed_files.Progress:
+def run(photos: Path, out: Path, fake_models: Path, cluster: Cluster) -> Callable[..., embed_files.Done]:
+    def run(inputs: object = photos, config: Config | None = None, **options: Any) -> embed_files.Done:
         job = Job((str(inputs),), str(out), "fake", rows_per_file=options.pop("rows_per_file", 16))
         workers = ray_job.Workers(images_per_block=8, **{"minimum": 2, "maximum": 3, **options})
         return ray_job.embed_files(job, config or Config(models_dir=str(fake_models)), workers=workers, quiet=True)
@@ -100,7 +100,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["path"])
 
 
-def test_three_nodes(run: Callable[..., embed_files.Progress], out: Path, expected: list[dict[str, Any]]) -> None:
+def test_three_nodes(run: Callable[..., embed_files.Done], out: Path, expected: list[dict[str, Any]]) -> None:
     """The same to the bit; a second time there is nothing to do."""
     summary = run().summary
     assert (summary.embedded, summary.unchanged, summary.failed) == (COUNT - 10, 0, 10)
@@ -112,7 +112,7 @@ def test_three_nodes(run: Callable[..., embed_files.Progress], out: Path, expect
 
 
 def test_a_node_is_killed_in_the_middle(
-    run: Callable[..., embed_files.Progress], out: Path, expected: list[dict[str, Any]], cluster: Cluster
+    run: Callable[..., embed_files.Done], out: Path, expected: list[dict[str, Any]], cluster: Cluster
 ) -> None:
     """Every image once, with what it would have had."""
     node = cluster.add_node(**NODE)
@@ -135,9 +135,7 @@ def test_a_node_is_killed_in_the_middle(
     assert (summary.embedded, summary.failed) == (COUNT - 10, 10)
 
 
-def test_a_worker_is_killed(
-    run: Callable[..., embed_files.Progress], out: Path, expected: list[dict[str, Any]]
-) -> None:
+def test_a_worker_is_killed(run: Callable[..., embed_files.Done], out: Path, expected: list[dict[str, Any]]) -> None:
     """The process that holds a model goes as if memory had run out; another takes its place."""
     from ray.util.state import list_actors
 
@@ -156,7 +154,7 @@ def test_a_worker_is_killed(
 
 @pytest.mark.parametrize("kind", ["bytes", "paths"])
 def test_parquet(
-    run: Callable[..., embed_files.Progress], photos: Path, out: Path, tmp_path: Path, kind: str,
+    run: Callable[..., embed_files.Done], photos: Path, out: Path, tmp_path: Path, kind: str,
     expected: list[dict[str, Any]],
 ) -> None:  # fmt: skip
     """Rows of Parquet files are images in tasks of their own; half of them are known already."""
@@ -174,7 +172,7 @@ def test_parquet(
 
 
 def test_a_model_is_sent_where_there_is_none(
-    run: Callable[..., embed_files.Progress],
+    run: Callable[..., embed_files.Done],
     out: Path,
     expected: list[dict[str, Any]],
     fake_models: Path,
@@ -192,7 +190,7 @@ def test_a_model_is_sent_where_there_is_none(
 
 
 def test_what_is_no_images_fault_ends_the_job_with_its_own_error(
-    run: Callable[..., embed_files.Progress], cluster: Cluster
+    run: Callable[..., embed_files.Done], cluster: Cluster
 ) -> None:
     """A node says that it has a GPU, and its ONNX Runtime has no provider for one."""
     node = cluster.add_node(**NODE, num_gpus=1)
@@ -246,7 +244,7 @@ def test_ctrl_c(photos: Path, out: Path, fake_models: Path, expected: list[dict[
     output, _ = process.communicate(timeout=120)
     assert process.returncode in (130, 3), output.decode()
     if process.returncode == 130:
-        assert b"run the same command again to go on" in output
+        assert b"Stopped: what was written stays. To go on: datasette" in output
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode in (0, 3), done.stderr
     assert rows(out) == expected

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,13 +18,12 @@ import click
 from datasette_vision.config import BUNDLED_MODEL, Config
 from datasette_vision.errors import ExtraMissing
 from datasette_vision.plugin.cli import vision_errors, vision_group
+from datasette_vision.plugin.cli_bulk import MAX_IMAGE_MB, SOME_FAILED, STOPPED
 from datasette_vision.plugin.cli_models import models_dir_option
+from datasette_vision.plugin.progress import Progress
 
 if TYPE_CHECKING:
-    from datasette_vision.embed_files import Job, Progress
-
-SOME_FAILED = 3
-INTERRUPTED = 130
+    from datasette_vision.embed_files import Done, Job
 
 
 @vision_group.command("embed-files")
@@ -56,6 +58,13 @@ INTERRUPTED = 130
 @click.option(
     "--rows-per-file", type=click.IntRange(1), default=10_000, show_default=True, help="Rows of a Parquet file."
 )
+@click.option(
+    "--max-image-mb",
+    type=click.FloatRange(0, 2000, min_open=True),
+    default=MAX_IMAGE_MB,
+    show_default=True,
+    help="Size of an image file at most.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @vision_errors
 def embed_files(
@@ -67,6 +76,7 @@ def embed_files(
     concurrency: str | None,
     num_cpus: int,
     num_gpus: float,
+    max_image_mb: float,
     quiet: bool,
     **wishes: Any,
 ) -> None:
@@ -76,32 +86,32 @@ def embed_files(
     on this machine or in a store (s3://, gs://, hf:// and what else pyarrow or fsspec reads). Run again with the same
     OUT, it goes on: what is there is passed over. Ends with exit code 3 when some images could not be embedded.
     """
-    from datasette_vision.embed_files import Job, Progress
+    from datasette_vision.embed_files import Job
 
     job = Job(inputs=inputs, **wishes)
-    config = Config(models_dir=None if models_dir is None else str(models_dir))
+    config = Config(models_dir=None if models_dir is None else str(models_dir), max_image_mb=max_image_mb)
     with _stoppable():
         if address is None:
-            progress = _embed_here(job, config, workers, batch_size, quiet)
+            done = _embed_here(job, config, workers, batch_size, quiet)
         else:
             least, most = _concurrency(concurrency)
             ray_job = _ray_job()
             chosen = ray_job.Workers(least, most, num_cpus, num_gpus, batch_size)
-            progress = ray_job.embed_files(job, config, address=address or None, workers=chosen, quiet=quiet)
-    assert isinstance(progress, Progress)
-    _report(progress)
-    if progress.summary.failed:
+            done = ray_job.embed_files(job, config, address=address or None, workers=chosen, quiet=quiet)
+    _report(done)
+    if done.summary.failed:
         sys.exit(SOME_FAILED)
 
 
-def _embed_here(job: Job, config: Config, workers: int | None, batch_size: int | None, quiet: bool) -> Progress:
+def _embed_here(job: Job, config: Config, workers: int | None, batch_size: int | None, quiet: bool) -> Done:
     from datasette_vision import embed_files
     from datasette_vision.pipeline import config_for_bulk
     from datasette_vision.vision import Vision
 
     vision = Vision(config_for_bulk(config, workers=workers, batch_size=batch_size))
     try:
-        return embed_files.embed_files(job, vision, workers=workers and workers + 2)
+        with Progress("Embedding", quiet=quiet) as progress:
+            return embed_files.embed_files(job, vision, workers=workers and workers + 2, told=progress)
     finally:
         vision.close()
 
@@ -150,7 +160,7 @@ def import_embeddings(database: Path, table: str, parquet: tuple[str, ...], quie
     PARQUET are files or folders of them, as datasette vision embed-files writes them, or of another's making with a
     column embedding. It can be stopped at any moment and run again: what is there already is passed over.
     """
-    from datasette_vision.importing import Importer, Plan, Summary
+    from datasette_vision.importing import Importer, Plan
 
     if not (wishes["create"] or database.exists()):
         raise click.ClickException(f"{database}: there is no such file; --create makes it")
@@ -158,17 +168,12 @@ def import_embeddings(database: Path, table: str, parquet: tuple[str, ...], quie
     with contextlib.closing(connection), _failures(database), _stoppable():
         base = _base(wishes.pop("base"))
         importer = Importer(connection, Plan(table=table, sources=parquet, base=base, **wishes))
-        total = importer.summary.total
-        with click.progressbar(length=total, label="Importing", file=sys.stderr, hidden=quiet) as bar:
-
-            def told(summary: Summary) -> None:
-                bar.update(summary.done - bar.pos)
-
-            summary = importer.run(told)
+        with Progress(f"Importing into {table}", quiet=quiet) as progress:
+            summary = importer.run(progress)
         rate = summary.done / summary.seconds if summary.seconds else 0.0
         click.echo(
             f"{summary.imported:,} imported, {summary.unchanged:,} unchanged, {summary.failed:,} with an error,"
-            f" {summary.unmatched:,} not in {table}; {summary.seconds:.1f} s, {rate:,.0f} rows a second"
+            f" {summary.unmatched:,} not in {table}; {summary.seconds:.1f} s, {rate:,.0f} rows/s"
         )
         for name in summary.first_unmatched:
             click.echo(f"  not in {table}: {name}", err=True)
@@ -187,12 +192,25 @@ def _base(base: str | None) -> str | None:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """End with one line when the person stops the command."""
+    """End with one line, and what is ready written, when the command is stopped by Ctrl-C or by a SIGTERM."""
+    stopped = signal.SIGINT
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, stop) if is_main else None
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("\nStopped. What was written stays; run the same command again to go on.", err=True)
-        sys.exit(INTERRUPTED)
+        command = shlex.join(["datasette", *sys.argv[1:]])
+        click.echo(f"\nStopped: what was written stays. To go on: {command}", err=True)
+        sys.exit(STOPPED + stopped)
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
@@ -204,15 +222,15 @@ def _failures(path: Path) -> Iterator[None]:
         raise click.ClickException(f"{path}: {error}") from None
 
 
-def _report(progress: Progress) -> None:
+def _report(done: Done) -> None:
     """Print what was done, and the first failures."""
-    summary = progress.summary
+    summary = done.summary
     click.echo(
         f"{summary.embedded:,} embedded, {summary.unchanged:,} unchanged, {summary.failed:,} failed;"
-        f" {summary.seconds:.1f} s, {summary.per_second:,.1f} images a second"
+        f" {summary.seconds:.1f} s, {summary.per_second:,.1f} images/s"
     )
-    if progress.ignored:
-        click.echo(f"{progress.ignored:,} files that are no images were left out")
+    if done.ignored:
+        click.echo(f"{done.ignored:,} files that are no images were left out")
     for name, reason in summary.failures:
         click.echo(f"  {name}: {reason}", err=True)
     if summary.failed > len(summary.failures):
