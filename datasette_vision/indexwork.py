@@ -51,7 +51,7 @@ def next_step(entry: Entry, *, always_save: bool = False) -> Step | None:
         return None
     view, dimensions, unsaved = entry.index.view, entry.index.dimensions, entry.unsaved
     if isinstance(view.base, Graph):
-        gone = 0 if view.base_alive is None else int(np.count_nonzero(~view.base_alive))
+        gone = 0 if view.base_alive is None else len(view.base) - int(np.count_nonzero(view.base_alive))
         if gone * DEAD_PART > len(view.base):
             return Step.ANEW
         if len(view.tail) * dimensions * TAIL_PART > FLAT_NUMBERS or (always_save and len(view.tail)):

@@ -50,7 +50,7 @@ class Registration:
 
             return Functions(vision(), foreign_embed, Searcher(vision(), search_wait_s, keep_awake))
 
-        functions = Lazy(make)
+        functions = self.functions = Lazy(make)
         self._bound: dict[int, list[tuple[str, int, Callable[..., Any]]]] = {}
         self._bind: Callable[[int], list[tuple[str, int, Callable[..., Any]]]] = lambda address: [
             (function.name, arity, _scalar(function.name, functions, on_error, address))

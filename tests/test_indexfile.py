@@ -73,8 +73,13 @@ def test_one_is_replaced_while_it_is_open(path: Path) -> None:
     assert len(Index(indexfile.load(path).base, 64)) == 100
 
 
-@pytest.mark.parametrize("kind", ["flat", "graph"])
-@pytest.mark.parametrize("part", ["head", "vectors", "links", "labels", "scales", "codes", "alive", "json", "end"])
+PARTS = {
+    "flat": ["codes", "scales", "labels", "alive", "json", "end"],
+    "graph": ["head", "vectors", "links", "labels", "alive", "json", "end"],
+}
+
+
+@pytest.mark.parametrize(("kind", "part"), [(kind, part) for kind, parts in PARTS.items() for part in parts])
 def test_every_damaged_byte_is_found(path: Path, kind: str, part: str) -> None:
     indexfile.save(path, {}, flat(MATRIX) if kind == "flat" else graph(MATRIX), ALIVE, 64)
     content = bytearray(path.read_bytes())
@@ -82,8 +87,7 @@ def test_every_damaged_byte_is_found(path: Path, kind: str, part: str) -> None:
     header = json.loads(content[start : -indexfile.END.size])
     places = {"json": (start, len(content) - 48), "end": (len(content) - 48, len(content))}
     places |= {name: (each["from"], each["to"]) for name, each in header["parts"].items()}
-    if part not in places:
-        pytest.skip(f"there is no {part} in a {kind}")
+    assert set(places) == set(PARTS[kind])
     first, last = places[part]
     for place in {first, (first + last) // 2, last - 1}:
         damaged = bytearray(content)
