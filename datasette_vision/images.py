@@ -20,7 +20,7 @@ from .imageformats import sniff
 from .imagemodes import to_rgb
 from .imagetext import from_text
 
-__all__ = ["DEFAULT_LIMITS", "ImageLimits", "decode", "error", "from_text", "info", "sniff", "thumbnail"]
+__all__ = ["DEFAULT_LIMITS", "ImageLimits", "decode", "error", "exif", "from_text", "info", "sniff", "thumbnail"]
 
 MAX_THUMBNAIL_PIXELS = 2048
 
@@ -76,6 +76,7 @@ class _Header:
     format: str
     data: bytes
     image: Any  # PIL.ImageFile.ImageFile, with the attributes of its format
+    exif: bytes
     orientation: int
     turn: int  # the part of the orientation that the decoder leaves to us
 
@@ -119,6 +120,11 @@ def info(data: bytes) -> dict[str, Any]:
         "orientation": header.orientation,
         "bytes": len(header.data),
     }
+
+
+def exif(data: bytes) -> bytes:
+    """The EXIF block of an image, which of a TIFF is the file itself; empty when it has none. Raises InvalidImage."""
+    return _open(data, None).exif
 
 
 def error(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> str | None:
@@ -182,10 +188,11 @@ def _open(data: bytes, max_bytes: int | None) -> _Header:
     exif, without_exif = imageformats.split_jpeg(data) if image_format == "JPEG" else (b"", data)
     try:
         image = decoder(io.BytesIO(without_exif), "")
-        orientation, turn = _orientation(image_format, image, exif, data)
+        exif = _exif(image_format, image, exif, data)
+        orientation, turn = _orientation(image_format, image, exif)
     except Exception as reason:
         raise _explain(image_format, data, "header", reason) from reason
-    return _Header(image_format, data, image, orientation, turn)
+    return _Header(image_format, data, image, exif, orientation, turn)
 
 
 def _check(header: _Header, limits: ImageLimits) -> None:
@@ -229,15 +236,21 @@ def _read_pixels(header: _Header, target: int | None) -> Image.Image:
     return picture
 
 
-def _orientation(image_format: str, image: Any, exif: bytes, data: bytes) -> tuple[int, int]:
+def _exif(image_format: str, image: Any, segment: bytes, data: bytes) -> bytes:
+    if image_format == "TIFF":
+        return data
+    # Not image.getexif(): it decodes a whole PNG to look behind its pixels, and raises on broken EXIF.
+    found = segment or image.info.get("exif") or (imageformats.png_exif(data) if image_format == "PNG" else b"")
+    return found if isinstance(found, bytes) else b""
+
+
+def _orientation(image_format: str, image: Any, exif: bytes) -> tuple[int, int]:
     """(orientation, turn): what EXIF or XMP says, and what is left to do once the decoder has done its part."""
     if image_format == "HEIF":  # libheif turns the picture by the container's own property; EXIF only repeats it
         original = image.info.get("original_orientation") or 1
         return (original if 1 <= original <= 8 else 1), 1
     if image_format == "TIFF":  # Pillow turns it while loading
-        return imagetags.exif_orientation(data), 1
-    # Not image.getexif(): it decodes a whole PNG to look behind its pixels, and raises on broken EXIF.
-    exif = exif or image.info.get("exif") or (imageformats.png_exif(data) if image_format == "PNG" else b"")
+        return imagetags.exif_orientation(exif), 1
     orientation = imagetags.exif_orientation(exif)
     if orientation == 1:
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or ""

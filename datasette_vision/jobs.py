@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasette_vision import columns, vectors
+from datasette_vision import columns, photos, vectors
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, Unreadable
 from datasette_vision.files import Base
 from datasette_vision.identifiers import quote
@@ -128,6 +128,10 @@ def embed_table(
         source = SourceTable(reader, table, key)
         folder = None if base is None else Base(Path(base))
         chosen = source.column(column) if column else columns.choose(source, folder, _embedded(reader, source))
+        if folder is None and chosen == "path" and (loaded := photos.base_of(reader, source.name)) is not None:
+            # A table that load made: it knows its folder and the digests, and which files are there.
+            folder, digest = Base(Path(loaded)), "digest"
+            where = f"gone_at is null and ({where or 1}\n)"
         summary = Summary(total=source.count(chosen, where))
         kind = columns.kind(source, chosen, folder, where)
         tower = vision.text_tower(model)  # of a classifier this raises WrongTask: scores are no embeddings
@@ -158,7 +162,7 @@ def embed_table(
                     break
         job.finish()
         if not summary.stopped:
-            summary.removed = _remove_gone(reader, writer, source, chosen)
+            summary.removed = remove_gone(reader, writer, source, chosen)
         summary.seconds = time.monotonic() - began
         progress(summary)
         return summary
@@ -273,7 +277,7 @@ def _embedded(connection: sqlite3.Connection, source: SourceTable) -> list[str]:
     return [str(row[0]) for row in rows]
 
 
-def _remove_gone(reader: sqlite3.Connection, writer: sqlite3.Connection, source: SourceTable, column: str) -> int:
+def remove_gone(reader: sqlite3.Connection, writer: sqlite3.Connection, source: SourceTable, column: str) -> int:
     """Remove the embeddings of rows that are gone, and of this column where its value is; return their number."""
     side = source.side
     this_row = " and ".join(f"{quote(name)} = ?" for name in side.key_columns)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from datasette.app import Datasette
 from datasette.cli import cli
 
 from datasette_vision.jobs import Summary
@@ -210,3 +211,66 @@ def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch
     assert lines[0] == "Embedding photos  400 of 5,000 (8 %)  40.0/s  1:55 left"
     assert lines[-1] == "Embedding photos  2,402 of 5,000 (48 %)  40.0/s  1:05 left  2 failed"
     assert len(lines) == 6
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "my pictures"
+    path.joinpath("sub").mkdir(parents=True)
+    for number in range(5):
+        path.joinpath("sub", f"{number}.jpg").write_bytes(pictures.jpeg(320, 240, number))
+    path.joinpath("copy.webp").write_bytes(pictures.encode(pictures.scene(320, 240, 1), "WEBP"))
+    path.joinpath("notes.txt").write_text("no picture")
+    return path
+
+
+def test_load(folder: Path, tmp_path: Path) -> None:
+    database = tmp_path / "photos.db"
+    lines = vision("load", str(database), str(folder)).stdout.splitlines()
+    assert lines[0].startswith("6 embedded, 0 unchanged, 0 failed; ")
+    assert lines[1:] == [
+        "1 near duplicates, 0 gone, 1 files of other kinds skipped, 0 links not followed",
+        f"To see them: datasette {database}",
+        "The bundled model knows drawings, not photographs: datasette vision install clip, then --model clip",
+    ]
+    folder.joinpath("sub", "3.jpg").unlink()
+    folder.joinpath("sub", "4.jpg").write_bytes(pictures.jpeg(320, 240, 4)[:400])
+    result = vision("load", str(database), f"{folder}/**/*.jpg", f"{folder}/*.webp", code=3)
+    assert result.stdout.startswith("0 embedded, 4 unchanged, 1 failed; ")
+    assert "1 near duplicates, 1 gone, " in result.stdout
+    assert result.stderr.startswith("  sub/4.jpg: truncated JPEG image")
+    assert vision("load", str(database), str(folder), "-q", code=3).stdout == ""
+    assert execute(database, "select count(thumbnail), count(error), count(gone_at) from photos") == [(5, 1, 1)]
+    assert vision("embed", str(database), "photos", code=3).stdout.startswith("0 embedded, 4 unchanged, 1 failed; ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("{database}", "nowhere"), 2, "nowhere: there is no such folder or file"),
+        (("{database}", "{folder}", "--model", "nothing"), 4, "'nothing'"),
+        (("{database}", "{folder}", "--originals", "--paths-only"), 2, "exclude one another"),
+        (("{database}", "{folder}", "--table", "mine"), 2, "mine was not made by vision load"),
+        (("{folder}/none/photos.db", "{folder}"), 1, "unable to open database file"),
+    ],
+)
+def test_errors_of_load(folder: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    database = tmp_path / "photos.db"
+    execute(database, "create table mine (x)")
+    filled = [argument.format(database=database, folder=folder) for argument in arguments]
+    assert message in vision("load", *filled, code=code).stderr
+
+
+@pytest.mark.asyncio
+async def test_datasette_shows_what_was_loaded(folder: Path, tmp_path: Path) -> None:
+    database = tmp_path / "photos.db"
+    vision("load", str(database), str(folder), "-q")
+    datasette = Datasette([str(database)])
+    page = await datasette.client.get("/photos/photos?_sort=id")
+    assert page.status_code == 200
+    assert page.text.count('<img src="data:image/webp;base64,') == 6
+    sql = """select path from photos join _vision_photos using (id)
+        order by vision_similarity(embedding, (select embedding from _vision_photos where id = 1)) desc limit 2"""
+    rows = await datasette.client.get("/photos.json", params={"sql": sql, "_shape": "array"}, follow_redirects=True)
+    (first,) = execute(database, "select path from photos where id = 1")[0]
+    assert rows.json()[0] == {"path": first}

@@ -22,12 +22,14 @@ from datasette_vision.plugin.progress import Progress
 
 if TYPE_CHECKING:
     from datasette_vision.jobs import Summary
+    from datasette_vision.loading import LoadSummary
     from datasette_vision.vision import Vision
 
 SOME_FAILED = 3
 STOPPED = 128  # and the number of the signal, as shells have it
 # Larger than a server's: these are a person's own files.
 MAX_IMAGE_MB = 100
+THUMBNAIL_PIXELS = 512
 
 
 def bulk_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,6 +105,75 @@ def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, **o
         sys.exit(SOME_FAILED)
 
 
+@vision_group.command()
+@click.argument("database", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--table", default="photos", show_default=True, help="Table to load into, made if need be.")
+@click.option(
+    "--thumbnails",
+    type=click.IntRange(16, 2048),
+    metavar="PIXELS",
+    help="Keep a thumbnail of each picture, its longer edge so long.  [default: 512]",
+)
+@click.option("--originals", is_flag=True, help="Keep the files themselves instead.")
+@click.option("--paths-only", is_flag=True, help="Keep no pictures.")
+@click.option(
+    "--base",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that paths in the table are relative to: by default the one loaded first. Later: where it is now.",
+)
+@bulk_options
+@vision_errors
+def load(
+    database: Path, paths: tuple[str, ...], thumbnails: int | None, originals: bool, paths_only: bool, **options: Any
+) -> None:
+    """Bring image files into a table of DATABASE, and embed them.
+
+    PATH is a folder, which is walked with all that is in it, a file, or a glob ('~/Pictures/**/*.jpg'). Links are not
+    followed, hidden files and files of other kinds are passed over. The table says of each photo where it is, when and
+    where it was taken, and to which others it is a near duplicate.
+
+    Run it again to bring the table up to date: a file is read only when its size or time has changed, and embedded only
+    when its content has. Files that are gone are marked in gone_at. It can be stopped at any moment, or killed, and run
+    again. Ends with exit code 3 when some files could not be read: their reasons are in the column error.
+    """
+    from datasette_vision.loading import load as load_files
+    from datasette_vision.photos import Pictures
+
+    if sum((thumbnails is not None, originals, paths_only)) > 1:
+        raise click.UsageError("--thumbnails, --originals and --paths-only exclude one another")
+    pictures = Pictures(0 if originals or paths_only else thumbnails or THUMBNAIL_PIXELS, originals)
+    table, base, quiet = (options.pop(name) for name in ("table", "base", "quiet"))
+    with _vision(**options) as (vision, model), _stoppable() as stop, _sqlite_errors(database):
+        with Progress("Loading", quiet=quiet) as progress:
+            summary = load_files(
+                database,
+                paths,
+                vision=vision,
+                table=table,
+                model=model,
+                pictures=pictures,
+                base=base,
+                progress=progress,
+                stop=stop.event,
+            )
+        if not quiet:
+            click.echo(_sentence(summary))
+            click.echo(_around(summary))
+        for place, reason in summary.unreadable:
+            say(f"  {place}: {reason}")
+        _show_failures(summary, table)
+        stop.check(summary)
+    if not quiet:
+        click.echo(f"To see them: datasette {shlex.quote(str(database))}")
+        if model in (None, BUNDLED_MODEL):
+            click.echo(
+                "The bundled model knows drawings, not photographs: datasette vision install clip, then --model clip"
+            )
+    if summary.failed or summary.unreadable:
+        sys.exit(SOME_FAILED)
+
+
 class Stop:
     """Whether the person asked to stop, and by which signal."""
 
@@ -175,9 +246,15 @@ def _sentence(summary: Summary) -> str:
     return f"{', '.join(counts)}; {summary.seconds:.1f} s, {summary.per_second:,.1f} images/s"
 
 
-def _show_failures(summary: Summary, side: str) -> None:
+def _around(summary: LoadSummary) -> str:
+    counts = [f"{summary.duplicates:,} near duplicates", f"{summary.gone:,} gone"]
+    counts += [f"{summary.skipped:,} files of other kinds skipped", f"{summary.links:,} links not followed"]
+    return ", ".join(counts)
+
+
+def _show_failures(summary: Summary, table: str) -> None:
     for name, reason in summary.failures:
         say(f"  {name}: {reason}")
     more = summary.failed - len(summary.failures)
     if more:
-        say(f'  … and {more:,} more: select * from "{side}" where error is not null')
+        say(f'  … and {more:,} more: select * from "{table}" where error is not null')
