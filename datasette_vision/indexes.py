@@ -64,6 +64,7 @@ class Indexes:
         self._entries: dict[tuple[str, ...], Entry] = {}
         self._readings: dict[tuple[str, ...], Reading] = {}
         self._working: set[tuple[str, ...]] = set()
+        self._given_up: set[tuple[str, ...]] = set()
         self._one_at_a_time = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
@@ -185,10 +186,12 @@ class Indexes:
     def _improve(self, key: tuple[str, ...], entry: Entry, connection: sqlite3.Connection, wanted: Embeddings) -> None:
         """Begin what is worth doing for an index in the background, unless that is under way."""
         step = indexwork.next_step(entry)
-        if not self._improves or step is None or (step is Step.SAVE and not key[0]) or self._stopped.is_set():
+        if not self._improves or step is None or self._stopped.is_set():
             return
+        if not key[0] and step is not Step.GRAPH:
+            return  # of a database in memory nothing is saved, and nobody else can read it
         with self._lock:
-            if key in self._working:
+            if key in self._working or key in self._given_up:
                 return
             self._working.add(key)
         wanted = wanted.in_schema("main")
@@ -202,7 +205,7 @@ class Indexes:
                 logger.warning("the index of %s cannot be saved: %s", wanted.source.table, error)
             except Exception:
                 logger.exception("the index of %s could not be made faster", wanted.source.table)
-                entry.can_save = False  # not to try it again at every query
+                self._given_up.add(key)  # not to try it again at every query
             finally:
                 with self._lock:
                     self._working.discard(key)
@@ -229,7 +232,7 @@ class Indexes:
             return not (stopping.is_set() or self._stopped.is_set())
 
         while step := indexwork.next_step(entry):
-            if step is Step.SAVE and path is None:
+            if path is None and step is not Step.GRAPH:
                 return
             logger.info("index of %s: %s", wanted.source.table, step.value)
             if step is Step.ANEW:
@@ -242,9 +245,9 @@ class Indexes:
     ) -> Entry:
         """Read a table into a new index, and put it in the place of the old one."""
         assert old.index is not None
-        connection = open_to_read(connect, key[0]) if key[0] else None
+        connection = open_to_read(connect, key[0])
         if connection is None:
-            raise OSError(f"{key[0] or 'the database'} cannot be opened a second time")
+            raise RuntimeError(f"{key[0]} cannot be opened a second time")
         entry = Entry(can_save=old.can_save)
         with contextlib.closing(connection), snapshot(connection, "main"):
             entry.read(connection, wanted, old.index.dimensions)

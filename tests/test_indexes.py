@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasette_vision import generations, indexentry, indexes, indexfile, indexwork, sql, vectors
+from datasette_vision import generations, hnsw, indexentry, indexes, indexfile, indexwork, sql, vectors
 from datasette_vision.errors import Busy
 from datasette_vision.hnsw import Graph
 from datasette_vision.indexentry import Entry
@@ -533,6 +533,38 @@ def test_where_nothing_can_be_saved(shared: Shared, graphs: None, caplog: pytest
         shared.searcher.indexes.wait()
     assert isinstance(shared.entry.index and shared.entry.index.view.base, Graph)
     assert caplog.text.count("cannot be saved") == 1
+    connection.close()
+
+
+def test_what_fails_in_the_background_is_not_tried_again(
+    shared: Shared, graphs: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of everything")
+
+    monkeypatch.setattr(hnsw, "build", broken)
+    connection = shared.connect()
+    for _ in range(3):
+        check(shared, connection)
+        shared.searcher.indexes.wait()
+    assert caplog.text.count("RuntimeError: out of everything") == 1
+    connection.close()
+
+
+def test_a_graph_of_a_database_in_memory(fake_vision: Vision, graphs: None) -> None:
+    shared = Shared(fake_vision, Path(":memory:"))
+    connection = shared.connect()
+    connection.execute("create table photos (id integer primary key)")
+    SIDE.create(connection)
+    with transaction(connection):
+        write(connection, range(SIZE), MATRIX)
+    for _ in range(2):
+        check(shared, connection)
+        shared.searcher.indexes.wait()
+        with transaction(connection):  # half of it changes: there is nothing to make it anew from
+            write(connection, range(SIZE // 2), clustered(SIZE // 2, DIMENSIONS, seed=5))
+    check(shared, connection)
+    assert isinstance(shared.entry.index and shared.entry.index.view.base, Graph)
     connection.close()
 
 
