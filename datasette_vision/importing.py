@@ -105,6 +105,11 @@ class Importer:
         """The models whose embeddings are imported."""
         return sorted({model for _, model in self._shards})
 
+    @property
+    def column(self) -> str:
+        """The column of the table that the embeddings are noted as being of."""
+        return self.plan.source_column or self._matcher.column
+
     def run(self, told: Callable[[Summary], None] = lambda summary: None) -> Summary:
         """Import all there is, calling `told` after each transaction."""
         began = time.monotonic()
@@ -187,7 +192,7 @@ class Importer:
     def _write(self, model: str, batch: list[_Embedded]) -> Summary:
         """Write a batch, in the transaction that is open, and return the numbers of it."""
         counts = Summary()
-        column = self.plan.source_column or self._matcher.column
+        column = self.column
         if self.plan.create:
             self._matcher.add(row.described for row in batch)
         keys = self._matcher.keys([row.name for row in batch])

@@ -19,6 +19,8 @@ import pyarrow.parquet as pq  # noqa: E402
 from datasette_vision import importing, vectors  # noqa: E402
 from datasette_vision.parquet import Form, ImageRow, Output  # noqa: E402
 from datasette_vision.schema import SideTable  # noqa: E402
+from datasette_vision.search import Searcher  # noqa: E402
+from datasette_vision.vision import Vision  # noqa: E402
 
 FORM = Form("fake", "f" * 64, 4)
 COUNT = 50
@@ -95,6 +97,19 @@ def test_rows_find_their_rows(
     assert stored(connection) == expected(key)
 
 
+def test_they_can_be_searched(connection: sqlite3.Connection, database: Path, shards: Path) -> None:
+    """The index is prepared, unless it is not wanted."""
+    result = run(database, "photos", shards, "--no-index")
+    assert "all compared" not in result.output
+    assert not list(database.parent.glob("photos.db-vision/*"))
+    result = run(database, "photos", shards)
+    assert "photos (path, fake): 45 embeddings, all compared" in result.output
+    assert list(database.parent.glob("photos.db-vision/*"))
+    searcher = Searcher(Vision(), improve=False)
+    hits = searcher.search(connection, "photos", vectors.encode(embedding(12)), 1, "fake", "path")
+    assert [hit.key for hit in hits] == [{"id": 112}]
+
+
 def test_a_second_time_nothing_is_written(connection: sqlite3.Connection, database: Path, shards: Path) -> None:
     run(database, "photos", shards)
     connection.execute("update _vision_photos set embedded_at = 'then'")
@@ -130,11 +145,16 @@ def test_stopped_half_way(
     assert stored(connection) == expected()
 
 
-def test_a_table_is_made(database: Path, shards: Path) -> None:
+@pytest.mark.parametrize("new", [True, False])
+def test_a_table_is_made(database: Path, shards: Path, new: bool) -> None:
+    """In a database that is made for it too: with pages that hold several embeddings."""
     assert "there is no such file; --create makes it" in run(database, "photos", shards).output
     assert not database.exists()
-    sqlite3.connect(database).close()
-    assert run(database, "photos", shards).exit_code == 2
+    if not new:
+        connection = sqlite3.connect(database)
+        connection.execute("create table other (x)")
+        connection.close()
+        assert run(database, "photos", shards).exit_code == 2
     result = run(database, "photos", shards, "--create", "--base", "/photos/")
     assert result.exit_code == 0, result.output
     connection = sqlite3.connect(database)
@@ -143,6 +163,7 @@ def test_a_table_is_made(database: Path, shards: Path) -> None:
     assert rows[9] == ("009.jpg", f"{9:064}", None, None)
     assert len(rows) == COUNT
     assert len(stored(connection)) == COUNT
+    assert connection.execute("pragma page_size").fetchone()[0] == (16_384 if new else 4096)
     assert connection.execute(
         "select count(*) from photos join _vision_photos using (id)"
         " where content_hash = digest and source_column = 'path'"
