@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 # (width, height, one in how many of a hundred): up to 12 megapixels, most of them small.
+Sizes = tuple[tuple[int, int, int], ...]
 SIZES = ((640, 480, 50), (1600, 1200, 30), (3000, 2000, 12), (4000, 3000, 8))
 # Encoding 12 megapixels takes longer than anything measured here: this many are made of each size, and then varied.
 DIFFERENT = 12
@@ -17,7 +18,7 @@ PER_FOLDER = 1000
 
 
 def write_pictures(
-    folder: Path, count: int, broken: int = 0, *, sizes: tuple[tuple[int, int, int], ...] = SIZES
+    folder: Path, count: int, broken: int = 0, *, sizes: Sizes = SIZES, unique_below: int = 500_000
 ) -> list[str]:
     """Write `count` files into folders below `folder`, `broken` of them truncated; return the paths of those.
 
@@ -31,17 +32,21 @@ def write_pictures(
             names.append(path.relative_to(folder).as_posix())
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            data = picture(number, sizes)
+            data = picture(number, sizes, unique_below)
             path.write_bytes(data[: len(data) * 2 // 3] if number in bad else data)
     return names
 
 
-def picture(number: int, sizes: tuple[tuple[int, int, int], ...] = SIZES) -> bytes:
-    """Return JPEG number so and so: smooth areas, edges and grain, as many bytes as a camera makes of them."""
+def picture(number: int, sizes: Sizes = SIZES, unique_below: int = 500_000) -> bytes:
+    """Return JPEG number so and so: smooth areas, edges and grain, as many bytes as a camera makes of them.
+
+    Those of fewer than `unique_below` pixels are each of their own; of larger ones a few come again and again, their
+    files told apart by a comment.
+    """
     draw = np.random.default_rng(number)
     chosen = draw.choice(len(sizes), p=np.array([share for *_, share in sizes]) / sum(share for *_, share in sizes))
     width, height, _ = sizes[chosen]
-    if width * height < 500_000:
+    if width * height < unique_below:
         return _encode(width, height, number)
     base = _base(width, height, int(draw.integers(DIFFERENT)))
     comment = f"number {number}".encode()

@@ -112,7 +112,7 @@ def embed_table(
 
     `database` is a path, or a function that opens connections, in autocommit mode and usable on any thread, where a
     process has to go through an SQLite of its choice. Nothing is locked while inference runs: a transaction takes what
-    is ready, about once a second. `progress` gets the summary, ever the same object, after each row. When `stop` is
+    is ready, some times a second. `progress` gets the summary, ever the same object, after each row. When `stop` is
     set, what is ready is written and the summary says `stopped`; what is ready is also written when an exception
     passes, be it KeyboardInterrupt.
 

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from datasette_vision import duplicates, jobs, photos, vectors
 from datasette_vision.files import read_image
-from datasette_vision.folders import Found, Walk
+from datasette_vision.folders import Walk
 from datasette_vision.identifiers import quote
 from datasette_vision.jobs import Summary
-from datasette_vision.photos import DESCRIBED, Photo, Pictures
+from datasette_vision.photos import Photo, Pictures, shown
+from datasette_vision.phototable import COLUMN, File, PhotoTable
 from datasette_vision.pipeline import Outcome, embed
 from datasette_vision.rows import SourceTable, connected
 from datasette_vision.schema import Row, SideTable
@@ -30,7 +31,6 @@ from datasette_vision.transactions import Transactions
 from datasette_vision.vectors import Vector
 from datasette_vision.vision import Vision
 
-COLUMN = "path"
 ROWS_AT_A_TIME = 5000
 
 
@@ -99,7 +99,7 @@ def load(
             known=job.known,
             inspect=job.inspect,
         )
-        transactions = Transactions[Outcome[_File]](writer, lambda rows: job.write(writer, rows))
+        transactions = Transactions[Outcome[File]](writer, lambda rows: job.write(writer, rows))
         with transactions, contextlib.closing(outcomes):
             for outcome in outcomes:
                 job.take(outcome)
@@ -117,35 +117,6 @@ def load(
         summary.seconds = time.monotonic() - began
         progress(summary)
         return summary
-
-
-@dataclass(frozen=True)
-class _Noted:
-    """What the tables have for a file."""
-
-    id: int
-    size: int
-    modified: str
-    digest: str | None
-    format: str | None
-    error: str | None
-    gone_at: str | None
-    embedded_hash: str | None
-    embedding_error: str | None
-
-    @property
-    def embedded(self) -> bool:
-        return self.embedded_hash is not None and self.embedded_hash == self.digest and self.embedding_error is None
-
-
-@dataclass
-class _File:
-    """A file that has to be read. `same` says, once it is read, that its content is what was noted."""
-
-    found: Found
-    path: str | bytes
-    noted: _Noted | None
-    same: bool = False
 
 
 class _Load:
@@ -167,6 +138,7 @@ class _Load:
         self._walk = walk
         self._side = side
         self._model = model
+        self._photos = PhotoTable(side, model, pictures)
         self._base = base
         self._pictures = pictures
         self._limits = vision.limits
@@ -181,11 +153,11 @@ class _Load:
 
     # On the threads of the pipeline
 
-    def files(self) -> Iterator[_File]:
+    def files(self) -> Iterator[File]:
         """Yield the files that have to be read."""
         for found in self._walk:
             path = photos.stored(photos.relative(found.path, self._base))
-            noted = self._noted(path)
+            noted = self._photos.noted(self._reader, path)
             if noted is not None:
                 if noted.id <= self._last:
                     self._seen[noted.id] = 1
@@ -195,9 +167,9 @@ class _Load:
                         self._returned.append(noted.id)
                     self._skipped += 1
                     continue
-            yield _File(found, path, noted)
+            yield File(found, path, noted)
 
-    def is_unchanged(self, file: _File, content_hash: str) -> bool:
+    def is_unchanged(self, file: File, content_hash: str) -> bool:
         noted = file.noted
         file.same = noted is not None and noted.digest == content_hash and noted.format is not None
         return file.same and noted is not None and noted.embedded
@@ -207,21 +179,12 @@ class _Load:
             found = self._side.find(self._finder, content_hash, self._model)
         return None if found is None else vectors.decode(found)
 
-    def inspect(self, file: _File, content: bytes) -> Photo | None:
+    def inspect(self, file: File, content: bytes) -> Photo | None:
         return None if file.same else photos.describe(content, self._pictures, self._limits)
-
-    def _noted(self, path: str | bytes) -> _Noted | None:
-        row = self._reader.execute(
-            f"select p.id, p.size, p.modified, p.digest, p.format, p.error, p.gone_at, s.content_hash, s.error"
-            f" from {self._table} p left join {quote(self._side.name)} s on s.id = p.id and s.source_column = ?"
-            " and s.model = ? where p.path = ?",
-            (COLUMN, self._model, path),
-        ).fetchone()
-        return None if row is None else _Noted(*row)
 
     # On the thread of the caller
 
-    def take(self, outcome: Outcome[_File]) -> None:
+    def take(self, outcome: Outcome[File]) -> None:
         """Count an outcome."""
         summary = self._summary
         self._count_skipped()
@@ -231,7 +194,7 @@ class _Load:
             summary.embedded += 1
             summary.computed += outcome.computed
         else:
-            summary.fail(_shown(outcome.item.path), str(outcome.error))
+            summary.fail(shown(outcome.item.path), str(outcome.error))
 
     def count_walk(self) -> None:
         """Count what the walk passed over."""
@@ -239,12 +202,12 @@ class _Load:
         summary, walk = self._summary, self._walk
         summary.skipped, summary.links, summary.unreadable = walk.skipped, walk.links, walk.unreadable
 
-    def write(self, writer: sqlite3.Connection, outcomes: list[Outcome[_File]]) -> None:
+    def write(self, writer: sqlite3.Connection, outcomes: list[Outcome[File]]) -> None:
         """Write the rows of photos, and of their embeddings, in the transaction that is open."""
         rows = []
         for outcome in outcomes:
             noted = outcome.item.noted
-            key = self._write_photo(writer, outcome)
+            key = self._photos.write(writer, outcome)
             if outcome.unchanged:
                 continue
             error = str(outcome.error) if outcome.error is not None else None
@@ -280,47 +243,10 @@ class _Load:
                     if gone_at is None:
                         transactions.add((now, key))
 
-    def _write_photo(self, writer: sqlite3.Connection, outcome: Outcome[_File]) -> int:
-        """Write a row of the table, and return its id."""
-        file, photo = outcome.item, outcome.inspected
-        values: dict[str, object] = {
-            "size": file.found.size,
-            "modified": photos.moment(file.found.modified),
-            "error": None,
-            "gone_at": None,
-        }
-        if photo is not None:
-            values |= {**photo.described, "digest": outcome.content_hash}
-            if self._pictures.column is not None:
-                values[self._pictures.column] = photo.picture
-        elif outcome.error is not None and not file.same:
-            values["error"] = str(outcome.error)
-            if outcome.content_hash is not None:
-                values |= {**dict.fromkeys(DESCRIBED), "digest": outcome.content_hash}
-                if self._pictures.column is not None:
-                    values[self._pictures.column] = None
-        key = file.noted.id if file.noted is not None else None
-        if key is None:  # two patterns may have found the same file
-            row = writer.execute(f"select id from {self._table} where path = ?", (file.path,)).fetchone()
-            key = row[0] if row is not None else None
-        if key is not None:
-            columns = ", ".join(f"{quote(column)} = ?" for column in values)
-            writer.execute(f"update {self._table} set {columns} where id = ?", (*values.values(), key))
-            return key
-        values = {"path": file.path, "name": _shown(os.path.basename(file.path)), **values}  # noqa: PTH119
-        columns, marks = ", ".join(map(quote, values)), ", ".join("?" * len(values))
-        added = writer.execute(f"insert into {self._table} ({columns}) values ({marks})", tuple(values.values()))
-        assert added.lastrowid is not None
-        return added.lastrowid
-
     def _count_skipped(self) -> None:
         skipped = self._skipped
         self._summary.unchanged += skipped - self._counted
         self._counted = skipped
-
-
-def _shown(path: str | bytes) -> str:
-    return path if isinstance(path, str) else path.decode("utf-8", "replace")
 
 
 def _common(walk: Walk) -> str:

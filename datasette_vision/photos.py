@@ -142,3 +142,8 @@ def moment(nanoseconds: int) -> str:
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     whole = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
     return f"{whole.isoformat()}.{rest:09d}Z"
+
+
+def shown(path: str | bytes) -> str:
+    """Return a path as a person reads it."""
+    return path if isinstance(path, str) else path.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Rows written in small transactions: none is open while the next rows are made, and a kill loses a second of work."""
+"""Rows written in small transactions: none is open while the next rows are made, and a kill loses a moment's work."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-SECONDS = 1.0
+SECONDS = 0.25
+SHARE = 0.1  # of the time at most goes into transactions, however slow the disk is
 ROWS = 500  # some 20 ms: a Datasette that writes beside us is not kept waiting
 BUSY_TIMEOUT_MS = 300_000  # somebody else's VACUUM takes minutes
 
 
 class Transactions(Generic[T]):
-    """Gathers what `add` gets and has `write(rows)` write it, in a transaction about once a second.
+    """Gathers what `add` gets and has `write(rows)` write it, in a transaction some times a second.
 
     As a context manager it writes the rest at the end, also when an exception passes; but not after one of SQLite's.
     The connection is in autocommit mode.
@@ -27,6 +28,7 @@ class Transactions(Generic[T]):
         self._write = write
         self._waiting: list[T] = []
         self._since = 0.0
+        self._interval = SECONDS
         connection.execute(f"pragma busy_timeout = {BUSY_TIMEOUT_MS}")
 
     def add(self, row: T) -> None:
@@ -34,13 +36,14 @@ class Transactions(Generic[T]):
         if not self._waiting:
             self._since = time.monotonic()
         self._waiting.append(row)
-        if len(self._waiting) >= ROWS or time.monotonic() - self._since >= SECONDS:
+        if len(self._waiting) >= ROWS or time.monotonic() - self._since >= self._interval:
             self.flush()
 
     def flush(self) -> None:
         """Write the rows that wait. Raises sqlite3.Error."""
         if not self._waiting:
             return
+        began = time.monotonic()
         self._connection.execute("begin immediate")
         try:
             self._write(self._waiting)
@@ -50,6 +53,7 @@ class Transactions(Generic[T]):
                 self._connection.execute("rollback")
             raise
         self._waiting = []
+        self._interval = max(SECONDS, (time.monotonic() - began) / SHARE)
 
     def __enter__(self) -> Transactions[T]:
         return self

@@ -76,6 +76,8 @@ LAYERS: dict[str, int] = {
     "folders": 3,
     "photos": 3,
     "duplicates": 3,
+    "phototable": 3,
+    "conveyor": 3,
     "loading": 3,
     "pipeline": 3,
     "rows": 3,

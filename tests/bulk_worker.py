@@ -1,0 +1,54 @@
+"""Embeds a table in a process of its own, to be killed: python -m tests.bulk_worker DATABASE MODELS LOG.
+
+Each inference adds a byte to LOG, and takes a moment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasette_vision import transactions
+from datasette_vision.config import Config
+from datasette_vision.encoder import LoadSession, load_on
+from datasette_vision.jobs import embed_table
+from datasette_vision.models.store import ModelStore
+from datasette_vision.pipeline import config_for_bulk
+from datasette_vision.vision import Vision
+
+SECONDS = 0.002
+
+
+def main(database: str, models: str, log: str) -> None:
+    transactions.SECONDS, transactions.SHARE = 0.01, 1.0  # as often as the disk can
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def load(threads: int | None, providers: Sequence[str]) -> LoadSession:
+        real = load_on(threads, providers)
+
+        def open_counting(path: Path, inputs: tuple[str, ...], output: str) -> Any:
+            session = real(path, inputs, output)
+
+            class Counting:
+                def run(self, values: Mapping[str, Any]) -> np.ndarray:
+                    answer = session.run(values)
+                    time.sleep(SECONDS * len(answer))
+                    os.write(descriptor, b"." * len(answer))
+                    return answer
+
+            return Counting()
+
+        return open_counting
+
+    config = config_for_bulk(Config(default_model="fake"), workers=1, batch_size=2)
+    embed_table(database, "photos", vision=Vision(config, store=ModelStore(Path(models)), load=load))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
