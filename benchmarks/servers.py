@@ -9,10 +9,13 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
+
+from datasette_vision.plugin.compatibility import IS_1_0
 
 
 class Server:
@@ -20,6 +23,7 @@ class Server:
 
     def __init__(self, port: int, started_s: float, pid: int) -> None:
         self.started_s = started_s
+        self.port = port
         self.pid = pid
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
@@ -41,8 +45,18 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(*arguments: str, plugins: bool = True) -> Iterator[Server]:
-    """Start `datasette serve --memory` with these arguments, with all installed plugins or with none."""
+def serve(*arguments: str, plugins: bool = True, plugin: dict[str, Any] | None = None) -> Iterator[Server]:
+    """Start `datasette serve --memory` with these arguments, with all installed plugins or with none.
+
+    `plugin` is the configuration of this one.
+    """
+    if plugin is not None:
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump({"plugins": {"datasette-vision": plugin}}, file)
+            file.flush()
+            with serve(*arguments, "--config" if IS_1_0 else "--metadata", file.name, plugins=plugins) as server:
+                yield server
+        return
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import urllib.parse
 
@@ -49,6 +50,9 @@ def _quote(text: str) -> str:
 
 def _from_base64(text: str) -> bytes | None:
     """Bytes of base64 in either alphabet, or None."""
+    with contextlib.suppress(ValueError):
+        # As most write it: looking for other ways takes twenty times as long.
+        return base64.b64decode(text, validate=True) or None
     text = re.sub(r"\s*[\r\n\t\f\v]\s*", "", text.strip())
     if " " in text:
         groups = text.split(" ")

@@ -1,0 +1,299 @@
+"""200 clients at once on a real server, texts and images mixed, every answer checked, beside the batcher alone.
+
+python benchmarks/load.py [--model tiny-emoji] [--clients 200] [--seconds 20] [--inputs 1] [--size 640x480]
+
+Measures the queues of the models alone, in this process, then over HTTP from a process of its own, then alone again.
+Ends with exit code 1 when an answer was wrong or missing, when the queue grew beyond its bound, or when memory did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from servers import Server, serve
+
+from datasette_vision.config import Config
+from datasette_vision.intake import Intake
+from datasette_vision.vision import Vision
+
+TEXTS, IMAGES = 200, 40
+# What the numbers of two batches of different sizes may differ by: 8-bit graphs quantise each batch by its own range.
+COSINE = 0.99
+GROWTH = 1.1
+
+
+@dataclass
+class Mix:
+    """What is asked for: half texts, half images."""
+
+    texts: list[str]
+    images: list[bytes]
+
+
+@dataclass
+class Work:
+    """A request, ready to be sent, and the embeddings that have to come back."""
+
+    kind: str
+    request: bytes
+    expected: np.ndarray
+
+
+@dataclass
+class Rate:
+    """How fast inputs were answered, and the processor time that each took, which a busy machine does not change."""
+
+    per_second: float
+    cpu_s: float
+
+
+@dataclass
+class Tally:
+    """What came of a run."""
+
+    inputs: int = 0
+    cpu_s: float = 0.0
+    statuses: Counter[int] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    in_hand: int = 0
+
+
+def picture(seed: int, width: int, height: int) -> bytes:
+    """A smooth picture with grain, as a JPEG: what a photograph costs to decode."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), 3)
+    grain = random.integers(0, 24, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(coarse) // 2 + grain).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def make_work(vision: Vision, mix: Mix, inputs: int) -> list[Work]:
+    """Requests of so many inputs each: half of them texts, half images, as JSON and as files, in turn."""
+    model, texts, images = vision.config.default_model, mix.texts, mix.images
+    of_texts = vision.embed_texts(texts)
+    of_images = np.stack([vision.embed_image(image) for image in images])
+    work = []
+    for turn in range(TEXTS):
+        some = [(turn * inputs + place) % TEXTS for place in range(inputs)]
+        body = json.dumps({"text": [texts[number] for number in some], "model": model, "encoding_format": "base64"})
+        work.append(Work("text", post(body.encode(), "application/json"), of_texts[some]))
+        some = [(turn * inputs + place) % IMAGES for place in range(inputs)]
+        if turn % 2:
+            sent = [base64.b64encode(images[number]).decode() for number in some]
+            body = json.dumps({"image": sent, "model": model, "encoding_format": "base64"})
+            work.append(Work("image", post(body.encode(), "application/json"), of_images[some]))
+        else:
+            fields = {"model": model, "encoding_format": "base64"}
+            work.append(Work("image", form(fields, [images[number] for number in some]), of_images[some]))
+    return work
+
+
+def post(body: bytes, content_type: str) -> bytes:
+    head = f"POST /-/vision/embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def form(fields: dict[str, str], files: list[bytes]) -> bytes:
+    parts = [(f'form-data; name="{name}"', value.encode()) for name, value in fields.items()]
+    parts += [('form-data; name="image"; filename="x.jpg"', file) for file in files]
+    body = b"".join(b"--=b\r\nContent-Disposition: %s\r\n\r\n%s\r\n" % (name.encode(), value) for name, value in parts)
+    return post(body + b"--=b--\r\n", 'multipart/form-data; boundary="=b"')
+
+
+def cpu_seconds(pid: int) -> float:
+    """The processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# Alone
+
+
+def alone(vision: Vision, mix: Mix, clients: int, seconds: float, prepared: bool) -> Rate:
+    """What the queues take when so many callers always wait: inputs that are prepared, or as they come."""
+    service = vision.services.dual_encoder(vision.config.default_model)
+    intake = Intake(vision)
+    tokens = [service.tokenise(text) for text in mix.texts]
+    pixels = [vision.pixels(service, image) for image in mix.images]
+    finished = 0
+    lock = threading.Lock()
+    places = threading.Semaphore(clients)
+
+    def done(_: Any) -> None:
+        nonlocal finished
+        with lock:
+            finished += 1
+        places.release()
+
+    began, cpu = time.perf_counter(), time.process_time()
+    until = began + seconds
+    turn = 0
+    while time.perf_counter() < until:
+        places.acquire()
+        number = turn // 2
+        if prepared and turn % 2:
+            future: Any = service.images.submit(pixels[number % IMAGES])
+        elif prepared:
+            future = service.texts.submit(tokens[number % TEXTS])
+        elif turn % 2:
+            future = intake.embed_image(mix.images[number % IMAGES])
+        else:
+            future = intake.embed_texts([mix.texts[number % TEXTS]])[0]
+        future.add_done_callback(done)
+        turn += 1
+    rate = Rate(finished / (time.perf_counter() - began), (time.process_time() - cpu) / max(1, finished))
+    for _ in range(clients):
+        places.acquire()
+    intake.close()
+    return rate
+
+
+# Over HTTP
+
+
+async def client(port: int, work: Any, until: float, tally: Tally) -> None:
+    """Send one request after the other on a connection that is kept open, and check what comes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
+    while (began := time.perf_counter()) < until:
+        one: Work = next(work)
+        writer.write(one.request)
+        status, headers, body = await answer(reader)
+        tally.statuses[status] += 1
+        tally.latencies.append(time.perf_counter() - began)
+        if status == 200:
+            if time.perf_counter() < until:
+                tally.inputs += len(one.expected)
+            check(one, body, tally)
+        elif status in (429, 503) and "retry-after" in headers:
+            await asyncio.sleep(0.05)  # sooner than is asked for: the server has to bear it
+        else:
+            tally.wrong.append(f"{status} {body[:200]!r}")
+    writer.close()
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+    if "content-length" in headers:
+        return int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += await reader.readexactly(size)
+        await reader.readexactly(2)
+    await reader.readexactly(2)
+    return int(head[0].split()[1]), headers, body
+
+
+def check(one: Work, body: bytes, tally: Tally) -> None:
+    results = json.loads(body)["results"]
+    if len(results) != len(one.expected):
+        tally.wrong.append(f"{one.kind}: {len(results)} results for {len(one.expected)} inputs")
+        return
+    for result, expected in zip(results, one.expected, strict=True):
+        found = np.frombuffer(base64.b64decode(result.get("embedding", "")), "<f4")
+        if found.shape != expected.shape or float(found @ expected) < COSINE:
+            tally.wrong.append(f"{one.kind}: {str(result)[:100]}")
+
+
+def over_http(server: Server, work: list[Work], clients: int, seconds: float) -> tuple[Tally, Rate]:
+    """What so many clients get in so many seconds."""
+    tally = Tally()
+
+    async def watch(until: float) -> None:
+        before = cpu_seconds(server.pid)
+        while (left := until - time.perf_counter()) > 0:
+            await asyncio.sleep(min(0.5, left))
+            tally.cpu_s = cpu_seconds(server.pid) - before
+            status = Path(f"/proc/{server.pid}/status").read_text()
+            tally.memory.append(next(int(line.split()[1]) / 1024 for line in status.splitlines() if "VmRSS" in line))
+
+    async def run() -> None:
+        shared = cycle(work)
+        until = time.perf_counter() + seconds
+        await asyncio.gather(watch(until), *(client(server.port, shared, until, tally) for _ in range(clients)))
+
+    asyncio.run(run())
+    return tally, Rate(tally.inputs / seconds, tally.cpu_s / max(1, tally.inputs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-emoji")
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--inputs", type=int, default=1, help="of each request")
+    parser.add_argument("--size", default="640x480", help="of the images")
+    options = parser.parse_args()
+    size = tuple(map(int, options.size.split("x")))
+    texts = [f"a photograph of {number} cats on sofa number {number * 7}" for number in range(TEXTS)]
+    mix = Mix(texts, [picture(seed, size[0], size[1]) for seed in range(IMAGES)])
+    own = {"default_model": options.model, "cache_mb": 0, "preload": [options.model]}
+    vision = Vision(Config.from_mapping(own))
+    work = make_work(vision, mix, options.inputs)
+    failures = []
+
+    def measure_alone() -> list[Rate]:
+        return [alone(vision, mix, options.clients, options.seconds / 4, prepared) for prepared in (True, False)]
+
+    first = measure_alone()
+    with serve(plugin=own) as server:
+        over_http(server, work, options.clients, 2)
+        tally, rate = over_http(server, work, options.clients, options.seconds)
+        last = measure_alone()
+    bound = max(1, options.clients * options.inputs // 4)
+    with serve(plugin={**own, "max_queue": bound}) as server:
+        beyond, _ = over_http(server, work, options.clients, min(5.0, options.seconds))
+    vision.close()
+
+    early, late = (median(part) for part in (tally.memory[: len(tally.memory) // 2], tally.memory[-5:]))
+    milliseconds = [1000 * float(np.percentile(tally.latencies, part)) for part in (50, 95, 99)]
+    print(f"{options.clients} clients, {options.inputs} inputs a request, images of {options.size}, {options.model}")
+    print(f"{'':36}{'inputs/s':>10}{'ms of processor an input':>28}")
+    alones = [
+        Rate((a.per_second + b.per_second) / 2, (a.cpu_s + b.cpu_s) / 2) for a, b in zip(first, last, strict=True)
+    ]
+    for name, one in (
+        ("the queues alone", alones[0]),
+        ("with decoding and tokenising", alones[1]),
+        ("over HTTP", rate),
+    ):
+        print(f"{name:36}{one.per_second:10.1f}{1000 * one.cpu_s:28.2f}")
+    for name, one in (("HTTP to the queues", alones[0]), ("HTTP to decoding and the queues", alones[1])):
+        print(f"{name:36}{rate.per_second / one.per_second:10.2f}{rate.cpu_s / one.cpu_s:28.2f}")
+    print(f"{'answers':36}{'':10} {dict(tally.statuses)}")
+    print(
+        f"{'latency':36}{milliseconds[0]:10.0f} ms median, {milliseconds[1]:.0f} ms 95 %, {milliseconds[2]:.0f} ms 99 %"
+    )
+    print(f"{'memory of the server':36}{early:10.0f} MiB in the first half, {late:.0f} MiB at the end")
+    print(f"{'with max_queue ' + str(bound):36}{'':10} {dict(beyond.statuses)}")
+    if tally.wrong or beyond.wrong:
+        failures.append(f"wrong: {(tally.wrong + beyond.wrong)[:5]}")
+    if late > GROWTH * early:
+        failures.append(f"memory grew from {early:.0f} to {late:.0f} MiB")
+    if not beyond.statuses[503]:
+        failures.append("nothing was refused beyond max_queue")
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()
