@@ -23,7 +23,7 @@ Picture = Callable[[str], bytes]
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, demo_path: Path) -> Iterator[str]:
     """The address of a Datasette that serves the demo."""
-    with servers.serve(tmp_path_factory.mktemp("server"), demo_path) as address:
+    with servers.serving(tmp_path_factory.mktemp("server"), demo_path) as address:
         yield address
 
 

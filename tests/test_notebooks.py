@@ -25,7 +25,7 @@ RESULTS = "{ byHex: [...byHex], byApi: [...byApi], similarities, nearest, pictur
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, demo_path: Path) -> Iterator[str]:
-    with servers.serve(tmp_path_factory.mktemp("server"), demo_path) as address:
+    with servers.serving(tmp_path_factory.mktemp("server"), demo_path) as address:
         yield address
 
 

@@ -15,7 +15,7 @@ from datasette_vision.plugin.documentation import HTML
 from datasette_vision.plugin.openapi import description
 from datasette_vision.plugin.routes import GET, POST, PREFIX, Route
 from datasette_vision.plugin.table import ROUTES
-from tests.servers import serve
+from tests.servers import serving
 from tests.test_api import Api
 
 HERE = Path(__file__).parent
@@ -97,7 +97,7 @@ async def test_the_page_for_people(fake_models: Path) -> None:
 @pytest.mark.timeout(300)
 def test_schemathesis_finds_nothing(tmp_path: Path, demo_path: Path) -> None:
     assert SCHEMATHESIS is not None
-    with serve(tmp_path, demo_path, allow_metrics=True) as address:
+    with serving(tmp_path, demo_path, allow_metrics=True) as address:
         command = [SCHEMATHESIS, "--config-file", str(HERE / "schemathesis.toml"), "run"]
         options = ["--max-examples", "25", "--seed", "1", "--no-color"]
         result = subprocess.run(

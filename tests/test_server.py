@@ -23,7 +23,7 @@ from datasette_vision.plugin.routes import PREFIX
 from datasette_vision.plugin.table import ROUTES
 from datasette_vision.vision import Vision
 from tests import pictures
-from tests.servers import serve
+from tests.servers import serving
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 QUERY = urllib.parse.urlencode(
@@ -33,7 +33,7 @@ QUERY = urllib.parse.urlencode(
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, demo_path: Path) -> Iterator[str]:
-    with serve(tmp_path_factory.mktemp("server"), demo_path, allow_metrics=True) as address:
+    with serving(tmp_path_factory.mktemp("server"), demo_path, allow_metrics=True) as address:
         yield address
 
 
