@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from datasette_vision import __version__
 from datasette_vision.errors import InvalidArgument, VisionError
 from datasette_vision.plugin import permissions, search_page, uploads
-from datasette_vision.plugin.desk import desk_of
+from datasette_vision.plugin.desk import Desk, desk_of, outcomes
 from datasette_vision.plugin.responses import RequestError, status_of
 from datasette_vision.plugin.search_request import SearchRequest, encode_embedding
 from datasette_vision.plugin.searchable import searchable_tables
@@ -44,7 +44,7 @@ async def playground(datasette: Datasette, request: Request) -> Response:
             async with uploads.upload(datasette, request) as sent:
                 fields = sent.fields
                 picture = sent.picture or _kept(fields.get("kept", ""))
-                answers = await sent.call(_ask, desk.vision, picture, fields)
+                answers = await _ask(desk, picture, fields)
         except (VisionError, RequestError) as problem:
             status, headers = status_of(problem)
             error = str(problem)
@@ -66,41 +66,60 @@ async def playground(datasette: Datasette, request: Request) -> Response:
     return Response.html(html, status=status, headers=headers)
 
 
-def _ask(vision: Vision, picture: bytes, fields: dict[str, str]) -> dict[str, Any]:
-    """Ask every model what it can tell of a picture. Raises InvalidImage, InvalidArgument or InvalidLabels."""
-    from datasette_vision import images, vectors  # heavy: NumPy, Pillow
+async def _ask(desk: Desk, picture: bytes, fields: dict[str, str]) -> dict[str, Any]:
+    """Ask every model what it can tell of a picture. Raises InvalidImage, InvalidArgument or Busy."""
+    from datasette_vision import images  # heavy: Pillow
+    from datasette_vision.models.manifest import DUAL_ENCODER
 
     if not picture:
         raise InvalidArgument("choose a picture first")
-    small = images.thumbnail(picture, KEPT_PIXELS, vision.limits)  # raises for what is no picture at all
+    # It raises for what is no picture at all.
+    small = await desk.call(images.thumbnail, picture, KEPT_PIXELS, desk.vision.limits)
+    facts = await desk.call(images.info, picture)
+    models = await desk.call(desk.vision.models)
+    futures = [
+        desk.intake.embed_image(picture, str(model["name"]))
+        if model.get("task") == DUAL_ENCODER
+        else desk.intake.classify_image(picture, str(model["name"]))
+        for model in models
+    ]
     labels, sentence = _labels(fields.get("labels", "")), fields.get("sentence", "").strip()
-    answers: dict[str, Any] = {"classified": [], "zero_shot": [], "similarities": [], "embeddings": {}, "problems": []}
-    for model in vision.models():
-        name = str(model["name"])
-        try:
-            if "error" in model:
-                raise VisionError(str(model["error"]))
-            if model["labels"]:
-                answers["classified"].append((name, vision.classify(picture, name, TOP)))
-            if model["task"] == "dual-encoder":
-                embedding = vision.embed_image(picture, name)
-                answers["embeddings"][name] = vectors.encode(embedding)
-                if labels:
-                    answers["zero_shot"].append((name, vision.zero_shot(picture, labels, name)))
-                if sentence:
-                    similarity = vectors.cosine(embedding, vision.embed_text(sentence, name))
-                    answers["similarities"].append((name, similarity))
-        except VisionError as error:
-            answers["problems"].append((name, str(error)))
     kept = picture if len(picture) <= KEPT_BYTES else small
-    facts = images.info(picture)
     return {
-        **answers,
+        **await desk.call(_told, desk.vision, models, await outcomes(futures), labels, sentence),
         "sentence": sentence,
         "shown": "data:image/webp;base64," + base64.b64encode(small).decode(),
         "kept": base64.b64encode(kept).decode(),
         "note": f"{facts['width']} by {facts['height']} pixels, {facts['format']}, {len(picture) / 1000:,.1f} kB",
     }
+
+
+def _told(
+    vision: Vision, models: list[dict[str, object]], outputs: list[Any], labels: str, sentence: str
+) -> dict[str, Any]:
+    """Put into words what each model made of the picture; what went wrong with one is told beside the others."""
+    from datasette_vision import vectors  # heavy: NumPy
+    from datasette_vision.models.manifest import DUAL_ENCODER
+
+    told: dict[str, Any] = {"classified": [], "zero_shot": [], "similarities": [], "embeddings": {}, "problems": []}
+    for model, output in zip(models, outputs, strict=True):
+        name = str(model["name"])
+        try:
+            if isinstance(output, VisionError):
+                raise output
+            if model["labels"]:
+                told["classified"].append((name, vision.label(output, name, TOP)))
+            if model["task"] != DUAL_ENCODER:
+                continue
+            embedding = vectors.normalise(output)
+            told["embeddings"][name] = vectors.encode(embedding)
+            if labels:
+                told["zero_shot"].append((name, vision.score(embedding, *vision.label_set(name, labels), name, None)))
+            if sentence:
+                told["similarities"].append((name, vectors.cosine(embedding, vision.embed_text(sentence, name))))
+        except VisionError as error:
+            told["problems"].append((name, str(error)))
+    return told
 
 
 def _labels(text: str) -> str:

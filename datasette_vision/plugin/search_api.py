@@ -37,7 +37,7 @@ async def search(call: Call) -> Response:
     await prepare(datasette, request, found)
     if request.method == POST:
         found.request = dataclasses.replace(asked, embedding=await _picture(call, found.model))
-    await run(datasette, found)
+    await run(datasette, request, found)
     rows = [_row(call, found, place) for place in range(len(found.rows))]
     if request.args.get("_shape") == "array":
         return answer(datasette, rows)

@@ -11,7 +11,7 @@ from datasette_vision.errors import InvalidArgument, VisionError
 from datasette_vision.plugin import embedded as embedded_tables
 from datasette_vision.plugin import permissions, pictures, uploads
 from datasette_vision.plugin.compatibility import database_color
-from datasette_vision.plugin.desk import desk_of
+from datasette_vision.plugin.desk import desk_of, outcomes
 from datasette_vision.plugin.responses import RequestError, status_of
 from datasette_vision.plugin.search_request import LESS, SearchRequest, encode_embedding
 from datasette_vision.plugin.searching import Found, Search, arguments_of, prepare, read_embedded, run, table_of
@@ -48,7 +48,7 @@ async def search_page(datasette: Datasette, request: Request) -> Response:
         await prepare(datasette, request, search)
         if request.method == "POST":
             return Response.redirect(f"{address}?{await _uploaded(datasette, request, search)}", status=303)
-        await run(datasette, search)
+        await run(datasette, request, search)
     except (VisionError, RequestError) as problem:
         status, headers = status_of(problem)
         error = str(problem)
@@ -83,12 +83,14 @@ async def _uploaded(datasette: Datasette, request: Request, search: Search) -> s
     async with uploads.upload(datasette, request) as sent:
         if not sent.picture:
             raise InvalidArgument("choose a picture first")
-        embedding = await sent.call(desk_of(datasette).vision.embed_image, sent.picture, search.model)
+        (found,) = await outcomes([desk_of(datasette).intake.embed_image(sent.picture, search.model)])
+    if isinstance(found, VisionError):
+        raise found
     return search.request.query_string(
         q="",
         but_not="",
         examples=(),
-        embedding=encode_embedding(vectors.encode(embedding)),
+        embedding=encode_embedding(vectors.encode(vectors.normalise(found))),
         embedding_weight=1.0,
     )
 

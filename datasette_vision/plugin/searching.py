@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
-from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, NotEmbedded
+from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, NotEmbedded, VisionError
 from datasette_vision.plugin import embedded as embedded_tables
 from datasette_vision.plugin import search_sql
 from datasette_vision.plugin.compatibility import filter_arguments, query_path
+from datasette_vision.plugin.desk import client_of, desk_of, outcomes
 from datasette_vision.plugin.embedded import Embedded
 from datasette_vision.plugin.permissions import viewable_table
 from datasette_vision.plugin.search_request import SearchRequest
@@ -105,11 +105,11 @@ async def prepare(datasette: Datasette, http: Request, search: Search) -> None:
     search.keys = tuple(_key(search.embedded, example.row, example.weight) for example in search.request.examples)
 
 
-async def run(datasette: Datasette, search: Search) -> None:
-    """Find the rows. Raises VisionError."""
+async def run(datasette: Datasette, http: Request, search: Search) -> None:
+    """Find the rows. Raises VisionError or RequestError."""
     from datasette.utils import path_from_row_pks
 
-    await _warm(datasette, search)
+    await _warm(datasette, http, search)
     await _check_examples(search)
     sql = search.sql(search.request.size + 1)
     try:
@@ -173,15 +173,21 @@ def _key(embedded: Embedded, row: str, weight: float) -> RowKey:
     return RowKey(values, weight)
 
 
-async def _warm(datasette: Datasette, search: Search) -> None:
+async def _warm(datasette: Datasette, http: Request, search: Search) -> None:
     """Embed the words before the query does, which then finds them in the cache.
 
-    Loading a model may take longer than SQL is allowed to, and a full queue is told by its own status.
+    Loading a model may take longer than SQL is allowed to; and so the words count, and wait, as the API's do.
     """
     texts = [text for text in (search.request.q, search.request.but_not) if text]
-    if texts:
-        vision = await asyncio.to_thread(state_of(datasette).vision.get)
-        await asyncio.to_thread(lambda: [vision.embed_text(text, search.model) for text in texts])
+    if not texts:
+        return
+    desk = desk_of(datasette)
+    await desk.ready()
+    with desk.limits.share(client_of(http)) as share:
+        share.take_inputs(len(texts))
+        for outcome in await outcomes(desk.intake.embed_texts(texts, search.model)):
+            if isinstance(outcome, VisionError):
+                raise outcome
 
 
 async def _check_examples(search: Search) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from datasette_vision.plugin.bodies import INLINE_BYTES, MULTIPART, parse, read_body
 from datasette_vision.plugin.desk import client_of, desk_of
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Upload:
@@ -24,14 +22,13 @@ class Upload:
 
     fields: dict[str, str]
     picture: bytes
-    call: Callable[..., Any]
 
 
 @asynccontextmanager
 async def upload(datasette: Datasette, request: Request) -> AsyncIterator[Upload]:
     """Read a form, within the limits of the API, which it holds a part of until it has been answered.
 
-    `call(function, *arguments)` runs what blocks away from the event loop. Raises RequestError or Busy.
+    Raises RequestError or Busy.
     """
     desk = desk_of(datasette)
     await desk.ready()
@@ -45,4 +42,4 @@ async def upload(datasette: Datasette, request: Request) -> AsyncIterator[Upload
         share.take_inputs(1)
         files = [field.value for field in found if isinstance(field.value, bytes) and field.value]
         fields = {field.name: field.value for field in found if isinstance(field.value, str)}
-        yield Upload(fields, files[0] if files else b"", desk.call)
+        yield Upload(fields, files[0] if files else b"")
