@@ -22,7 +22,7 @@ from datasette_vision.vision import Vision
 T = TypeVar("T")
 
 # Threads that wait for label sets to be embedded, or parse large bodies: they compute little themselves.
-CALL_THREADS = 4
+CALL_THREADS = 8
 
 
 class Intake:
@@ -34,6 +34,7 @@ class Intake:
         self._images = ThreadPoolExecutor(default_threads(), "datasette-vision-images")
         self._calls = ThreadPoolExecutor(CALL_THREADS, "datasette-vision-calls")
         self._room = threading.Semaphore(2 * vision.config.max_batch_size)
+        self._closed = False
 
     def call(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Run something short that blocks, away from the event loop."""
@@ -59,7 +60,8 @@ class Intake:
         return outcome
 
     def close(self) -> None:
-        """End the threads, once they have done what they were given."""
+        """Refuse what waits here, and end the threads; what is in the queues is the queues' affair."""
+        self._closed = True
         for pool in (self._texts, self._images, self._calls):
             pool.shutdown(wait=False)
 
@@ -69,6 +71,7 @@ class Intake:
     def _queue_texts(self, texts: list[str], model: str | None, outcomes: list[Future[Vector]]) -> None:
         for text, outcome in zip(texts, outcomes, strict=True):
             try:
+                self._check_open()
                 service = self._vision.services.dual_encoder(self._name(model))
                 key = self._vision.text_key(service, text)
                 vector = self._vision.cache.get(key)
@@ -81,6 +84,7 @@ class Intake:
 
     def _queue_image(self, image: bytes | str, find: Callable[[], Service], outcome: Future[Any]) -> None:
         try:
+            self._check_open()
             service = find()
             content = from_text(image) if isinstance(image, str) else image
             # Scores of classifiers are not kept: the cache is for embeddings.
@@ -91,6 +95,7 @@ class Intake:
                 return
             self._room.acquire()
             try:
+                self._check_open()
                 future: Future[Any] = service.images.submit(self._vision.pixels(service, content))
             except BaseException:
                 self._room.release()
@@ -99,6 +104,10 @@ class Intake:
             self._follow(future, outcome, key)
         except Exception as error:
             outcome.set_exception(error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Busy("the server is shutting down")
 
     def _follow(self, future: Future[Any], outcome: Future[Any], key: bytes | None) -> None:
         """Hand on what comes of a queue, and keep it in the cache."""

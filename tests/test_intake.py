@@ -123,3 +123,20 @@ def test_a_place_is_given_back_when_decoding_fails(fake_models: Path, counting: 
     intake.close()
     with pytest.raises(Busy, match="nothing can be taken on now"):
         intake.embed_texts(["x"])
+
+
+def test_what_waits_is_refused_at_the_end(fake_models: Path, counting: fakes.CountingLoads) -> None:
+    vision = Vision(Config(default_model="fake", max_batch_size=1), store=ModelStore(fake_models), load=counting)
+    intake = Intake(vision)
+    go = threading.Event()
+    counting.before_run = lambda _: go.wait(30)  # type: ignore[assignment,return-value]
+    futures = [intake.embed_image(pictures.png(seed=n)) for n in range(8)]
+    while vision.services.dual_encoder("fake").images.waiting < 1:
+        threading.Event().wait(0.01)
+    intake.close()
+    go.set()
+    results = [outcome_of_done(future) for future in futures]
+    refused = [result for result in results if isinstance(result, Busy)]
+    assert 1 <= len(refused) < 8
+    assert all("shutting down" in str(error) for error in refused)
+    vision.close()

@@ -87,7 +87,7 @@ async def similarity(call: Call) -> Response:
 
 async def models(call: Call) -> Response:
     """Answer with the installed models."""
-    return answer(call.datasette, {"ok": True, "models": await call.desk.call(call.desk.vision.models)})
+    return answer(call.datasette, {"ok": True, "models": await call.desk.call(lambda: call.desk.vision.models())})
 
 
 def count_labels(call: Call, model: str, text: str) -> None:

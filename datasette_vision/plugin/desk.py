@@ -40,6 +40,7 @@ class Desk:
         self._intake: Lazy[Intake] = Lazy(self._make_intake)
         self.limits = Limits(state.config)
         self.measures = Measures()
+        state.before_close.append(self.close)
 
     @property
     def vision(self) -> Vision:
@@ -68,6 +69,7 @@ class Desk:
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run something that blocks, away from the event loop, on threads that are not Datasette's."""
+        await self.ready()
         return await asyncio.wrap_future(self.intake.call(function, *arguments))
 
     def close(self) -> None:

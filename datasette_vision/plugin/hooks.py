@@ -29,7 +29,6 @@ from datasette_vision.plugin import (
     table,
 )
 from datasette_vision.plugin.cli import vision_group
-from datasette_vision.plugin.desk import desk_of
 from datasette_vision.plugin.state import state_of
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ def asgi_wrapper(datasette: Datasette) -> Callable[[Application], Application]:
 def shutdown(datasette: Datasette) -> None:
     """Answer what waits, then stop. Datasette 1.0 only: 0.65 has no such hook."""
     state_of(datasette).close()
-    desk_of(datasette).close()
 
 
 @hookimpl

@@ -126,8 +126,8 @@ def exposition(desk: Desk) -> str:
 
 async def metrics(call: Call) -> Response:
     """Answer with the metrics."""
-    text = await call.desk.call(exposition, call.desk)
-    return respond(call.datasette, text, f"{MEDIA_TYPE}; version=0.0.4; charset=utf-8")
+    # On the event loop: its counters are counted there, and it takes about a millisecond.
+    return respond(call.datasette, exposition(call.desk), f"{MEDIA_TYPE}; version=0.0.4; charset=utf-8")
 
 
 ROUTES = (

@@ -92,7 +92,8 @@ class Route:
         if self.action is not None:
             await permissions.ensure(datasette, request.actor, self.action)
         desk = desk_of(datasette)
-        await desk.ready()
+        if self.kinds or self.body is not None:
+            await desk.ready()
         with desk.limits.share(client_of(request)) as share:
             fields = await read_fields(request, share, desk.call)
             if self.strict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,6 +45,8 @@ class PluginState:
         # (database, table) -> (until when, what is known): see tablefacts.py
         self.table_facts: dict[tuple[str, str], tuple[float, Any]] = {}
         self.vision: Lazy[Vision] = Lazy(self._make_vision)
+        # What is to be told that the end has come, before the models are.
+        self.before_close: list[Callable[[], None]] = []
         self.activity = activity.Activity(lambda: activity.silence_begins(datasette))
         self._ending = Ending(datasette, self.activity, self.close, lambda: self.config.shutdown_seconds)
         self.sql = sql.Registration(
@@ -89,6 +92,8 @@ class PluginState:
 
     def close(self) -> None:
         """Answer what waits, then stop."""
+        for first in self.before_close:
+            first()
         if self.vision.loaded:
             self.vision.get().close()
 
