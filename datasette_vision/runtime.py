@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasette_vision import memory
+from datasette_vision.cores import available_cores
 from datasette_vision.errors import ConfigError, EngineFailure, ModelCorrupt
 
 logger = logging.getLogger(__name__)
@@ -26,10 +26,8 @@ class Session(Protocol):
 
 
 def default_threads() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use, as far as its container lets it."""
+    return available_cores()
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,13 @@ class EncoderService:
         """Drop the towers that nobody asked for in the last `idle_s` seconds, and return their names."""
         return [name for name, tower in self._towers.items() if tower.forget(idle_s)]
 
-    def warm(self) -> None:
-        """Load both towers, the text tower first: it is what most first requests ask for."""
+    def warm(self, ready: Callable[[str], None] = lambda part: None) -> None:
+        """Load both towers, the text tower first: it is what most first requests ask for. `ready` is told of each."""
         self.texts(self.tokenise("warm"))
+        ready("text")
         spec = self.manifest.preprocess
         self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
+        ready("image")
 
     @property
     def queues(self) -> dict[str, Batcher[Any, Any]]:
@@ -106,10 +108,11 @@ class ClassifierService:
         """Drop the graph if nobody asked for it in the last `idle_s` seconds, and return its name if so."""
         return ["image"] if self.classifier.graph.forget(idle_s) else []
 
-    def warm(self) -> None:
-        """Load the graph."""
+    def warm(self, ready: Callable[[str], None] = lambda part: None) -> None:
+        """Load the graph, and tell `ready` of it."""
         spec = self.manifest.preprocess
         self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
+        ready("image")
 
     @property
     def queues(self) -> dict[str, Batcher[Any, Any]]:

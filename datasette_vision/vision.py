@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -253,10 +253,10 @@ class Vision:
         if classifier is not None and not self.store.find(classifier).manifest.labels:
             raise WrongTask(f"default_classifier: {classifier!r} brings no labels of its own")
 
-    def preload(self) -> None:
-        """Load the models of the configuration's `preload`, and return when they are ready."""
+    def preload(self, ready: Callable[[str], None] = lambda part: None) -> None:
+        """Load the models of the configuration's `preload`; `ready` is told of each part: "clip text"."""
         for name in self.config.preload:
-            self.services.get(name).warm()
+            self.services.get(name).warm(lambda part, name=name: ready(f"{name} {part}"))  # type: ignore[misc]
 
     def close(self) -> None:
         """Answer what waits, then refuse more."""

@@ -40,6 +40,7 @@ LAYERS: dict[str, int] = {
     "steady": 2,
     "cache": 2,
     "memory": 2,
+    "cores": 2,
     "eightbit": 2,
     "hnsw": 2,
     "index": 2,

@@ -34,16 +34,23 @@ class Ending:
     """Ends one server, once."""
 
     def __init__(
-        self, datasette: Datasette, activity: Activity, close: Callable[[], None], limit_s: Callable[[], float]
+        self,
+        datasette: Datasette,
+        activity: Activity,
+        close: Callable[[], None],
+        limit_s: Callable[[], float],
+        started: Callable[[], None] = lambda: None,
     ) -> None:
         """`close` ends what the plugin itself runs; `limit_s` gives the time from a signal to the process's end.
 
-        It is asked when the server starts: before that, the configuration has not been checked.
+        It is asked when the server starts: before that, the configuration has not been checked. `started` is called
+        when it has.
         """
         self._datasette = datasette
         self._activity = activity
         self._close = close
         self._configured_limit = limit_s
+        self._started = started
         self._limit_s = 0.0
         self._deadline: float | None = None
         self._lock = threading.Lock()
@@ -69,6 +76,8 @@ class Ending:
                     # Whoever hears this may end the process at once.
                     await asyncio.to_thread(self.close)
                 await send(message)
+                if message["type"] == "lifespan.startup.complete":
+                    self._started()
 
             self._limit_s = self._configured_limit()
             self._listen()

@@ -16,6 +16,7 @@ from datasette_vision.errors import ConfigError, VisionError
 from datasette_vision.lazy import Lazy
 from datasette_vision.plugin import activity, sql_errors
 from datasette_vision.plugin.ending import Ending
+from datasette_vision.plugin.timings import Timeline
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -40,6 +41,8 @@ class PluginState:
 
     def __init__(self, datasette: Datasette) -> None:
         self._datasette = datasette
+        self.timeline = Timeline("models", "server")
+        self.timeline.mark("Datasette imported")
         self._config: Lazy[Config] = Lazy(self._read_config)
         self._foreign: Lazy[Any] = Lazy(self._make_foreign)
         # (database, table) -> (until when, what is known): see tablefacts.py
@@ -48,7 +51,7 @@ class PluginState:
         # What is to be told that the end has come, before the models are.
         self.before_close: list[Callable[[], None]] = []
         self.activity = activity.Activity(lambda: activity.silence_begins(datasette))
-        self._ending = Ending(datasette, self.activity, self.close, lambda: self.config.shutdown_seconds)
+        self._ending = Ending(datasette, self.activity, self.close, lambda: self.config.shutdown_seconds, self._started)
         self.sql = sql.Registration(
             self.vision.get,
             drop_in=not self.has_llm_embed_plugin,
@@ -85,6 +88,8 @@ class PluginState:
         activity.guard_exit(lambda datasette: state_of(datasette).activity)
         if config.preload:
             threading.Thread(target=self._preload, name="datasette-vision-preload", daemon=True).start()
+        else:
+            self.timeline.over("models")
 
     def watch(self, application: activity.Application) -> activity.Application:
         """Wrap Datasette's ASGI application: awake while there is work, and an orderly end."""
@@ -117,9 +122,14 @@ class PluginState:
 
     def _preload(self) -> None:
         try:
-            self.vision.get().preload()
+            self.vision.get().preload(self.timeline.mark)
         except VisionError as error:
             logger.error("preload: %s", error)
+        self.timeline.over("models")
+
+    def _started(self) -> None:
+        self.timeline.mark("server started")
+        self.timeline.over("server")
 
 
 def state_of(datasette: Datasette) -> PluginState:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datasette_vision import __version__
 from datasette_vision.errors import InstallFailed
 from datasette_vision.models import manifest as manifests
 from datasette_vision.models import preprocessors
@@ -142,8 +143,10 @@ def preprocessor(spec: dict[str, Any]) -> Preprocess:
 
 def made_with() -> dict[str, str]:
     """Return the versions of what took part."""
-    packages = ("datasette-vision", "torch", "transformers", "onnx", "onnxruntime", "numpy", "pillow", "tokenizers")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    packages = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "pillow", "tokenizers")
+    # This package itself may lie there without being installed, as where images are built.
+    own = {"python": platform.python_version(), "datasette-vision": __version__}
+    return own | {package: version(package) for package in packages}
 
 
 def _precision(kept: dict[str, Measured]) -> str:
