@@ -14,7 +14,7 @@ import pytest
 
 from datasette_vision.vision import Vision
 from tests import pictures
-from tests.servers import serve
+from tests.servers import serving
 
 CLIENTS, TURNS, PLACES = 80, 6, 24
 
@@ -52,7 +52,7 @@ async def test_many_clients_get_the_right_answer_or_are_told_to_wait(tmp_path: P
                 found = np.frombuffer(base64.b64decode(found), "<f4")
             assert np.allclose(found, expected, rtol=0, atol=1e-4)
 
-    with serve(tmp_path, cache_mb=0, max_queue=PLACES, allow_metrics=True) as address:
+    with serving(tmp_path, cache_mb=0, max_queue=PLACES, allow_metrics=True) as address:
         limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
         async with httpx.AsyncClient(base_url=address, timeout=100, limits=limits) as client:
             visits = [asyncio.ensure_future(visit(client, number)) for number in range(CLIENTS)]
