@@ -40,6 +40,7 @@ from datasette_vision.vision import Vision
 
 # What is lost and done again when a worker dies: a few seconds of one core.
 IMAGES_PER_BLOCK = 128
+IMAGES_PER_GPU_BLOCK = 2048
 CONNECT_TIMEOUT_S = 10.0
 CUDA = "CUDAExecutionProvider"
 GPU_BATCH_SIZE = 64
@@ -59,7 +60,12 @@ class Workers:
     cpus: int = 1
     gpus: float = 0.0
     batch_size: int | None = None
-    images_per_block: int = IMAGES_PER_BLOCK
+    images_per_block: int | None = None
+
+    @property
+    def block(self) -> int:
+        """Images that are handed out together: many more to a GPU, which is done with them as soon."""
+        return self.images_per_block or (IMAGES_PER_GPU_BLOCK if self.gpus else IMAGES_PER_BLOCK)
 
     def config(self, config: Config) -> Config:
         """Return the configuration of one actor."""
@@ -87,11 +93,11 @@ def embed_files(
         # A reference inside a list is not fetched with the actor: only a machine without the model asks for it.
         package, known = [ray.put(pack(model))], [ray.put(prepared.known)]
         to_embedders = [] if job.skip == BY_PATH else known
-        data, total = _listed(prepared, known, workers.images_per_block)
+        data, total = _listed(prepared, known, workers.block)
         if data is not None:
             data.map_batches(
                 Embedder,
-                batch_size=workers.images_per_block,
+                batch_size=workers.block,
                 batch_format="pyarrow",
                 compute=_pool(workers),
                 num_cpus=workers.cpus,
