@@ -11,14 +11,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
+from datasette_vision import configvalues as values
+from datasette_vision.configvalues import Allow
 from datasette_vision.errors import ConfigError
 
 BUNDLED_MODEL = "tiny-emoji"
-
-# An allow block of Datasette: everybody, nobody, or whose properties match.
-Allow: TypeAlias = bool | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,14 @@ class ModelConfig:
     max_batch_size: int | None = None
     max_queue: int | None = None
     unload_after: float | None = None
+
+
+@dataclass(frozen=True)
+class AutoEmbed:
+    """Which tables are kept in step with their embeddings, as "database/table" (None: all), and how often to look."""
+
+    tables: tuple[str, ...] | None = None
+    interval: float = 2
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Config:
     allow: Allow | None = None
     allow_metrics: Allow | None = None
     shutdown_seconds: float = 9
+    auto_embed: AutoEmbed | None = None
     models: Mapping[str, ModelConfig] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
@@ -94,147 +102,153 @@ class Key:
     read: Callable[[Any], Any]
 
 
-def _whole(minimum: int, maximum: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-            raise ValueError
-        return value
-
-    return read
-
-
-def _positive(maximum: float) -> Callable[[Any], float]:
-    def read(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= maximum:
-            raise ValueError
-        return value
-
-    return read
-
-
-def _shutdown(value: Any) -> float:
-    if _positive(3600)(value) <= 2:  # two of them are for closing
+def _tables(value: Any) -> tuple[str, ...] | None:
+    if value is True:
+        return None
+    names = values.names(value)
+    if not all(database and table for database, _, table in (name.partition("/") for name in names)):
         raise ValueError
-    return float(value)
+    return names
 
 
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError
-    return value
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise ValueError
-    return tuple(_name(entry) for entry in value)
-
-
-def _allow(value: Any) -> Allow:
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError
-    return MappingProxyType(dict(value))
+def _auto_embed(value: Any) -> AutoEmbed | None:
+    if value is False:
+        return None
+    if not isinstance(value, Mapping):
+        return AutoEmbed(_tables(value))
+    return AutoEmbed(**_read(value, AUTO_EMBED_KEYS, "auto_embed."))
 
 
 def _models(value: Any) -> Mapping[str, ModelConfig]:
     if not isinstance(value, Mapping):
         raise ValueError
     return MappingProxyType(
-        {_name(name): ModelConfig(**_read(own, MODEL_KEYS, f"models.{name}.")) for name, own in value.items()}
+        {values.name(name): ModelConfig(**_read(own, MODEL_KEYS, f"models.{name}.")) for name, own in value.items()}
     )
 
 
 THREADS = Key(
-    "threads", "cores that one inference uses; all of them by default", "a whole number from 1 to 256", _whole(1, 256)
+    "threads",
+    "cores that one inference uses; all of them by default",
+    "a whole number from 1 to 256",
+    values.whole(1, 256),
 )
-REPLICAS = Key("replicas", "batches that a model computes at a time", "a whole number from 1 to 64", _whole(1, 64))
+REPLICAS = Key(
+    "replicas", "batches that a model computes at a time", "a whole number from 1 to 64", values.whole(1, 64)
+)
 PROVIDERS = Key(
     "providers",
     "execution providers of ONNX Runtime, the best first, as CUDAExecutionProvider; the CPU by default",
     "a list of names of execution providers",
-    _names,
+    values.names,
 )
 MAX_BATCH_SIZE = Key(
-    "max_batch_size", "inputs computed together at most", "a whole number from 1 to 4096", _whole(1, 4096)
+    "max_batch_size", "inputs computed together at most", "a whole number from 1 to 4096", values.whole(1, 4096)
 )
 MAX_QUEUE = Key(
     "max_queue",
     "inputs that may wait for a model; more are refused at once",
     "a whole number from 1 to 1000000",
-    _whole(1, 1_000_000),
+    values.whole(1, 1_000_000),
 )
 UNLOAD_AFTER = Key(
     "unload_after",
     "seconds without use after which a model leaves memory, to be loaded again when asked for; never by default",
     "a number above 0, at most 1000000",
-    _positive(1_000_000),
+    values.positive(1_000_000),
 )
 ALLOW_BLOCK = "an allow block of Datasette: true, false or an object"
+TABLES = 'a list of "database/table"'
+AUTO_EMBED_KEYS = (
+    Key("tables", "the tables", f"{TABLES}, or true (all)", _tables),
+    Key("interval", "seconds between two looks", "a number above 0, at most 86400", values.positive(86_400)),
+)
 MODEL_KEYS = (THREADS, PROVIDERS, REPLICAS, MAX_BATCH_SIZE, MAX_QUEUE, UNLOAD_AFTER)
 KEYS = (
     Key(
         "models_dir",
         "folder of installed models; by default DATASETTE_VISION_MODELS, else the user's cache directory",
         "a path",
-        _name,
+        values.name,
     ),
-    Key("default_model", "model used where a function names none", "the name of a model", _name),
+    Key("default_model", "model used where a function names none", "the name of a model", values.name),
     Key(
         "default_classifier",
         "model that vision_classify() uses where none is named; by default default_model",
         "the name of a model",
-        _name,
+        values.name,
     ),
-    Key("preload", "models to load in the background at start", "a list of names of models", _names),
+    Key("preload", "models to load in the background at start", "a list of names of models", values.names),
     *MODEL_KEYS,
-    Key("cache_mb", "memory for embeddings computed before", "a whole number from 0 to 1000000", _whole(0, 1_000_000)),
-    Key("max_image_mb", "size of an image file at most, in MB", "a number above 0, at most 2000", _positive(2000)),
+    Key(
+        "cache_mb",
+        "memory for embeddings computed before",
+        "a whole number from 0 to 1000000",
+        values.whole(0, 1_000_000),
+    ),
+    Key(
+        "max_image_mb", "size of an image file at most, in MB", "a number above 0, at most 2000", values.positive(2000)
+    ),
     Key(
         "max_image_megapixels",
         "pixels of an image at most, in millions",
         "a number above 0, at most 2000",
-        _positive(2000),
+        values.positive(2000),
     ),
     Key(
         "max_text_chars",
         "characters of a text at most",
         "a whole number from 1 to 10000000",
-        _whole(1, 10_000_000),
+        values.whole(1, 10_000_000),
     ),
     Key(
         "max_labels",
         "labels of a zero-shot classification at most: each is embedded the first time",
         "a whole number from 1 to 100000",
-        _whole(1, 100_000),
+        values.whole(1, 100_000),
     ),
-    Key("max_request_mb", "size of an HTTP request at most, in MB", "a number above 0, at most 2000", _positive(2000)),
-    Key("max_inputs", "inputs of an HTTP request at most", "a whole number from 1 to 1000000", _whole(1, 1_000_000)),
+    Key(
+        "max_request_mb",
+        "size of an HTTP request at most, in MB",
+        "a number above 0, at most 2000",
+        values.positive(2000),
+    ),
+    Key(
+        "max_inputs",
+        "inputs of an HTTP request at most",
+        "a whole number from 1 to 1000000",
+        values.whole(1, 1_000_000),
+    ),
     Key(
         "rate_limit",
         "inputs a minute over HTTP for each actor, or address of who has none; unlimited by default",
         "a whole number from 1 to 1000000",
-        _whole(1, 1_000_000),
+        values.whole(1, 1_000_000),
     ),
     Key(
         "allow",
         "who may compute over HTTP (the permission vision-infer); by default whoever may see the instance",
         ALLOW_BLOCK,
-        _allow,
+        values.allow,
     ),
     Key(
         "allow_metrics",
         "who may read the metrics (the permission vision-metrics); by default root alone",
         ALLOW_BLOCK,
-        _allow,
+        values.allow,
     ),
     Key(
         "shutdown_seconds",
         "seconds that work under way has when the server is told to stop, before it is cut short: a little less than"
         " what the platform waits (Docker and Cloud Run: 10)",
         "a number above 2, at most 3600",
-        _shutdown,
+        values.shutdown,
+    ),
+    Key(
+        "auto_embed",
+        "tables that have been embedded and are kept in step while the server runs: none by default",
+        f"{TABLES}, true (all), false, or an object of tables and interval (seconds, 2)",
+        _auto_embed,
     ),
     Key(
         "models",

@@ -8,10 +8,10 @@ import numpy as np
 
 from datasette_vision import likeness
 from datasette_vision.identifiers import quote
-from datasette_vision.transactions import Transactions
+from datasette_vision.transactions import Transactions, Writer
 
 
-def write_groups(reader: sqlite3.Connection, writer: sqlite3.Connection, table: str) -> int:
+def write_groups(reader: sqlite3.Connection, writer: Writer, table: str) -> int:
     """Write near_duplicate_group anew where it has changed, and return the number of photos that are not the first.
 
     What is gone, or could not be read, is in no group.
@@ -47,8 +47,8 @@ def write_groups(reader: sqlite3.Connection, writer: sqlite3.Connection, table: 
         wanted.update(dict.fromkeys(alive, alive[0]) if len(alive) > 1 else {})
     changed = [(wanted.get(key), key) for key in {*noted, *wanted} if wanted.get(key) != noted.get(key)]
 
-    def write(rows: list[tuple[int | None, int]]) -> None:
-        writer.executemany(f"update {name} set near_duplicate_group = ? where id = ?", rows)
+    def write(connection: sqlite3.Connection, rows: list[tuple[int | None, int]]) -> None:
+        connection.executemany(f"update {name} set near_duplicate_group = ? where id = ?", rows)
 
     with Transactions(writer, write) as transactions:
         for row in changed:

@@ -25,7 +25,7 @@ from datasette_vision.pipeline import Outcome, embed
 from datasette_vision.rows import Key, SourceRow, SourceTable, Wanted, connected
 from datasette_vision.schema import OWN_COLUMNS, Row, SideTable
 from datasette_vision.serving import Tower
-from datasette_vision.transactions import BUSY_TIMEOUT_MS, Transactions
+from datasette_vision.transactions import Transactions, Writer, writer_on
 from datasette_vision.vectors import Vector
 from datasette_vision.vision import Vision
 
@@ -89,6 +89,7 @@ def embed_table(
     *,
     vision: Vision,
     column: str | None = None,
+    kind: str | None = None,
     model: str | None = None,
     key: Sequence[str] = (),
     base: Path | str | None = None,
@@ -97,34 +98,36 @@ def embed_table(
     force: bool = False,
     workers: int | None = None,
     max_queued: int | None = None,
+    writer: Writer | None = None,
     progress: Callable[[Summary], None] = lambda summary: None,
     stop: threading.Event | None = None,
 ) -> Summary:
     """Embed what is new or changed of a column into `_vision_<table>`, remove what is gone, and say what was done.
 
     `column` holds images (BLOBs, data: URIs or base64), texts, or, with the folder `base`, paths of image files below
-    it; without it the one column is taken that was embedded before, or holds images. Rows are known by the table's key;
-    for a view, `key` names the columns. `where` is SQL. The column `digest`, if there is one, holds the SHA-256 of each
-    content: where it is noted already, nothing is read. `force` embeds all anew.
+    it: `kind` says which, in the words of columns.py; without it its first values do. Without `column` the one is taken
+    that was embedded before, or holds images. Rows are known by the table's key; for a view, `key` names the columns.
+    `where` is SQL. The column `digest`, if there is one, holds the SHA-256 of each content: where it is noted already,
+    nothing is read. `force` embeds all anew.
 
     A row that fails has its reason in the side table, and is tried again each time: the reason may be gone. What cannot
     even be read keeps the embedding it had.
 
     `database` is a path, or a function that opens connections, in autocommit mode and usable on any thread, where a
-    process has to go through an SQLite of its choice. Nothing is locked while inference runs: a transaction takes what
-    is ready, some times a second. `progress` gets the summary, ever the same object, after each row. When `stop` is
-    set, what is ready is written and the summary says `stopped`; what is ready is also written when an exception
-    passes, be it KeyboardInterrupt.
+    process has to go through an SQLite of its choice; `writer` writes, by default on one more of them. Nothing is
+    locked while inference runs: a transaction takes what is ready, some times a second. `progress` gets the summary,
+    ever the same object, after each row. When `stop` is set, what is ready is written and the summary says `stopped`;
+    what is ready is also written when an exception passes, be it KeyboardInterrupt.
 
     Raises InvalidArgument for a table, column, key or `where` that cannot be used, DimensionMismatch when the side
     table has embeddings of another size by this model, Unreadable for the database or the folder, UnknownModel,
-    WrongTask, ModelCorrupt, Busy and sqlite3.Error.
+    WrongTask, ModelCorrupt, Busy and sqlite3.Error, or what `writer` raises.
     """
     began = time.monotonic()
     connect = opened(database)
     with contextlib.ExitStack() as stack:
         reader, finder = (connected(stack.enter_context(contextlib.closing(connect()))) for _ in range(2))
-        writer = stack.enter_context(contextlib.closing(connect()))
+        writer = writer or writer_on(stack.enter_context(contextlib.closing(connect())))
         source = SourceTable(reader, table, key)
         folder = None if base is None else Base(Path(base))
         chosen = source.column(column) if column else columns.choose(source, folder, _embedded(reader, source))
@@ -133,11 +136,12 @@ def embed_table(
             folder, digest = Base(Path(loaded)), "digest"
             where = f"gone_at is null and ({where or 1}\n)"
         summary = Summary(total=source.count(chosen, where))
-        kind = columns.kind(source, chosen, folder, where)
+        kind = kind or columns.kind(source, chosen, folder, where)
         tower = vision.text_tower(model)  # of a classifier this raises WrongTask: scores are no embeddings
         if kind != columns.TEXTS:
             tower = vision.image_tower(model)
-        prepare(writer, source.side, tower, force=force)
+        side = source.side
+        writer(lambda connection: prepare(connection, side, tower, force=force))
         limit = vision.limits.max_bytes
         wanted = Wanted(chosen, tower.model, limit, where, source.column(digest) if digest else None, force)
         job = _Job(summary, source.side, wanted, finder)
@@ -151,7 +155,7 @@ def embed_table(
             unchanged=None if force else job.is_unchanged,
             known=None if force else job.known,
         )
-        transactions = Transactions[Row](writer, lambda rows: source.side.write(writer, rows))
+        transactions = Transactions[Row](writer, side.write)
         with transactions, contextlib.closing(outcomes):
             for outcome in outcomes:
                 job.take(outcome, transactions)
@@ -162,7 +166,7 @@ def embed_table(
                     break
         job.finish()
         if not summary.stopped:
-            summary.removed = remove_gone(reader, writer, source, chosen)
+            summary.removed = remove_gone(writer, source, chosen)
         summary.seconds = time.monotonic() - began
         progress(summary)
         return summary
@@ -174,7 +178,6 @@ def prepare(connection: sqlite3.Connection, side: SideTable, tower: Tower, *, fo
     Raises InvalidArgument when its rows are known by another key, DimensionMismatch when it has embeddings of this
     model of another size, unless they are all made anew.
     """
-    connection.execute(f"pragma busy_timeout = {BUSY_TIMEOUT_MS}")
     side.create(connection)
     found = connection.execute("select name from pragma_table_info(?)", (side.name,)).fetchall()
     key = tuple(name for (name,) in found[: -len(OWN_COLUMNS)])
@@ -272,22 +275,22 @@ def _embedded(connection: sqlite3.Connection, source: SourceTable) -> list[str]:
     """Return the columns that were embedded before."""
     try:
         rows = connection.execute(f"select distinct source_column from {quote(source.side.name)}").fetchall()
-    except sqlite3.OperationalError:  # no side table yet
+    except connection.OperationalError:  # no side table yet
         return []
     return [str(row[0]) for row in rows]
 
 
-def remove_gone(reader: sqlite3.Connection, writer: sqlite3.Connection, source: SourceTable, column: str) -> int:
+def remove_gone(writer: Writer, source: SourceTable, column: str) -> int:
     """Remove the embeddings of rows that are gone, and of this column where its value is; return their number."""
     side = source.side
     this_row = " and ".join(f"{quote(name)} = ?" for name in side.key_columns)
     removed = 0
 
-    def delete(rows: list[tuple[Key, bool]]) -> None:
+    def delete(connection: sqlite3.Connection, rows: list[tuple[Key, bool]]) -> None:
         nonlocal removed
         for key, whole in rows:
             sql = f"delete from {quote(side.name)} where {this_row}" + ("" if whole else " and source_column = ?")
-            removed += writer.execute(sql, key if whole else (*key, column)).rowcount
+            removed += connection.execute(sql, key if whole else (*key, column)).rowcount
 
     while gone := source.gone(column, GONE_AT_A_TIME):
         with Transactions(writer, delete) as transactions:

@@ -27,7 +27,7 @@ from datasette_vision.phototable import COLUMN, File, PhotoTable
 from datasette_vision.pipeline import Outcome, embed
 from datasette_vision.rows import SourceTable, connected
 from datasette_vision.schema import Row, SideTable
-from datasette_vision.transactions import Transactions
+from datasette_vision.transactions import Transactions, Writer, writer_on
 from datasette_vision.vectors import Vector
 from datasette_vision.vision import Vision
 
@@ -83,7 +83,7 @@ def load(
         writer, reader, finder = (stack.enter_context(contextlib.closing(connect())) for _ in range(3))
         connected(reader)
         connected(finder)
-        writer.execute("pragma busy_timeout = 60000")
+        write = writer_on(writer)
         where = str(Path(base).expanduser().resolve()) if base is not None else _common(walk)
         where = photos.prepare(writer, table, where, pictures, move=base is not None)
         side = SideTable(table, ("id",))
@@ -99,7 +99,7 @@ def load(
             known=job.known,
             inspect=job.inspect,
         )
-        transactions = Transactions[Outcome[File]](writer, lambda rows: job.write(writer, rows))
+        transactions = Transactions[Outcome[File]](write, job.write)
         with transactions, contextlib.closing(outcomes):
             for outcome in outcomes:
                 job.take(outcome)
@@ -111,9 +111,9 @@ def load(
                     break
         job.count_walk()
         if not summary.stopped:
-            job.mark_gone(writer)
-            summary.removed = jobs.remove_gone(reader, writer, SourceTable(reader, table), COLUMN)
-            summary.duplicates = duplicates.write_groups(reader, writer, table)
+            job.mark_gone(write)
+            summary.removed = jobs.remove_gone(write, SourceTable(reader, table), COLUMN)
+            summary.duplicates = duplicates.write_groups(reader, write, table)
         summary.seconds = time.monotonic() - began
         progress(summary)
         return summary
@@ -220,11 +220,11 @@ class _Load:
             rows.append(Row((key,), COLUMN, self._model, outcome.content_hash or "", blob, error))
         self._side.write(writer, rows)
 
-    def mark_gone(self, writer: sqlite3.Connection) -> None:
+    def mark_gone(self, writer: Writer) -> None:
         """Mark the files that were not found, and unmark those that are back."""
 
-        def mark(rows: list[tuple[str | None, int]]) -> None:
-            writer.executemany(f"update {self._table} set gone_at = ? where id = ?", rows)
+        def mark(connection: sqlite3.Connection, rows: list[tuple[str | None, int]]) -> None:
+            connection.executemany(f"update {self._table} set gone_at = ? where id = ?", rows)
 
         now = photos.moment(time.time_ns())
         with Transactions(writer, mark) as transactions:

@@ -112,7 +112,7 @@ def base_of(connection: sqlite3.Connection, table: str) -> str | None:
     """Return the folder below which the paths of a table are that load made; None for another table."""
     try:
         row = connection.execute(f"select base from {LOADS} where name = ? collate nocase", (table,)).fetchone()
-    except sqlite3.OperationalError:  # nothing was ever loaded
+    except connection.OperationalError:  # nothing was ever loaded
         return None
     return None if row is None else os.fsdecode(row[0])
 

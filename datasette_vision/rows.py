@@ -110,10 +110,12 @@ class SourceTable:
 
     def count(self, column: str, where: str | None = None) -> int:
         """Count the rows whose `column` is not NULL. Raises InvalidArgument when the SQL in `where` is not valid."""
-        sql = f"select count({quote(column)}) from {quote(self.name)} where {_condition(where)}"
+        # count(column) would read every picture; whether it is NULL stands at the head of its row.
+        name = quote(column)
+        sql = f"select count(*) from {quote(self.name)} where {name} is not null and {_condition(where)}"
         try:
             found = self._connection.execute(sql).fetchone()[0]
-        except sqlite3.OperationalError as error:
+        except self._connection.OperationalError as error:  # it may be of another SQLite
             if where is None or "locked" in str(error):
                 raise
             raise InvalidArgument(f"--where: {error}, in: {where}") from None
@@ -175,7 +177,7 @@ class SourceTable:
         name = rowid_name(self.columns)
         try:
             self._connection.execute(f"select {name} from {quote(self.name)} limit 0")
-        except sqlite3.OperationalError:  # WITHOUT ROWID
+        except self._connection.OperationalError:  # WITHOUT ROWID
             return None
         return name
 

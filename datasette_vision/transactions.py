@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -16,23 +16,54 @@ ROWS = 500  # some 20 ms: a Datasette that writes beside us is not kept waiting
 BUSY_TIMEOUT_MS = 300_000  # somebody else's VACUUM takes minutes
 
 
+class Writer(Protocol):
+    """Runs a function in a transaction, on a connection that it may write to, and returns what it returns."""
+
+    def __call__(self, function: Callable[[sqlite3.Connection], T], /) -> T: ...
+
+
+def in_transaction(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    """Run a function in a transaction of a connection, committed at its end; in the one that is open, if one is."""
+    began = not connection.in_transaction
+    if began:
+        connection.execute("begin immediate")
+    try:
+        result = function(connection)
+        if began:
+            connection.execute("commit")
+    except BaseException:
+        if began and connection.in_transaction:
+            connection.execute("rollback")
+        raise
+    return result
+
+
+def writer_on(connection: sqlite3.Connection) -> Writer:
+    """Return a writer on a connection of its own, in autocommit mode. It waits while others write."""
+    connection.execute(f"pragma busy_timeout = {BUSY_TIMEOUT_MS}")
+
+    def write(function: Callable[[sqlite3.Connection], T], /) -> T:
+        return in_transaction(connection, function)
+
+    return write
+
+
 class Transactions(Generic[T]):
-    """Gathers what `add` gets and has `write(rows)` write it, in a transaction some times a second.
+    """Gathers what `add` gets and has `write(connection, rows)` write it, in a transaction some times a second.
 
     As a context manager it writes the rest at the end, also when an exception passes; but not after one of SQLite's.
-    The connection is in autocommit mode.
     """
 
-    def __init__(self, connection: sqlite3.Connection, write: Callable[[list[T]], None]) -> None:
-        self._connection = connection
+    def __init__(self, writer: Writer, write: Callable[[sqlite3.Connection, list[T]], None]) -> None:
+        self._writer = writer
         self._write = write
         self._waiting: list[T] = []
         self._since = 0.0
         self._interval = SECONDS
-        connection.execute(f"pragma busy_timeout = {BUSY_TIMEOUT_MS}")
+        self._failed = False
 
     def add(self, row: T) -> None:
-        """Take a row, and write those that wait when they are many or have waited long. Raises sqlite3.Error."""
+        """Take a row, and write those that wait when they are many or have waited long. Raises as the writer does."""
         if not self._waiting:
             self._since = time.monotonic()
         self._waiting.append(row)
@@ -40,18 +71,14 @@ class Transactions(Generic[T]):
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that wait. Raises sqlite3.Error."""
+        """Write the rows that wait. Raises as the writer does."""
         if not self._waiting:
             return
         began = time.monotonic()
-        self._connection.execute("begin immediate")
-        try:
-            self._write(self._waiting)
-            self._connection.execute("commit")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("rollback")
-            raise
+        rows = self._waiting
+        self._failed = True
+        self._writer(lambda connection: self._write(connection, rows))
+        self._failed = False
         self._waiting = []
         self._interval = max(SECONDS, (time.monotonic() - began) / SHARE)
 
@@ -59,5 +86,5 @@ class Transactions(Generic[T]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if not isinstance(error, sqlite3.Error):
+        if not self._failed and not isinstance(error, sqlite3.Error):
             self.flush()

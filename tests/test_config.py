@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datasette_vision.config import KEYS, MODEL_KEYS, Config, ModelConfig
+from datasette_vision.config import KEYS, MODEL_KEYS, AutoEmbed, Config, ModelConfig
 from datasette_vision.errors import ConfigError
 
 WHERE = "plugins.datasette-vision"
@@ -45,6 +45,7 @@ def test_defaults() -> None:
         "allow": None,
         "allow_metrics": None,
         "shutdown_seconds": 9,
+        "auto_embed": None,
     }
     assert dict(Config().models) == {}
 
@@ -92,8 +93,38 @@ VALUES: dict[str, tuple[list[Any], list[Any], str]] = {
         "an allow block of Datasette: true, false or an object",
     )),
     "shutdown_seconds": ([2.5, 9, 3600], [2, 0, -1, 3601, True, "9", None, math.nan], "a number above 2, at most 3600"),
+    "auto_embed": (
+        [],
+        [None, 1, "photos/photos", ["photos"], ["/photos"], ["photos/"], [1], [""]],
+        'a list of "database/table", true (all), false, or an object of tables and interval (seconds, 2)',
+    ),
     "models": ([{}], [[], "clip", None, 1, {1: {}}, {"": {}}, {None: {}}], "an object of names of models"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (False, None),
+        (True, AutoEmbed()),
+        ([], AutoEmbed(())),
+        (["photos/photos", "a/b/c"], AutoEmbed(("photos/photos", "a/b/c"))),
+        ({}, AutoEmbed()),
+        ({"interval": 0.5}, AutoEmbed(None, 0.5)),
+        ({"tables": True, "interval": 60}, AutoEmbed(None, 60)),
+        ({"tables": ["photos/photos"]}, AutoEmbed(("photos/photos",))),
+    ],
+)
+def test_auto_embed(value: Any, expected: AutoEmbed | None) -> None:
+    assert Config.from_mapping({"auto_embed": value}).auto_embed == expected
+
+
+def test_bad_values_within_auto_embed() -> None:
+    where = f"{WHERE}.auto_embed"
+    assert error({"auto_embed": {"table": []}}) == f'{where}: unknown key "table"; did you mean tables?'
+    assert error({"auto_embed": {"interval": 0}}).startswith(f"{where}.interval: expected a number above 0")
+    message = f'{where}.tables: expected a list of "database/table", or true (all), found false'
+    assert error({"auto_embed": {"tables": False}}) == message
 
 
 def test_every_key_is_tested() -> None:
@@ -136,7 +167,7 @@ def test_bad_values(key: str, value: Any, expected: str) -> None:
             f'{WHERE}: unknown key "colour"; allowed are models_dir, default_model, default_classifier, preload, '
             "threads, providers, replicas, max_batch_size, max_queue, unload_after, cache_mb, max_image_mb, "
             "max_image_megapixels, max_text_chars, max_labels, max_request_mb, max_inputs, rate_limit, allow, "
-            "allow_metrics, shutdown_seconds, models",
+            "allow_metrics, shutdown_seconds, auto_embed, models",
         ),
         ({"models": {"clip": {"thread": 1}}}, f'{WHERE}.models.clip: unknown key "thread"; did you mean threads?'),
         (

@@ -15,6 +15,8 @@ import datasette
 from datasette_vision.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from sqlite3 import Connection
+
     from datasette.app import Datasette
     from datasette.database import Database
     from datasette.utils.asgi import Request
@@ -115,3 +117,16 @@ def close_databases(datasette: Datasette, timeout_s: float) -> None:
             return  # a connection must not be closed under the query that runs on it
     for database in databases:
         database.close()
+
+
+def open_reader(database: Database) -> Connection:
+    """Return a new connection that can only read a database, for whoever closes it: Datasette does not keep it.
+
+    It is of the SQLite that Datasette uses: two in one process, on one file, undo each other's locks.
+    """
+    connection = database.connect()
+    for name in ("_all_file_connections", "_all_connections"):
+        kept = getattr(database, name, [])
+        with contextlib.suppress(ValueError):
+            kept.remove(connection)
+    return connection

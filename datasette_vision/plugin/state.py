@@ -15,6 +15,7 @@ from datasette_vision.config import Config
 from datasette_vision.errors import ConfigError, VisionError
 from datasette_vision.lazy import Lazy
 from datasette_vision.plugin import activity, sql_errors
+from datasette_vision.plugin.auto_embed import AutoEmbed
 from datasette_vision.plugin.ending import Ending
 from datasette_vision.plugin.timings import Timeline
 
@@ -51,6 +52,7 @@ class PluginState:
         # What is to be told that the end has come, before the models are.
         self.before_close: list[Callable[[], None]] = []
         self.activity = activity.Activity(lambda: activity.silence_begins(datasette))
+        self.auto_embed = AutoEmbed(datasette, lambda: self.config.auto_embed, self.activity, self.vision.get)
         self._ending = Ending(datasette, self.activity, self.close, lambda: self.config.shutdown_seconds, self._started)
         self.sql = sql.Registration(
             self.vision.get,
@@ -92,13 +94,14 @@ class PluginState:
             self.timeline.over("models")
 
     def watch(self, application: activity.Application) -> activity.Application:
-        """Wrap Datasette's ASGI application: awake while there is work, and an orderly end."""
-        return self._ending.watch(self.activity.watch(application))
+        """Wrap Datasette's ASGI application: awake while there is work, tables kept in step, and an orderly end."""
+        return self._ending.watch(self.auto_embed.watch(self.activity.watch(application)))
 
     def close(self) -> None:
         """Answer what waits, then stop."""
         for first in self.before_close:
             first()
+        self.auto_embed.close()
         if self.vision.loaded:
             self.vision.get().close()
 

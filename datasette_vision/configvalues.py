@@ -1,0 +1,62 @@
+"""How values of the configuration are read: each function returns the value, or raises ValueError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+# An allow block of Datasette: everybody, nobody, or whose properties match.
+Allow: TypeAlias = bool | Mapping[str, Any]
+
+
+def whole(minimum: int, maximum: int) -> Callable[[Any], int]:
+    """Return what reads a whole number from `minimum` to `maximum`."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise ValueError
+        return value
+
+    return read
+
+
+def positive(maximum: float) -> Callable[[Any], float]:
+    """Return what reads a number above 0, up to `maximum`."""
+
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= maximum:
+            raise ValueError
+        return value
+
+    return read
+
+
+def shutdown(value: Any) -> float:
+    """Read the time that an orderly end may take."""
+    if positive(3600)(value) <= 2:  # two of them are for closing
+        raise ValueError
+    return float(value)
+
+
+def name(value: Any) -> str:
+    """Read a text that says something."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """Read a list of them."""
+    if not isinstance(value, list):
+        raise ValueError
+    return tuple(name(entry) for entry in value)
+
+
+def allow(value: Any) -> Allow:
+    """Read an allow block."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError
+    return MappingProxyType(dict(value))
