@@ -131,6 +131,17 @@ async def test_bad_bodies(content_type: str, body: bytes, message: str) -> None:
 
 
 @pytest.mark.asyncio
+async def test_json_that_would_grow_in_memory() -> None:
+    for value in (b"{},", b"[],", b"1,"):
+        with pytest.raises(RequestError, match="at most 1,000,000 values in JSON") as refusal:
+            await read(Sender(b'{"inputs": [' + value * 1_000_000 + b"1]}"))
+        assert refusal.value.status == 413
+    numbers = b",".join([b"0.123456"] * 768)
+    [field] = await read(Sender(b'{"inputs": [' + b",".join([b'{"embedding": [' + numbers + b"]}"] * 1000) + b"]}"))
+    assert len(field.value) == 1000
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("content_type", [None, "", "text/plain", "image/png", "application/jsonx"])
 async def test_other_media_types(content_type: str | None) -> None:
     with pytest.raises(RequestError, match="expected a Content-Type") as refusal:
