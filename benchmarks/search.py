@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def index(path: Path, rows: int, dimensions: int) -> dict[str, float]:
     began = time.perf_counter()
     indexwork.prepare(file, connection, wanted, dimensions)
     result = {"seconds": time.perf_counter() - began, "MB": file.stat().st_size / 1e6}
-    result["memory MiB"] = memory.resident_mib() or 0
+    result["peak MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result
 
 

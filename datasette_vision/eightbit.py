@@ -13,6 +13,9 @@ import numkong
 import numpy as np
 from numpy.typing import NDArray
 
+# How many more than wanted are to be taken and scored anew.
+SPARE = 32
+
 Labels = NDArray[np.int64]
 Codes = NDArray[np.int8]
 Similarities = NDArray[np.float32]

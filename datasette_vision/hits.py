@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision.eightbit import Labels
+from datasette_vision.eightbit import SPARE, Labels
 from datasette_vision.identifiers import quote
 from datasette_vision.index import View
 from datasette_vision.sidereader import Embeddings
 from datasette_vision.vectors import FLOAT32, Vector
 
-# How many more rows than wanted are taken from an index, since it rounds.
-SPARE = 48
 # By how much a similarity that an index gives may be off, at the very most.
 TOLERANCE = 0.05
 

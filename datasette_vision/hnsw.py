@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from datasette_vision.eightbit import Coded, Flat, Labels, Mask, Positions, Similarities, coded
+from datasette_vision.eightbit import SPARE, Coded, Flat, Labels, Mask, Positions, Similarities, coded
 
 # Of HNSW: neighbours a vector has in the graph, and candidates held when one is added. The Malkov and Yashunin paper
 # (https://arxiv.org/abs/1603.09320) finds 12 to 48 and 100 to 200 of use; less of the second is made up by searching.
 CONNECTIVITY = 16
 EXPANSION_ADD = 96
 # Candidates held while searching: the fewest of these that find nearly all.
-EXPANSIONS = (256, 512, 1024, 2048)
-RECALL = 0.98
+EXPANSIONS = (256, 384, 512, 768, 1024, 1536, 2048)
+RECALL = 0.97
 
 
 class Graph:
@@ -98,7 +98,7 @@ def build(
     return Graph(np.concatenate(labels), graph, EXPANSIONS[0] if onto is None else onto.expansion)
 
 
-def tune(graph: Graph, vectors: Flat, k: int = 10, spare: int = 48, sample: int = 64) -> float:
+def tune(graph: Graph, vectors: Flat, k: int = 10, spare: int = SPARE, sample: int = 64) -> float:
     """Have a graph of these vectors look at as many candidates as it takes to find nearly all, and return the recall.
 
     Measured: the k nearest to some of them, and to some made of two of them, that are among the k + spare it names.
