@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +88,13 @@ class _Header:
         return (height, width) if self.turn >= 5 else (width, height)
 
 
-def decode(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, target: int | None = None) -> Image.Image:
+def decode(
+    data: bytes,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    target: int | None = None,
+    reserve: Callable[[int], None] = lambda pixels: None,
+) -> Image.Image:
     """Decode an image file to an upright picture of mode "RGB" without metadata.
 
     JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, and HEIC when pillow-heif is installed; the first frame or page. The EXIF
@@ -98,11 +105,13 @@ def decode(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, target: int | N
     that is then decoded at 1/2, 1/4 or 1/8 of its size, never below twice the target: much faster on large
     pictures, and hardly different (by 3 of 255 at most, measured) after the caller's own resizing.
 
+    `reserve` is told how many pixels are about to be decoded, and may wait until there is memory for them.
+
     Raises InvalidImage.
     """
     header = _open(data, limits.max_bytes)
     _check(header, limits)
-    return _read_pixels(header, target)
+    return _read_pixels(header, target, reserve)
 
 
 def info(data: bytes) -> dict[str, Any]:
@@ -220,12 +229,15 @@ def _check(header: _Header, limits: ImageLimits) -> None:
         )
 
 
-def _read_pixels(header: _Header, target: int | None) -> Image.Image:
+def _read_pixels(
+    header: _Header, target: int | None, reserve: Callable[[int], None] = lambda pixels: None
+) -> Image.Image:
     """The picture, upright, mode "RGB", without metadata. Raises InvalidImage."""
     image = header.image
     try:
         if target is not None and header.format == "JPEG":
             image.draft(None, (2 * max(1, target),) * 2)
+        reserve(image.size[0] * image.size[1])
         image.load()
         picture = to_rgb(image, header.data)
         if header.turn in _UPRIGHT:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasette_vision import images, serving, vectors
+from datasette_vision.budget import PixelBudget
 from datasette_vision.cache import EmbeddingCache, LabelSets
 from datasette_vision.config import Config
 from datasette_vision.encoder import load_on
@@ -42,6 +43,7 @@ class Vision:
             max_bytes=int(self.config.max_image_mb * 1_000_000),
             max_pixels=int(self.config.max_image_megapixels * 1_000_000),
         )
+        self._decoding = PixelBudget(self.limits.max_pixels)  # one of the greatest size at a time
         cache_bytes = self.config.cache_mb * 1_000_000
         self.cache = EmbeddingCache(int(cache_bytes * (1 - LABEL_SETS_SHARE)))
         self.label_sets = LabelSets(int(cache_bytes * LABEL_SETS_SHARE))
@@ -268,9 +270,10 @@ class Vision:
     # What the queues take, and the names of what the cache keeps
 
     def pixels(self, service: Service, image: bytes) -> Pixels:
-        """Decode an image as a model wants it. Raises InvalidImage."""
+        """Decode an image as a model wants it, when there is memory for it. Raises InvalidImage."""
         spec = service.manifest.preprocess
-        return spec(images.decode(image, limits=self.limits, target=spec.target))
+        with self._decoding.holding() as reserve:
+            return spec(images.decode(image, limits=self.limits, target=spec.target, reserve=reserve))
 
     def image_key(self, service: Service, image: bytes) -> bytes:
         """Name the embedding of an image in the cache."""

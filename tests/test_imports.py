@@ -31,6 +31,7 @@ LAYERS: dict[str, int] = {
     "images": 1,
     "preprocess": 1,
     "zeroshot": 1,
+    "budget": 1,
     "models": 2,
     "runtime": 2,
     "tokenizer": 2,
