@@ -76,7 +76,7 @@ def make(path: Path, vision: Vision, model: str) -> None:
             side = SideTable(kind.table, kind.key)
             side.create(connection)
             side.write(connection, rows)
-        connection.execute("create view cheap as select id as number, name, price from photos where price < 4")
+        connection.execute("create view cheap as select id as number, name, price, image from photos where price < 4")
         side = SideTable("cheap", ("number",))
         side.create(connection)
         side.write(

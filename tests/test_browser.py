@@ -68,7 +68,7 @@ def labels(page: Page) -> list[str]:
 def heading(page: Page, text: str) -> None:
     """Wait until the results are those of a search."""
     page.wait_for_function(
-        "(text) => document.getElementById('vision-heading')?.textContent.includes(text)"
+        "(text) => document.getElementById('vision-heading')?.textContent.toLowerCase().includes(text.toLowerCase())"
         " && !document.querySelector('#vision-page[aria-busy]')",
         arg=text,
     )

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision import images
+from datasette_vision import images, vectors
 from datasette_vision.plugin.cells import is_embedding
 from datasette_vision.plugin.compatibility import IS_1_0
+from datasette_vision.schema import Row, SideTable
 from datasette_vision.vision import Vision
 from tests import pictures, searchtables
 
@@ -30,6 +31,12 @@ def path(tmp_path_factory: pytest.TempPathFactory, vision: Vision) -> Path:
         connection.execute("create table sizes (id integer primary key, name text, photo blob)")
         for name, photo in PHOTOS.items():
             connection.execute("insert into sizes (name, photo) values (?, ?)", (name, photo))
+        # As `vision load` makes it: paths were embedded, thumbnails are shown.
+        connection.execute("create table loaded (id integer primary key, path text, thumbnail blob)")
+        connection.execute("insert into loaded values (1, 'a.png', ?)", (PHOTOS["small"],))
+        side = SideTable("loaded", ("id",))
+        side.create(connection)
+        side.write(connection, [Row((1,), "path", "tiny-emoji", "", vectors.encode(vision.embed_text("a")))])
         connection.execute("create view seen as select name, photo from sizes where name = 'small'")
     connection.close()
     return path
@@ -82,7 +89,7 @@ async def test_pictures_in_a_row_and_in_a_view(datasette: Datasette) -> None:
 
 @pytest.mark.asyncio
 async def test_what_is_embedded_leads_to_what_is_similar(datasette: Datasette) -> None:
-    for page in ("/demo/emoji", "/demo/emoji/1F34E"):
+    for page in ("/demo/emoji", "/demo/emoji/1F34E", "/shop/loaded", "/shop/loaded/1"):
         text = (await datasette.client.get(page)).text
         links = re.findall(r'<a href="([^"]+)">find similar</a>', text)
         assert links

@@ -91,7 +91,7 @@ async def test_nothing_asked_yet(datasette: Datasette) -> None:
 async def test_like_more_and_less(datasette: Datasette) -> None:
     page = await get(datasette, f"{PAGE}?q=fruit")
     alone = await get(datasette, page.link("like-1F34E"))
-    assert alone.heading == "Closest to more like red apple"
+    assert alone.heading == "More like red apple"
     assert alone.labels[0] == "red apple"
     more = await get(datasette, page.link("more-1F34E"))
     assert more.heading == "Closest to “fruit”, more like red apple"
@@ -223,6 +223,10 @@ async def test_a_view(datasette: Datasette) -> None:
     page = await get(datasette, "/-/vision/shop/cheap?q=apple")
     assert page.status == 200
     assert set(page.labels[:2]) == {"red apple", "green apple"}
+    assert "/shop/cheap/" not in page.text.replace("/picture/shop/cheap/", "")  # a view has no pages of its rows
+    picture = await datasette.client.get(page.one(r'<img src="([^"]+)"'))
+    assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
+    assert (await get(datasette, page.one(r'id="like-[^"]*" href="([^"]+)"'))).labels[0] == page.labels[0]
 
 
 @pytest.mark.asyncio
@@ -258,8 +262,8 @@ async def test_mistakes_are_told_on_the_page(datasette: Datasette, query: str, s
 
 @pytest.mark.asyncio
 async def test_too_long_a_search_says_what_helps(demo_path: Path) -> None:
-    datasette = make(demo_path, settings={"sql_time_limit_ms": 1})
-    page = await get(datasette, f"{PAGE}?q=cat&_where=(select+count(*)+from+emoji+a,+emoji+b)+%3E+0")
+    datasette = make(demo_path, settings={"sql_time_limit_ms": 100})
+    page = await get(datasette, f"{PAGE}?q=cat&_where=(select+count(*)+from+emoji+a,+emoji+b,+emoji+c)+%3E+0")
     assert page.status == 400
     assert "sql_time_limit_ms" in page.error
 
@@ -323,6 +327,10 @@ async def test_under_a_base_url(demo_path: Path) -> None:
     assert all(address.startswith("/data/") for address in local), [a for a in local if not a.startswith("/data/")]
     source = page.one(r'<img src="([^"]+)"')
     assert (await datasette.client.get(source.removeprefix("/data"))).status_code == 200
+    found = (await datasette.client.get("/-/vision/search/demo/emoji?q=happy+cat&_size=2")).json()
+    for address in (found["next_url"], found["rows"][0]["url"], found["rows"][0]["thumbnail"]):
+        assert address.startswith("http://localhost/data/")
+        assert (await datasette.client.get(address.removeprefix("http://localhost/data"))).status_code == 200
 
 
 @pytest.mark.asyncio

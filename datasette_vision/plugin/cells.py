@@ -72,7 +72,7 @@ async def _picture(
     source = _data(kind, value) if inline else pictures.path(datasette, database, table, column, path, 192)
     full = pictures.path(datasette, database, table, column, path)
     html = LINK.format(full, PICTURE.format(source, f"{column}: {note}")) + NOTE.format(note)
-    if column in facts.embedded_columns:
+    if column in facts.similar_columns:
         like = SearchRequest(examples=(Example(path, 1.0),)).query_string()
         address = f"{search_page.path(datasette, database, table)}?{like}"
         html += Markup("<br>") + NOTE.format(LINK.format(address, "find similar"))

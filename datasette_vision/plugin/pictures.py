@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datasette_vision.errors import InvalidArgument, VisionError
 from datasette_vision.identifiers import quote
 from datasette_vision.plugin.permissions import may_view_table
-from datasette_vision.plugin.searching import table_of
+from datasette_vision.plugin.searching import read_embedded, table_of
 from datasette_vision.plugin.state import state_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,10 @@ async def _read(database: Any, table: str, column: str, row: str) -> object:
 
     column = tilde_decode(column)
     columns = await database.table_columns(table)
-    keys = await database.primary_keys(table) or ["rowid"]
+    keys = await database.primary_keys(table)
+    if not keys:
+        embedded = await read_embedded(database, table)  # a view is known by what it was embedded by
+        keys = embedded.key if embedded else ("rowid",)
     values = urlsafe_components(row)
     if column not in columns or len(values) != len(keys):
         return None

@@ -19,6 +19,7 @@ from datasette_vision.plugin.search_request import SearchRequest, encode_embeddi
 from datasette_vision.plugin.searching import Search, arguments_of, prepare, read_embedded, run, table_of
 
 if TYPE_CHECKING:
+    from datasette.app import Datasette
     from datasette.utils.asgi import Response
 
 THUMBNAIL = 384
@@ -42,7 +43,10 @@ async def search(call: Call) -> Response:
     if request.args.get("_shape") == "array":
         return answer(datasette, rows)
     sql = found.sql()
-    following = found.request.query_string(page=asked.page + 1) if found.has_next else None
+    following = None
+    if found.has_next:
+        address = f"{path(datasette, database.name, table)}?{found.request.query_string(page=asked.page + 1)}"
+        following = datasette.absolute_url(request, address)
     body = {
         "ok": True,
         "database": database.name,
@@ -51,13 +55,19 @@ async def search(call: Call) -> Response:
         "model": found.model,
         "rows": rows,
         "next": asked.page + 1 if following else None,
-        "next_url": datasette.absolute_url(request, f"{datasette.urls.path(request.path)}?{following}")
-        if following
-        else None,
+        "next_url": following,
         "sql": sql.sql,
         "parameters": sql.parameters,
     }
     return answer(datasette, body)
+
+
+def path(datasette: Datasette, database: str, table: str) -> str:
+    """Return the address of the search of a table as JSON."""
+    from datasette.utils import tilde_encode
+
+    route = tilde_encode(datasette.get_database(database).route)
+    return str(datasette.urls.path(f"/-/vision/search/{route}/{tilde_encode(table)}"))
 
 
 async def _picture(call: Call, model: str) -> str:

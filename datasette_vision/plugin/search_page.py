@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datasette_vision import __version__
 from datasette_vision.errors import InvalidArgument, VisionError
 from datasette_vision.plugin import embedded as embedded_tables
-from datasette_vision.plugin import permissions, pictures, uploads
+from datasette_vision.plugin import permissions, pictures, search_api, uploads
 from datasette_vision.plugin.compatibility import database_color
 from datasette_vision.plugin.desk import desk_of, outcomes
 from datasette_vision.plugin.responses import RequestError, status_of
@@ -155,20 +155,14 @@ async def _context(datasette: Datasette, request: Request, search: Search, addre
         "sql": sql.sql if sql else "",
         "parameters": _shown_parameters(sql.parameters if sql else {}),
         "query_path": search.query_path(datasette) if sql and may_sql else None,
-        "json_path": json_path(datasette, database.name, search.table) + "?" + asked.query_string(page=asked.page),
+        "json_path": search_api.path(datasette, database.name, search.table)
+        + "?"
+        + asked.query_string(page=asked.page),
         "first": asked.size * (asked.page - 1) + 1,
         "previous": f"{address}?{asked.query_string(page=asked.page - 1)}" if asked.page > 1 else None,
         "next": f"{address}?{asked.query_string(page=asked.page + 1)}" if search.has_next else None,
         "thumbnail": THUMBNAIL,
     }
-
-
-def json_path(datasette: Datasette, database: str, table: str) -> str:
-    """Return the address of the same search as JSON."""
-    from datasette.utils import tilde_encode
-
-    route = tilde_encode(datasette.get_database(database).route)
-    return str(datasette.urls.path(f"/-/vision/search/{route}/{tilde_encode(table)}"))
 
 
 def heading(search: Search) -> str:
@@ -180,7 +174,8 @@ def heading(search: Search) -> str:
         name = search.labels.get(example.row, example.row)
         parts.append(f"{'more' if example.weight > 0 else 'less'} like {name}")
     parts += [f"not “{asked.but_not}”"] if asked.but_not else []
-    text = f"Closest to {', '.join(parts)}" if parts else f"Pictures of {search.table}"
+    text = ", ".join(parts) or f"pictures of {search.table}"
+    text = f"Closest to {text}" if asked.q or asked.embedding else text[0].upper() + text[1:]
     return f"{text}, {search.human_filters}" if search.human_filters else text
 
 
@@ -191,7 +186,8 @@ def _card(datasette: Datasette, search: Search, found: Found, shown: str | None,
         "id": found.path,
         "label": found.label,
         "similarity": found.similarity,
-        "row_path": f"{datasette.urls.table(database, table)}/{found.path}",
+        # A view has no pages of its rows.
+        "row_path": None if search.embedded.is_view else f"{datasette.urls.table(database, table)}/{found.path}",
         "thumbnails": _thumbnails(datasette, search, found.path, shown),
         "like": f"{address}?{afresh.with_example(found.path, 1.0)}",
         "more": f"{address}?{asked.with_example(found.path, 1.0)}",

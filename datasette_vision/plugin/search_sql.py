@@ -127,8 +127,8 @@ class _Builder:
     def indexed(self, limit: int, offset: int) -> SearchSql:
         """The rows that vision_search() finds."""
         query, embedding = self._query()
-        if not query and not self.request.embedding:
-            embedding = ":q"  # one text is all: vision_search() embeds it itself
+        if embedding.startswith("vision_embed(:q"):
+            embedding = ":q"  # vision_search() embeds it itself
         found = f"vision_search({self.name}, {embedding}, {limit + offset}, {self.model}, {self.column})"
         select = (
             f"select {self._columns()},\n"
@@ -159,7 +159,7 @@ class _Builder:
         else:
             pairs = ",\n".join(f"    {expression}, {weight:g}" for expression, weight in terms)
             expression = f"vision_combine(\n{pairs}\n  )"
-        if expression.startswith("vision_embed("):
+        if expression.startswith(("vision_embed(", "vision_from_base64(")):
             return "", expression  # SQLite sees for itself that this is the same for every row
         return f"with query as (\n  select {expression} as embedding\n)\n", "(select embedding from query)"
 
