@@ -105,6 +105,7 @@ class Output:
     def prepare(self) -> None:
         """Make the folder. Raises InvalidArgument when it holds embeddings of another model, StorageFailed."""
         self.folder.make_folder()
+        self.folder.clear_up()
         for shard, file in self._opened():
             found = file.schema_arrow
             if found.equals(self.form.schema()):

@@ -12,6 +12,7 @@ import functools
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from datasette_vision.errors import ExtraMissing, InvalidArgument, StorageFailed
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
 # Stores where a file appears when it is closed. Elsewhere a name shows what is half-written, and a rename mends that.
 WHOLE_WHEN_CLOSED = ("s3://", "gs://", "gcs://", "abfs://", "abfss://", "az://", "hf://")
+
+STALE_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,14 @@ class Place:
         """Remove a file. Raises StorageFailed."""
         with storage_errors(self.address):
             self.filesystem.delete_file(self.path)
+
+    def clear_up(self) -> None:
+        """Remove what killed processes had half-written in this folder, of this machine, an hour ago or longer."""
+        if not self.root:
+            with storage_errors(self.address):
+                for path in Path(self.path).glob(".*.part"):
+                    if time.time() - path.stat().st_mtime > STALE_S:
+                        path.unlink(missing_ok=True)
 
     def make_folder(self) -> None:
         """Make a folder, and those above it, where it is not there yet. Raises StorageFailed."""

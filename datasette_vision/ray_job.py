@@ -8,12 +8,8 @@ Ray and Ray Data retry what dies; nothing here schedules.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import logging
-import os
-import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Datasink
+from ray.data import ActorPoolStrategy, Datasink
 
 from datasette_vision.config import Config
 from datasette_vision.embed_files import BY_PATH, Done, Job, Prepared, embed_images, prepare, row_of
@@ -34,6 +30,7 @@ from datasette_vision.known import Known
 from datasette_vision.models.store import ModelStore
 from datasette_vision.parquet import Form, Output
 from datasette_vision.pipeline import config_for_bulk
+from datasette_vision.ray_cluster import cluster, own_errors
 from datasette_vision.shipping import has, pack, unpack
 from datasette_vision.steady import load_steady
 from datasette_vision.vision import Vision
@@ -41,7 +38,6 @@ from datasette_vision.vision import Vision
 # What is lost and done again when a worker dies: a few seconds of one core.
 IMAGES_PER_BLOCK = 128
 IMAGES_PER_GPU_BLOCK = 2048
-CONNECT_TIMEOUT_S = 10.0
 CUDA = "CUDAExecutionProvider"
 GPU_BATCH_SIZE = 64
 
@@ -89,7 +85,7 @@ def embed_files(
     prepared = prepare(job, model)
     sink = Shards(prepared.output, job.rows_per_file)
     total = 0
-    with _cluster(address, quiet), _own_errors():
+    with cluster(address, quiet), own_errors():
         # A reference inside a list is not fetched with the actor: only a machine without the model asks for it.
         package, known = [ray.put(pack(model))], [ray.put(prepared.known)]
         to_embedders = [] if job.skip == BY_PATH else known
@@ -247,67 +243,3 @@ def _pool(workers: Workers) -> ActorPoolStrategy:
             maximum = min(maximum, int(there.get("GPU", 0) / workers.gpus))
         maximum = max(maximum, workers.minimum)
     return ActorPoolStrategy(min_size=workers.minimum, max_size=maximum)
-
-
-@contextlib.contextmanager
-def _cluster(address: str | None, quiet: bool) -> Iterator[None]:
-    """Connect to a cluster or start one, unless the process has done so, and let go of it again."""
-    if ray.is_initialized():
-        with _progress(quiet):
-            yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.WARNING}
-    if address == "local":
-        # A cluster of our own making tells nobody that it ran, and opens no page.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options["include_dashboard"] = False
-    try:
-        _reach(address)
-        ray.init(address=address, **options)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise VisionError(f"Ray at {address}: {error}") from None
-    try:
-        with _progress(quiet):
-            yield
-    finally:
-        ray.shutdown()
-
-
-def _reach(address: str) -> None:
-    """See that something listens at HOST:PORT: Ray itself would wait for minutes. Raises OSError."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[None]:
-    """Leave the progress to Ray, which shows it on a terminal and writes lines elsewhere; or have none."""
-    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
-    before = context.enable_progress_bars, logger.level
-    if quiet:
-        context.enable_progress_bars = False
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = before[0]
-        logger.setLevel(before[1])
-
-
-@contextlib.contextmanager
-def _own_errors() -> Iterator[None]:
-    """Raise what our code raised somewhere in the cluster as what it is."""
-    context = DataContext.get_current()
-    before, context.raise_original_map_exception = context.raise_original_map_exception, True
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        # Ray makes a class that is both its own error and ours, with all that was logged as its text.
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, VisionError):
-            raise cause from None
-        raise VisionError(f"Ray gave up: {error}") from error
-    finally:
-        context.raise_original_map_exception = before

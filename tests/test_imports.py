@@ -93,6 +93,7 @@ LAYERS: dict[str, int] = {
     "demo": 3,
     "plugin": 4,
     "ray_job": 4,
+    "ray_cluster": 4,
     "llm_models": 4,
     "llm_plugin": 4,
 }
@@ -105,7 +106,7 @@ ONE_PLACE = {
     "tokenizers": "tokenizer models.bake.slow_tokenizers",
     "llm": "llm_models llm_plugin",
     "usearch": "hnsw",
-    "ray": "ray_job",
+    "ray": "ray_cluster ray_job",
 }
 # Turns PyTorch models into ours: may import torch, and nothing that serves may import it.
 BAKE = "models.bake"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 import uuid
 from pathlib import Path
 
@@ -66,6 +68,14 @@ def test_what_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(StorageFailed, match="TypeError"):
         here.child("a").write("no bytes")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_left_half_written_goes_after_an_hour(tmp_path: Path) -> None:
+    for name, age in ((".part-1.parquet-12345678.part", 4000), (".part-2.parquet-12345678.part", 60), (".other", 4000)):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    place(str(tmp_path)).clear_up()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other", ".part-2.parquet-12345678.part"]
 
 
 def test_errors_name_the_place(folder: Place) -> None:
