@@ -96,6 +96,7 @@ def embed_table(
     where: str | None = None,
     digest: str | None = None,
     force: bool = False,
+    prune: bool = True,
     workers: int | None = None,
     max_queued: int | None = None,
     writer: Writer | None = None,
@@ -108,7 +109,8 @@ def embed_table(
     it: `kind` says which, in the words of columns.py; without it its first values do. Without `column` the one is taken
     that was embedded before, or holds images. Rows are known by the table's key; for a view, `key` names the columns.
     `where` is SQL. The column `digest`, if there is one, holds the SHA-256 of each content: where it is noted already,
-    nothing is read. `force` embeds all anew.
+    nothing is read. `force` embeds all anew; without `prune` nothing is removed, which is quicker where `where` chooses
+    a few rows of a large table.
 
     A row that fails has its reason in the side table, and is tried again each time: the reason may be gone. What cannot
     even be read keeps the embedding it had.
@@ -165,7 +167,7 @@ def embed_table(
                     summary.stopped = True
                     break
         job.finish()
-        if not summary.stopped:
+        if prune and not summary.stopped:
             summary.removed = remove_gone(writer, source, chosen)
         summary.seconds = time.monotonic() - began
         progress(summary)

@@ -215,6 +215,13 @@ def test_names_that_need_quoting(database: Database) -> None:
     assert list(database.side('my "photos"')) == ["a'b"]
 
 
+def test_without_pruning_nothing_is_removed(photos: Database) -> None:
+    photos.embed("photos")
+    photos.execute("delete from photos where id = 3")
+    assert numbers(photos.embed("photos", where="id = 4", prune=False)) == (0, 1, 0, 0)
+    assert numbers(photos.embed("photos", where="id = 4")) == (0, 1, 0, 1)
+
+
 def test_where_chooses_rows_and_loses_none(photos: Database) -> None:
     assert numbers(photos.embed("photos", where="photos.id <= 10 or rowid = 12")) == (11, 0, 0, 0)
     assert numbers(photos.embed("photos", where="id > 10")) == (19, 1, 0, 0)
