@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -106,8 +107,9 @@ class Run(Generic[Item]):
                 futures = list(self._futures)
             for future in futures:
                 future.cancel()
+            deadline = time.monotonic() + JOIN_TIMEOUT_S  # one may wait for a disk that does not answer
             for thread in started:
-                thread.join(JOIN_TIMEOUT_S)
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _next(self) -> Outcome[Item] | None:
         with self._changed:
