@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,11 @@ from tests import fakes
 # Datasette has CPython print the traceback of every error in a SQL function, which pytest then takes for a defect.
 assert datasette.database
 datasette_sqlite3.enable_callback_tracebacks(False)
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so does every process they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
