@@ -261,3 +261,21 @@ def test_ctrl_c(photos: Path, out: Path, fake_models: Path, fake_vision: Vision)
     paths = [row["path"] for row in rows(out)]
     assert len(paths) == len(set(paths)) == COUNT + 400
     check([row for row in rows(out) if "/x" not in row["path"]], fake_vision)
+
+
+def test_into_a_table_and_on_from_there(run: Any, photos: Path, out: Path, fake_models: Path, tmp_path: Path) -> None:
+    """What was imported is known to `datasette vision embed`: it embeds only what has changed since."""
+    run(photos)
+    database = str(tmp_path / "photos.db")
+
+    def vision(*arguments: str) -> str:
+        result = CliRunner().invoke(cli, ["vision", *arguments])
+        assert result.exit_code in (0, 3), result.output
+        return result.output
+
+    vision("import-embeddings", database, "photos", str(out), "--create", "--base", str(photos), "--quiet")
+    (photos / "0" / "00.jpg").write_bytes(content(1))
+    options = ["--column", "path", "--base", str(photos), "--model", "fake", "--models-dir", str(fake_models)]
+    assert "1 embedded (1 of them equal to another), 26 unchanged, 3 failed;" in vision(
+        "embed", database, "photos", *options
+    )
