@@ -207,6 +207,15 @@ def test_large_pictures_are_not_read(shop: Connection, tmp_path: Path, vision: V
     connection.connection.close()
 
 
+def test_a_view_that_is_not_embedded_is_not_run(vision: Vision) -> None:
+    connection = Connection(vision)
+    connection.connection.execute(
+        "create view endless as with recursive n (i) as (select 1 union all select i + 1 from n) select max(i) from n"
+    )
+    assert embedded.columns_of(connection.connection, "endless") == (frozenset(), ())
+    connection.connection.close()
+
+
 def test_what_is_not_embedded(shop: Connection) -> None:
     assert embedded.read(shop.connection, "bare") is None
     assert embedded.read(shop.connection, "nowhere") is None

@@ -79,9 +79,19 @@ def picture_columns(connection: sqlite3.Connection, table: str) -> tuple[str, ..
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Return (the columns of a table that are embedded, those that hold pictures)."""
+    """Return (the columns of a table that are embedded, those that hold pictures).
+
+    What a view holds is not looked at unless it is embedded: a view may take as long as it likes for its first row.
+    """
     source = sidetables.find(connection, table)
     sources = _sources(connection, source.side.name) if source else ()
+    if (
+        not sources
+        and connection.execute(
+            "select 1 from sqlite_master where type = 'view' and name = ? collate nocase", (table,)
+        ).fetchone()
+    ):
+        return frozenset(), ()
     return frozenset(column for column, _ in sources), picture_columns(connection, table)
 
 

@@ -106,7 +106,7 @@ page.addEventListener("submit", (event) => {
 });
 
 page.addEventListener("click", (event) => {
-  const link = event.target.closest("a");
+  const link = event.target.closest("a[href]");
   if (!link || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
   if (new URL(link.href).pathname !== location.pathname) return;
   event.preventDefault();
