@@ -56,9 +56,10 @@ class PhotoTable:
 
     def noted(self, reader: sqlite3.Connection, path: str | bytes) -> Noted | None:
         """Return what there is for a path, as the table holds it."""
+        # The plus takes the column's affinity away: without it SQLite looks through the whole side table.
         row = reader.execute(
             f"select p.id, p.size, p.modified, p.digest, p.format, p.error, p.gone_at, s.content_hash, s.error"
-            f" from {self._table} p left join {quote(self._side.name)} s on s.id = p.id and s.source_column = ?"
+            f" from {self._table} p left join {quote(self._side.name)} s on s.id = +p.id and s.source_column = ?"
             " and s.model = ? where p.path = ?",
             (COLUMN, self._model, path),
         ).fetchone()

@@ -206,8 +206,9 @@ class SourceTable:
         """Write the query: kind, size, hash, error, same digest, value, key…, order…."""
         table, name = quote(self.name), f"{quote(self.name)}.{quote(wanted.column)}"
         side = self.side
+        # The plus takes the column's affinity away: a key is compared as it is, and found by the side table's index.
         same_row = " and ".join(
-            f"_side.{quote(own)} = {table}.{quote(column)}"
+            f"_side.{quote(own)} = +{table}.{quote(column)}"
             for own, column in zip(side.key_columns, self.key, strict=True)
         )
 

@@ -215,6 +215,21 @@ def test_names_that_need_quoting(database: Database) -> None:
     assert list(database.side('my "photos"')) == ["a'b"]
 
 
+@pytest.mark.parametrize("kind", ["integer", "text", "varchar(9)", "real", "blob", ""])
+def test_what_is_noted_is_found_by_the_key(database: Database, kind: str) -> None:
+    """With the affinity of a column in the way SQLite reads the whole side table for each row."""
+    database.execute(f"create table t (k {kind}, m text, image blob, primary key (k, m))")
+    database.insert("t", *((number, "x", image) for number, image in enumerate(PICTURES)))
+    assert numbers(database.embed("t")) == (30, 0, 0, 0)
+    assert numbers(database.embed("t")) == (0, 30, 0, 0)
+    source = rows.SourceTable(database.connection, "t")
+    sql = source._query(rows.Wanted("image", "fake", 1000, digest="m"), after=False, limit=True)
+    plan = [row[3] for row in database.execute("explain query plan " + sql)]
+    found = [detail for detail in plan if "_side" in detail]
+    assert found
+    assert all("SEARCH _side USING INDEX sqlite_autoindex__vision_t_1 (k=? AND m=?" in detail for detail in found)
+
+
 def test_without_pruning_nothing_is_removed(photos: Database) -> None:
     photos.embed("photos")
     photos.execute("delete from photos where id = 3")

@@ -21,7 +21,9 @@ from datasette_vision.jobs import embed_table
 from datasette_vision.loading import LoadSummary, load
 from datasette_vision.models.store import ModelStore
 from datasette_vision.photos import Pictures
+from datasette_vision.phototable import PhotoTable
 from datasette_vision.pipeline import config_for_bulk
+from datasette_vision.schema import SideTable
 from datasette_vision.vision import Vision
 from tests import fakes, pictures
 from tests.test_exif import LONDON, NOON, block
@@ -144,6 +146,21 @@ def test_only_what_changed_is_read_again(
     read.clear()
     assert numbers(library.load()) == (0, 8, 0)
     assert read == []
+
+
+def test_what_is_noted_is_found_at_once(library: Library) -> None:
+    library.write("a.jpg", seed=1)
+    library.load()
+    connection = sqlite3.connect(library.database)
+    statements: list[str] = []
+    connection.set_trace_callback(statements.append)
+    table = PhotoTable(SideTable("photos", ("id",)), "fake", Pictures())
+    assert table.noted(connection, "a.jpg") is not None
+    connection.set_trace_callback(None)
+    plan = " ".join(row[3] for row in connection.execute("explain query plan " + statements[0]))
+    connection.close()
+    assert "sqlite_autoindex_photos_1 (path=?)" in plan
+    assert "sqlite_autoindex__vision_photos_1 (id=? AND source_column=? AND model=?)" in plan
 
 
 def test_what_is_back_is_unmarked(library: Library) -> None:
