@@ -94,7 +94,7 @@ CMD ["datasette", "serve", "/app", "--memory", "--cors", "--host", "0.0.0.0", "-
 FROM server AS filled
 USER root
 COPY docker/fill.py docker/data /source/
-RUN mv /source/fill.py /tmp/ && python /tmp/fill.py /source /filled
+RUN mv /source/fill.py /tmp/ && python /tmp/fill.py /source /filled /app/metadata.json
 
 FROM server
 COPY --from=filled /filled /app

@@ -25,7 +25,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docker"))
 from check import TEXT, ask, first_answer, query
-from engines import Engine, find
+from containers import Engine, Running
+from engines import find
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
@@ -38,7 +39,6 @@ def start(engine: Engine, tag: str, memory: int, drop: bool) -> tuple[float, flo
     with engine.run(tag, memory_mib=memory) as container:
         first_answer(container, query(TEXT))
         took = time.perf_counter() - began
-        # The server's log tells when it began; from there on the answer is timed by the server's clock too.
         ages = re.findall(r"start, in seconds: (.*)", container.output())
         for _ in range(200):
             if ages:
@@ -59,7 +59,7 @@ def jpeg(number: int, width: int, height: int) -> bytes:
     return stream.getvalue()
 
 
-def load(texts: int, images: int, clients: int) -> None:
+def load(container: Running, texts: int, images: int, clients: int) -> None:
     """Ask for so many different texts and images, by so many clients at a time, and print what came back."""
     pictures = [jpeg(number, *((4000, 3000) if number % 2 else (1280, 960))) for number in range(min(images, 24))]
     seconds: dict[str, list[float]] = {"text": [], "image": []}
@@ -67,7 +67,7 @@ def load(texts: int, images: int, clients: int) -> None:
 
     def text(number: int) -> None:
         began = time.perf_counter()
-        status, _, _ = ask(query(f"select hex(vision_embed('a picture of number {number}')) as x"))
+        status, _, _ = ask(container, query(f"select hex(vision_embed('a picture of number {number}')) as x"))
         seconds["text"].append(time.perf_counter() - began)
         statuses["text", status] += 1
 
@@ -75,7 +75,7 @@ def load(texts: int, images: int, clients: int) -> None:
         # A byte after the end of a JPEG changes no pixel, but makes it new to the cache.
         body = pictures[number % len(pictures)] + number.to_bytes(4, "big")
         began = time.perf_counter()
-        status, _, _ = ask("/-/vision/embed", "POST", body, **{"Content-Type": "image/jpeg"})
+        status, _, _ = ask(container, "/-/vision/embed", "POST", body, **{"Content-Type": "image/jpeg"})
         seconds["image"].append(time.perf_counter() - began)
         statuses["image", status] += 1
 
@@ -122,12 +122,12 @@ def main() -> None:
         print(f"ratio     {median(outside[True]) / median(outside[False]):.2f}")
     with engine.run(options.tag, memory_mib=options.memory) as container:
         first_answer(container, query(TEXT))
-        load(options.texts, options.images, options.clients)
+        load(container, options.texts, options.images, options.clients)
         code = container.ended()
         print(
             f"peak      {container.peak_mib():.0f} MiB of {options.memory}; " + ("alive" if code is None else str(code))
         )
-        json.loads(ask(query(TEXT))[2])
+        json.loads(ask(container, query(TEXT))[2])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Makes the databases that an image serves: those that are there, and one of each folder of pictures.
 
-python fill.py SOURCE TARGET
+python fill.py SOURCE TARGET METADATA
 
+Pictures are embedded with the default_model of the metadata, and what searches look into is saved beside them.
 `datasette inspect` counts their rows once, here, and marks them as immutable: a server then neither locks nor counts.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -33,7 +35,15 @@ def settle(database: Path) -> None:
     connection.close()
 
 
-def fill(source: Path, target: Path) -> list[Path]:
+def embedded(database: Path) -> list[str]:
+    """Return the tables whose embeddings stand beside them."""
+    connection = sqlite3.connect(database)
+    names = {name for (name,) in connection.execute("select name from sqlite_master where type in ('table', 'view')")}
+    connection.close()
+    return sorted(name for name in names if f"_vision_{name}" in names)
+
+
+def fill(source: Path, target: Path, model: str) -> list[Path]:
     """Make the databases in `target`, and return them."""
     target.mkdir(parents=True, exist_ok=True)
     databases = []
@@ -45,10 +55,12 @@ def fill(source: Path, target: Path) -> list[Path]:
             shutil.copyfile(entry, database)
         elif entry.is_dir():
             database = target / f"{entry.name}.db"
-            vision("load", str(database), str(entry))
+            vision("load", str(database), str(entry), "--model", model)
         else:
             sys.exit(f"{entry.name}: expected a database ({', '.join(sorted(SUFFIXES))}) or a folder of pictures")
         settle(database)
+        for table in embedded(database):
+            vision("index", str(database), table)
         databases.append(database)
     if databases:
         names = [database.name for database in databases]
@@ -57,5 +69,6 @@ def fill(source: Path, target: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    for made in fill(Path(sys.argv[1]), Path(sys.argv[2])):
+    plugins = json.loads(Path(sys.argv[3]).read_text("utf-8"))["plugins"]
+    for made in fill(Path(sys.argv[1]), Path(sys.argv[2]), plugins["datasette-vision"]["default_model"]):
         sys.stdout.write(f"{made.name}: {made.stat().st_size / 1e6:.1f} MB\n")

@@ -10,6 +10,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from datasette.app import Datasette
 
 from datasette_vision.config import Config
 from datasette_vision.plugin.compatibility import IS_1_0
-from tests import repositories
+from tests import pictures, repositories
 from tests.processes import Server, serve
 from tests.test_imports import MODULES, own_imports
 
@@ -246,32 +247,58 @@ def test_what_changes_least_comes_first() -> None:
     assert "datasette vision verify" in server[server.index("--from=code") :]
 
 
-def test_databases_are_inspected_and_settled(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    connection = sqlite3.connect(source / "photos.db")
+def fill(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    """Run docker/fill.py as the builder does, the bundled model being the default one."""
+    metadata = target.parent / "metadata.json"
+    metadata.write_text(json.dumps({"plugins": {"datasette-vision": {"default_model": "tiny-emoji"}}}))
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [sys.executable, str(ROOT / "docker/fill.py"), str(source), str(target), str(metadata)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_databases_and_pictures_are_baked_in(tmp_path: Path) -> None:
+    """A database as it is, counted and without a log beside it; a folder of pictures as one that can be searched."""
+    source, app = tmp_path / "source", tmp_path / "app"
+    (source / "album").mkdir(parents=True)
+    for number in range(3):
+        (source / f"album/{number}.jpg").write_bytes(pictures.jpeg(seed=number))
+    (source / "album/broken.jpg").write_bytes(pictures.jpeg()[:200])
+    connection = sqlite3.connect(source / "plain.db")
     connection.execute("pragma journal_mode = wal")
     connection.execute("create table t (x)")
     connection.execute("insert into t values (1)")
     connection.commit()
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = [sys.executable, str(ROOT / "docker/fill.py"), str(source), str(tmp_path / "app")]
     connection.close()
-    subprocess.run(command, check=True, env=environment)
-    assert {path.name for path in (tmp_path / "app").iterdir()} == {"photos.db", "inspect-data.json"}
-    counted = json.loads((tmp_path / "app/inspect-data.json").read_text())
-    assert counted["photos"]["file"] == "photos.db"
-    assert counted["photos"]["tables"]["t"]["count"] == 1
-    served = [sys.executable, "-m", "datasette", str(tmp_path / "app"), "--get", "/-/databases.json"]
-    databases = json.loads(subprocess.run(served, check=True, env=environment, capture_output=True).stdout)
-    assert [(found["name"], found["is_mutable"]) for found in databases] == [("photos", False)]
+    done = fill(source, app)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "broken.jpg" in done.stderr
+    databases = {path.name for path in app.iterdir() if path.is_file()}
+    assert databases == {"album.db", "plain.db", "inspect-data.json"}
+    assert [path.name for path in app.iterdir() if path.is_dir()] == ["album.db-vision"]  # the index
+    counted = json.loads((app / "inspect-data.json").read_text())
+    assert {found["file"] for found in counted.values()} == {"album.db", "plain.db"}
+    assert counted["plain"]["tables"]["t"]["count"] == 1
+    assert counted["album"]["tables"]["photos"]["count"] == 4
+    sql = "select count(*) as n from json_each(vision_search('photos', 'a picture'))"
+    path = "/album.json?" + urllib.parse.urlencode({"sql": sql, "_shape": "array"})
+    if IS_1_0:
+        path = path.replace("/album.json", "/album/-/query.json")
+    for asked, expected in ((path, [{"n": 3}]), ("/-/databases.json", None)):
+        served = [sys.executable, "-m", "datasette", str(app), "--get", asked]
+        answer = subprocess.run(served, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        found = json.loads(answer.stdout)
+        if expected is None:
+            databases = found["databases"] if IS_1_0 else found
+            assert {(each["name"], each["is_mutable"]) for each in databases} == {("album", False), ("plain", False)}
+        else:
+            assert found == expected
 
 
 def test_what_is_no_database_ends_the_build(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source/notes.txt").write_text("x")
-    command = [sys.executable, str(ROOT / "docker/fill.py"), str(tmp_path / "source"), str(tmp_path / "app")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = fill(tmp_path / "source", tmp_path / "app")
     assert done.returncode == 1
     assert done.stderr.startswith("notes.txt: expected a database (.db, .sqlite, .sqlite3) or a folder of pictures")
 

@@ -1,0 +1,67 @@
+"""What is asked of an engine that builds images and runs containers, whichever it is."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+BASE = "docker.io/library/python:3.11-slim"
+PORT = 8080
+
+
+class Unavailable(Exception):
+    """No engine can be used here, and why."""
+
+
+class Running(Protocol):
+    """A container that runs, and the port of this machine where it answers."""
+
+    port: int
+
+    def ended(self) -> int | None:
+        """Return its exit code, or None."""
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for its end, and return its exit code."""
+
+    def terminate(self) -> None:
+        """Send SIGTERM to its process."""
+
+    def peak_mib(self) -> float | None:
+        """Return the most memory it had, in MiB, files in the page cache counted as the kernel counts them."""
+
+    def output(self) -> str:
+        """Return what it wrote."""
+
+
+class Engine(Protocol):
+    """Builds images and runs containers of them."""
+
+    def build(self, context: Path, tag: str, arguments: dict[str, str]) -> None:
+        """Build CONTEXT/Dockerfile."""
+
+    def size_mb(self, tag: str) -> float:
+        """Return the size of an image in MB, all layers together."""
+
+    def run(
+        self, tag: str, *, memory_mib: int = 0, command: Sequence[str] = (), mounts: dict[Path, str] | None = None
+    ) -> contextlib.AbstractContextManager[Running]:
+        """Run the command of an image, or another one. Raises Unavailable when no memory limit can be set."""
+
+    def shell(self, tag: str, *command: str) -> str:
+        """Run a command in a fresh container, and return what it wrote. Raises CalledProcessError."""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def succeeds(*command: str) -> bool:
+    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0
