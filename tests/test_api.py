@@ -15,6 +15,7 @@ from datasette.app import Datasette
 
 from datasette_vision.plugin import desk as desks
 from datasette_vision.plugin.compatibility import IS_1_0
+from datasette_vision.plugin.crossorigin import is_ours
 from datasette_vision.plugin.desk import desk_of
 from datasette_vision.plugin.state import state_of
 from datasette_vision.plugin.table import ROUTES
@@ -502,3 +503,26 @@ async def test_behind_a_base_url() -> None:
     assert (await client.post("/-/vision/similarity", headers=FOREIGN, json=body)).status_code == 200
     headers = {**FOREIGN, "cookie": "a=b"}
     assert (await client.post("/-/vision/similarity", headers=headers, json=body)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "raw_path", "expected"),
+    [
+        ("/-/vision", b"/-/vision", True),
+        ("/-/vision/embed", b"/-/vision/embed?x=y", True),
+        ("/-/vision/embed", None, True),
+        ("/-/visions", b"/-/visions", False),
+        ("/-/logout", b"/-/logout", False),
+        ("/x/-/vision/embed", b"/x/-/vision/embed", False),
+        # Decoded it is ours, and Datasette goes by what is not decoded.
+        ("/-/vision/embed", b"/%2D/vision/embed", False),
+        ("/-/vision/embed", b"/-%2Fvision/embed", False),
+        ("//-/vision/embed", b"//-/vision/embed", False),
+    ],
+)
+def test_addresses_of_ours_are_those_that_datasette_routes_to_us(
+    path: str, raw_path: bytes | None, expected: bool
+) -> None:
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": raw_path}
+    assert is_ours(Datasette(memory=True), scope) is expected
+    assert not is_ours(Datasette(memory=True), {**scope, "method": "GET"})

@@ -87,4 +87,8 @@ def _has_credentials(headers: Mapping[bytes, str]) -> bool:
 
 
 def _path(datasette: Datasette, scope: Mapping[str, Any]) -> str:
-    return "/" + str(scope["path"]).removeprefix(datasette.setting("base_url")).lstrip("/")
+    """Return the path below the base URL, not decoded: as the router sees it, so that both see the same."""
+    raw = scope.get("raw_path")
+    path = raw.decode("latin-1").partition("?")[0] if raw else str(scope["path"])
+    base = datasette.setting("base_url")
+    return "/" + path[len(base) :] if path.startswith(base) else path
