@@ -16,6 +16,14 @@ from datasette_vision.identifiers import quote as quote
 PREFIX = "_vision_"
 OWN_COLUMNS = ("source_column", "model", "content_hash", "embedding", "error", "embedded_at")
 
+# In this order. ANY is a type of STRICT tables, where it keeps values as they are.
+AFFINITIES = {
+    " integer": ("INT",),
+    " text": ("CHAR", "CLOB", "TEXT"),
+    "": ("BLOB", "ANY"),
+    " real": ("REAL", "FLOA", "DOUB"),
+}
+
 
 @dataclass(frozen=True)
 class SideTable:
@@ -52,7 +60,8 @@ class SideTable:
         What is written to it from then on moves its generation (generations.py); so it is for one made before there
         were generations.
         """
-        key = ", ".join(f"{quote(column)} not null" for column in self.key_columns)
+        kinds = self._kinds(connection)
+        key = ", ".join(f"{quote(column)}{kind} not null" for column, kind in zip(self.key_columns, kinds, strict=True))
         primary = ", ".join(quote(column) for column in (*self.key_columns, "source_column", "model"))
         connection.execute(
             f"create table if not exists {quote(self.name)} ({key}, source_column text not null, model text not null,"
@@ -65,6 +74,22 @@ class SideTable:
             f" on {quote(self.name)} (model, source_column, error)"
         )
         generations.install(connection, self.name, (*self.key_columns, "source_column", "model"))
+
+    def _kinds(self, connection: sqlite3.Connection) -> list[str]:
+        """Return the types of the key column(s), with a space before, that give them the affinity they have in the
+        table: for columns of two affinities SQLite uses no index, and every join would read the whole side table.
+
+        A view's columns, which can have values of any kind, get none.
+        """
+        declared = dict(
+            connection.execute(
+                "select lower(c.name), c.type from sqlite_master m, pragma_table_xinfo(m.name) c"
+                " where m.type = 'table' and m.name = ? collate nocase",
+                (self.table,),
+            ).fetchall()
+        )
+        rowid = "integer" if declared else ""
+        return [_affinity(declared.get(column.lower(), rowid)) for column in self.key]
 
     def index_contents(self, connection: sqlite3.Connection) -> None:
         """Have embeddings found by what they were made from: find() needs it, and so does who looks for duplicates."""
@@ -91,6 +116,15 @@ class SideTable:
             f" values ({marks}, strftime('%Y-%m-%dT%H:%M:%fZ'))",
             ((*row.key, row.source_column, row.model, row.content_hash, row.embedding, row.error) for row in rows),
         )
+
+
+def _affinity(declared: str) -> str:
+    """Return the type of a column's affinity, by SQLite's rules (datatype3.html, 3.1), with a space before."""
+    declared = declared.upper()
+    for kind, words in AFFINITIES.items():
+        if any(word in declared for word in words):
+            return kind
+    return " numeric" if declared else ""
 
 
 @dataclass(frozen=True)

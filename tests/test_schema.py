@@ -43,6 +43,50 @@ def test_the_table(connection: sqlite3.Connection) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("declared", "kind"),
+    [
+        ("integer", "INTEGER"),
+        ("bigint", "INTEGER"),
+        ("text", "TEXT"),
+        ("varchar(20)", "TEXT"),
+        ("double precision", "REAL"),
+        ("decimal(9, 2)", "NUMERIC"),
+        ("boolean", "NUMERIC"),
+        ("blob", ""),
+        ("", ""),
+    ],
+)
+def test_keys_have_the_affinity_they_have_in_the_table(
+    connection: sqlite3.Connection, declared: str, kind: str
+) -> None:
+    """Else SQLite uses no index for a join, and reads the whole side table for each row."""
+    connection.execute(f"create table Photos (K {declared}, m text, primary key (k, m)) without rowid")
+    side = SideTable("photos", ("k", "m"))
+    values = ["007", "1.0", "x", 7, 2.0, 2.5, b"7", -(2**60), "1e3"]
+    connection.executemany("insert or ignore into photos values (?, 'x')", ((value,) for value in values))
+    side.create(connection)
+    assert [column[1].upper() for column in columns(connection, "_vision_photos")][:2] == [kind, "TEXT"]
+    keys = connection.execute("select k, m from photos").fetchall()
+    side.write(connection, [Row(key, "image", "clip", HASH, b"1234") for key in keys])
+    assert connection.execute("select k, typeof(k), m from _vision_photos order by k").fetchall() == (
+        connection.execute("select k, typeof(k), m from photos order by k").fetchall()
+    )
+    join = "select embedding from photos left join _vision_photos using (k, m)"
+    assert connection.execute(f"select count(*) from ({join} where embedding is not null)").fetchone() == (len(keys),)
+    plan = [row[3] for row in connection.execute(f"explain query plan {join}")]
+    assert "sqlite_autoindex__vision_photos_1 (k=? AND m=?)" in plan[-1], plan
+
+
+def test_the_row_number_as_a_key(connection: sqlite3.Connection) -> None:
+    connection.execute("create table photos (image blob)")
+    connection.execute("create view v as select '007' as k")
+    SideTable("photos", ("rowid",)).create(connection)
+    SideTable("v", ("k",)).create(connection)
+    assert columns(connection, "_vision_photos")[0] == ("rowid", "INTEGER", 1, 1)
+    assert columns(connection, "_vision_v")[0] == ("k", "", 1, 1)
+
+
 def test_creating_again_keeps_what_is_there(connection: sqlite3.Connection) -> None:
     side = SideTable("photos", ("id",))
     side.create(connection)
