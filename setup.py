@@ -73,6 +73,8 @@ setup(
             "transformers>=5.0",
         ],
         "deploy": ["datasette-block-robots>=1.1", "datasette-scale-to-zero>=0.3.2"],
+        # For Datasette 1.0.
+        "enrichments": ["datasette-enrichments>=0.6a0"],
         "parquet": ["pyarrow>=15"],
         "ray": ["pyarrow>=15", "ray[data]>=2.49"],
         "heif": ["pillow-heif>=0.18"],

@@ -137,3 +137,11 @@ def cross_origin(datasette: Datasette) -> Any:
 def skip_csrf(datasette: Datasette, scope: Any) -> bool:
     """Let no token be looked for in what is posted to us: cross_origin() protects it. Datasette 0.65 only."""
     return crossorigin.is_ours(datasette, scope)
+
+
+@hookimpl(optionalhook=True)
+def register_enrichments(datasette: Datasette) -> list[Any]:
+    """Offer enrichments to datasette-enrichments, where that is installed. Datasette 1.0 only."""
+    from datasette_vision.plugin.enrichments import enrichments
+
+    return enrichments()
