@@ -207,6 +207,26 @@ def test_large_pictures_are_not_read(shop: Connection, tmp_path: Path, vision: V
     connection.connection.close()
 
 
+def test_every_model_is_found_wherever_its_rows_are(tmp_path: Path, vision: Vision) -> None:
+    searchtables.make(tmp_path / "some.db", vision, MODEL)
+    connection = Connection(vision, tmp_path / "some.db")
+    for model, column in (("a", "image"), ("clip", "image"), ("clip", "name"), ("z", "other")):
+        connection.connection.execute(
+            "insert into _vision_photos select id, ?, ?, content_hash, embedding, error, embedded_at"
+            " from _vision_photos where model = ? limit 3",
+            (column, model, MODEL),
+        )
+    found = embedded.read(connection.connection, "photos")
+    assert found is not None
+    assert found.sources == (("image", "a"), ("image", "clip"), ("name", "clip"), ("image", MODEL), ("other", "z"))
+    plan = connection.connection.execute(
+        "explain query plan select min(source_column) from _vision_photos where model = ? and source_column > ?",
+        ("a", ""),
+    ).fetchall()
+    assert "SEARCH" in plan[0][3]
+    connection.connection.close()
+
+
 def test_a_view_that_is_not_embedded_is_not_run(vision: Vision) -> None:
     connection = Connection(vision)
     connection.connection.execute(

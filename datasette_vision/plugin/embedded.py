@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from datasette_vision import sidetables
 from datasette_vision.identifiers import quote
 
-# Enough rows from either end of a side table to meet every model that embedded it: one of them comes after another.
-SAMPLE = 2000
 SAMPLE_ROWS = 20
 # So many embeddings are compared in SQL in 50 ms; an index answers from there on.
 LARGE = 20_000
@@ -24,9 +22,8 @@ class Embedded:
 
     `key` are the columns by which its rows are known ("rowid" where it has no primary key), `side_key` the same in the
     side table; `rowid` names its row number, where it has one. `sources` are the (column, model) pairs that were
-    embedded, those of the newest embeddings first. `picture_columns` are the columns that hold pictures, `blob_columns`
-    those that hold BLOBs of any kind. With `is_large` there are too many embeddings to
-    compare with each every time.
+    embedded, by name. `picture_columns` are the columns that hold pictures, `blob_columns` those that hold BLOBs of any
+    kind. With `is_large` there are too many embeddings to compare with each every time.
     """
 
     table: str
@@ -102,15 +99,21 @@ def tables(connection: sqlite3.Connection) -> list[tuple[str, tuple[tuple[str, s
 
 
 def _sources(connection: sqlite3.Connection, side_table: str) -> tuple[tuple[str, str], ...]:
-    """Return the pairs of column and model, without a walk through a million rows."""
-    ends = (f"select source_column, model, rowid from {quote(side_table)} order by rowid {way} limit {SAMPLE}"
-            for way in ("desc", "asc"))  # fmt: skip
-    rows: list[Any] = connection.execute(
-        "select source_column, model from ("
-        + " union all ".join(f"select * from ({end})" for end in ends)
-        + ") group by source_column, model order by max(rowid) desc"
-    ).fetchall()
-    return tuple((str(column), str(model)) for column, model in rows)
+    """Return the pairs of column and model, by name: one look into the index for each, whatever the number of rows."""
+
+    def names(column: str, condition: str, *parameters: str) -> Iterator[str]:
+        name = ""
+        while True:
+            (name,) = connection.execute(
+                f"select min({column}) from {quote(side_table)} where {condition} {column} > ?", (*parameters, name)
+            ).fetchone()
+            if name is None:
+                return
+            yield name
+
+    return tuple(
+        (column, model) for model in names("model", "") for column in names("source_column", "model = ? and", model)
+    )
 
 
 def _highest_row(connection: sqlite3.Connection, side_table: str) -> int:

@@ -150,7 +150,7 @@ async def _execute(datasette: Datasette, database: Database, sql: SearchSql) -> 
 
 
 def _source(embedded: Embedded, request: SearchRequest, default_model: str) -> tuple[str, str]:
-    """Choose which embeddings to search: those asked for, else the default model's, else the newest."""
+    """Choose which embeddings to search: those asked for, else the default model's, else the first by name."""
     fitting = [
         (column, model)
         for column, model in embedded.sources
