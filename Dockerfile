@@ -51,7 +51,7 @@ RUN pip --python /opt/datasette/bin/python install ${TORCH_INDEX:+--index-url "$
 COPY --from=making / /
 ARG MODELS
 ARG PRECISION
-RUN PYTHONPATH=/build /opt/datasette/bin/python bake.py /models "$PRECISION" $MODELS
+RUN ORT_DISABLE_TELEMETRY=1 PYTHONPATH=/build /opt/datasette/bin/python bake.py /models "$PRECISION" $MODELS
 
 # The packages again, without what a server never loads, byte-compiled.
 FROM packages AS slim
@@ -80,7 +80,8 @@ COPY metadata.json docker/settings.json /app/
 COPY --from=code /code /opt/datasette/lib/python${PYTHON}/site-packages
 ENV PYTHONDONTWRITEBYTECODE=1 \
     # Offline: everything is here.
-    HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DATASETTE_VISION_MODELS=/models \
+    HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 ORT_DISABLE_TELEMETRY=1 \
+    DATASETTE_VISION_MODELS=/models \
     # Not a heap for every thread, nor threads for a linear algebra that is not used.
     MALLOC_ARENA_MAX=2 OPENBLAS_NUM_THREADS=1
 USER 10001:10001

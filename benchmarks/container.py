@@ -33,12 +33,10 @@ DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 def start(engine: Engine, tag: str, memory: int, drop: bool) -> tuple[float, float, str]:
     """Return the seconds to the first embedding, outside and inside, and the server's own account of its start."""
-    if drop:
-        DROP_CACHES.write_text("3")
-    began = time.perf_counter()
-    with engine.run(tag, memory_mib=memory) as container:
+    before = (lambda: DROP_CACHES.write_text("3")) if drop else (lambda: None)
+    with engine.run(tag, memory_mib=memory, before=before) as container:
         first_answer(container, query(TEXT))
-        took = time.perf_counter() - began
+        took = time.perf_counter() - container.began
         ages = re.findall(r"start, in seconds: (.*)", container.output())
         for _ in range(200):
             if ages:
@@ -101,6 +99,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     options = parser.parse_args()
     engine = find()
+    with engine.prepared(options.tag):
+        measure(engine, options)
+
+
+def measure(engine: Engine, options: argparse.Namespace) -> None:
+    """Print all figures."""
     print(f"size      {engine.size_mb(options.tag):.0f} MB")
     can_drop = False
     with contextlib.suppress(OSError):

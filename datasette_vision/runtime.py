@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,8 @@ def waiting(version: str) -> dict[str, str]:
 
 
 def _load(path: Path, threads: int, *, optimise: bool = True, providers: Sequence[str] = ()) -> Any:
+    # From 1.31 on it reports to its makers, and writes into the user's home, unless told so before it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime  # heavy: loaded with the first model, never at start
 
     available = onnxruntime.get_available_providers()

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from containers import BASE, PORT, Running, Unavailable, free_port, succeeds
@@ -27,6 +27,7 @@ class Buildah:
             raise Unavailable(f"no {', '.join(missing)} here, nor can it be installed")
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "datasette-vision-images"
         cache.mkdir(parents=True, exist_ok=True)
+        self._prepared: dict[str, tuple[str, Path]] = {}
         self._words = ["buildah", "--storage-driver", "vfs", "--root", f"{cache}/root", "--runroot", f"{cache}/run"]
         if not self._has(BASE) and not succeeds(*self._words, "pull", "--quiet", BASE):
             self._make_base()
@@ -80,7 +81,20 @@ class Buildah:
             return int(subprocess.check_output(["du", "-sb", str(root)], text=True).split()[0]) / 1e6
 
     @contextlib.contextmanager
+    def prepared(self, tag: str) -> Iterator[None]:
+        """A container is a copy of all files, made once here."""
+        with self._mounted(tag) as found:
+            self._prepared[tag] = found
+            try:
+                yield
+            finally:
+                del self._prepared[tag]
+
+    @contextlib.contextmanager
     def _mounted(self, tag: str) -> Iterator[tuple[str, Path]]:
+        if tag in self._prepared:
+            yield self._prepared[tag]
+            return
         name = self._output("from", "--pull-never", tag)
         try:
             yield name, Path(self._output("mount", name))
@@ -92,7 +106,13 @@ class Buildah:
 
     @contextlib.contextmanager
     def run(
-        self, tag: str, *, memory_mib: int = 0, command: Sequence[str] = (), mounts: dict[Path, str] | None = None
+        self,
+        tag: str,
+        *,
+        memory_mib: int = 0,
+        command: Sequence[str] = (),
+        mounts: dict[Path, str] | None = None,
+        before: Callable[[], object] = lambda: None,
     ) -> Iterator[Running]:
         if not command:
             command = json.loads(self._output("inspect", "--type", "image", tag))["OCIv1"]["config"]["Cmd"]
@@ -102,8 +122,10 @@ class Buildah:
         bound = [word for path, inside in (mounts or {}).items() for word in ("--volume", f"{path}:{inside}:ro")]
         with self._mounted(tag) as (name, _), tempfile.TemporaryFile() as log, _limited(memory_mib) as group:
             words = [*self._words, "run", "--isolation", "chroot", "--network", "host", *bound, name, "--", *command]
+            before()
+            began = time.perf_counter()
             process = subprocess.Popen(words, stdout=log, stderr=log, preexec_fn=group.join)
-            container = BuildahContainer(process, log.fileno(), group, port)
+            container = BuildahContainer(process, log.fileno(), group, port, began)
             try:
                 yield container
             finally:
@@ -164,11 +186,12 @@ def _limited(memory_mib: int) -> Iterator[Group]:
 class BuildahContainer:
     """A process of this machine in a root of its own."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: int, group: Group, port: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: int, group: Group, port: int, began: float) -> None:
         self._process = process
         self._log = log
         self._group = group
         self.port = port
+        self.began = began
 
     def ended(self) -> int | None:
         return self._process.poll()

@@ -204,8 +204,9 @@ def main() -> None:
     size = engine.size_mb(options.tag)
     assert size <= options.max_mb, f"{size:.0f} MB"
     say(f"{size:.0f} MB")
-    inside(engine, options.tag)
-    asleep(engine, options.tag, over_http(engine, options.tag))
+    with engine.prepared(options.tag):
+        inside(engine, options.tag)
+        asleep(engine, options.tag, over_http(engine, options.tag))
 
 
 if __name__ == "__main__":

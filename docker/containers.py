@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,8 +18,9 @@ class Unavailable(Exception):
 
 
 class Running(Protocol):
-    """A container that runs, and the port of this machine where it answers."""
+    """A container that runs: since when (time.perf_counter), and the port of this machine where it answers."""
 
+    began: float
     port: int
 
     def ended(self) -> int | None:
@@ -47,10 +48,22 @@ class Engine(Protocol):
     def size_mb(self, tag: str) -> float:
         """Return the size of an image in MB, all layers together."""
 
+    def prepared(self, tag: str) -> contextlib.AbstractContextManager[object]:
+        """Make what it takes to run an image once for all runs in the block, where that takes long."""
+
     def run(
-        self, tag: str, *, memory_mib: int = 0, command: Sequence[str] = (), mounts: dict[Path, str] | None = None
+        self,
+        tag: str,
+        *,
+        memory_mib: int = 0,
+        command: Sequence[str] = (),
+        mounts: dict[Path, str] | None = None,
+        before: Callable[[], object] = lambda: None,
     ) -> contextlib.AbstractContextManager[Running]:
-        """Run the command of an image, or another one. Raises Unavailable when no memory limit can be set."""
+        """Run the command of an image, or another one; `before` is called when all else is ready.
+
+        Raises Unavailable when no memory limit can be set.
+        """
 
     def shell(self, tag: str, *command: str) -> str:
         """Run a command in a fresh container, and return what it wrote. Raises CalledProcessError."""

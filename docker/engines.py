@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from buildah import Buildah
@@ -46,16 +46,27 @@ class Docker:
         command = [self._name, "image", "inspect", "--format", "{{.Size}}", tag]
         return int(subprocess.check_output(command, text=True)) / 1e6
 
+    def prepared(self, tag: str) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
     @contextlib.contextmanager
     def run(
-        self, tag: str, *, memory_mib: int = 0, command: Sequence[str] = (), mounts: dict[Path, str] | None = None
+        self,
+        tag: str,
+        *,
+        memory_mib: int = 0,
+        command: Sequence[str] = (),
+        mounts: dict[Path, str] | None = None,
+        before: Callable[[], object] = lambda: None,
     ) -> Iterator[Running]:
         limits = ["--memory", f"{memory_mib}m", "--memory-swap", f"{memory_mib}m"] if memory_mib else []
         bound = [word for path, inside in (mounts or {}).items() for word in ("--volume", f"{path}:{inside}:ro")]
         port = free_port()
         options = ["--detach", "--read-only", "--tmpfs", "/tmp", "--publish", f"127.0.0.1:{port}:{PORT}"]
         words = [self._name, "run", *options, *limits, *bound, tag, *command]
-        container = DockerContainer(self._name, subprocess.check_output(words, text=True).strip(), port)
+        before()
+        began = time.perf_counter()
+        container = DockerContainer(self._name, subprocess.check_output(words, text=True).strip(), port, began)
         try:
             yield container
         finally:
@@ -69,10 +80,11 @@ class Docker:
 class DockerContainer:
     """A container of Docker or Podman."""
 
-    def __init__(self, engine: str, name: str, port: int) -> None:
+    def __init__(self, engine: str, name: str, port: int, began: float) -> None:
         self._engine = engine
         self.name = name
         self.port = port
+        self.began = began
 
     def ended(self) -> int | None:
         command = [self._engine, "inspect", "--format", "{{json .State}}", self.name]

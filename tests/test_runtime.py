@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -227,3 +230,17 @@ def test_an_output_more_does_no_harm(tmp_path: Path) -> None:
     del model.graph.node[1].attribute[:]
     onnx.save(model, path)
     assert load(path).run(zeros(1, 2)).tolist() == [[-1, -1]]
+
+
+def test_nothing_is_reported_to_anybody(tmp_path: Path) -> None:
+    """ONNX Runtime collects telemetry from 1.31 on, and keeps it in the user's home until it is sent."""
+    code = (
+        "from datasette_vision.models.store import ModelStore; from datasette_vision.runtime import ports;"
+        "model = ModelStore().find('tiny-emoji'); print(len(ports(model.path(model.manifest.image.file))))"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "ORT_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**environment, "HOME": str(tmp_path)}
+    )
+    assert done.stdout == "2\n", done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
