@@ -28,6 +28,7 @@ from check import TEXT, ask, first_answer, query
 from containers import Engine, Running
 from engines import find
 
+BOUNDARY = "a-boundary-that-no-jpeg-contains"
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -72,8 +73,11 @@ def load(container: Running, texts: int, images: int, clients: int) -> None:
     def image(number: int) -> None:
         # A byte after the end of a JPEG changes no pixel, but makes it new to the cache.
         body = pictures[number % len(pictures)] + number.to_bytes(4, "big")
+        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{number}.jpg"\r\n\r\n'
+        form = head.encode() + body + f"\r\n--{BOUNDARY}--\r\n".encode()
+        kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
         began = time.perf_counter()
-        status, _, _ = ask(container, "/-/vision/embed", "POST", body, **{"Content-Type": "image/jpeg"})
+        status, _, _ = ask(container, "/-/vision/embed", "POST", form, **kind)
         seconds["image"].append(time.perf_counter() - began)
         statuses["image", status] += 1
 
@@ -83,6 +87,8 @@ def load(container: Running, texts: int, images: int, clients: int) -> None:
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(lambda task: task[0](task[1]), work))
     took = time.perf_counter() - began
+    if set(statuses) - {("text", 200), ("image", 200)}:
+        sys.exit(f"not every request was answered: {dict(statuses)}")
     print(f"{texts} texts and {images} images by {clients} clients: {took:.1f} s; {dict(statuses)}")
     for kind, values in seconds.items():
         if values:
