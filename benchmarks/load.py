@@ -2,7 +2,9 @@
 
 python benchmarks/load.py [--model tiny-emoji] [--clients 200] [--seconds 20] [--inputs 1] [--size 640x480]
 
-Measures the queues of the models alone, in this process, then over HTTP from a process of its own, then alone again.
+Measures the queues of the models alone, in this process, then over HTTP from a process of its own, then alone again:
+each time from the first request until the last of so many is answered, as a rate over a window would count the texts
+that are answered at once and leave out the images that still wait.
 Ends with exit code 1 when an answer was wrong or missing, when the queue grew beyond its bound, or when memory did.
 """
 
@@ -18,8 +20,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -68,12 +71,10 @@ class Tally:
     """What came of a run."""
 
     inputs: int = 0
-    cpu_s: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
-    in_hand: int = 0
 
 
 def picture(seed: int, width: int, height: int) -> bytes:
@@ -128,26 +129,15 @@ def cpu_seconds(pid: int) -> float:
 # Alone
 
 
-def alone(vision: Vision, mix: Mix, clients: int, seconds: float, prepared: bool) -> Rate:
-    """What the queues take when so many callers always wait: inputs that are prepared, or as they come."""
+def alone(vision: Vision, mix: Mix, clients: int, count: int, prepared: bool) -> Rate:
+    """How fast so many inputs are computed, so many at a time: inputs that are prepared, or as they come."""
     service = vision.services.dual_encoder(vision.config.default_model)
     intake = Intake(vision)
     tokens = [service.tokenise(text) for text in mix.texts]
     pixels = [vision.pixels(service, image) for image in mix.images]
-    finished = 0
-    lock = threading.Lock()
     places = threading.Semaphore(clients)
-
-    def done(_: Any) -> None:
-        nonlocal finished
-        with lock:
-            finished += 1
-        places.release()
-
     began, cpu = time.perf_counter(), time.process_time()
-    until = began + seconds
-    turn = 0
-    while time.perf_counter() < until:
+    for turn in range(count):
         places.acquire()
         number = turn // 2
         if prepared and turn % 2:
@@ -158,11 +148,10 @@ def alone(vision: Vision, mix: Mix, clients: int, seconds: float, prepared: bool
             future = intake.embed_image(mix.images[number % IMAGES])
         else:
             future = intake.embed_texts([mix.texts[number % TEXTS]])[0]
-        future.add_done_callback(done)
-        turn += 1
-    rate = Rate(finished / (time.perf_counter() - began), (time.process_time() - cpu) / max(1, finished))
+        future.add_done_callback(lambda _: places.release())
     for _ in range(clients):
         places.acquire()
+    rate = Rate(count / (time.perf_counter() - began), (time.process_time() - cpu) / count)
     intake.close()
     return rate
 
@@ -170,18 +159,17 @@ def alone(vision: Vision, mix: Mix, clients: int, seconds: float, prepared: bool
 # Over HTTP
 
 
-async def client(port: int, work: Any, until: float, tally: Tally) -> None:
+async def client(port: int, work: Iterator[Work], tally: Tally) -> None:
     """Send one request after the other on a connection that is kept open, and check what comes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
-    while (began := time.perf_counter()) < until:
-        one: Work = next(work)
+    for one in work:
+        began = time.perf_counter()
         writer.write(one.request)
         status, headers, body = await answer(reader)
         tally.statuses[status] += 1
         tally.latencies.append(time.perf_counter() - began)
         if status == 200:
-            if time.perf_counter() < until:
-                tally.inputs += len(one.expected)
+            tally.inputs += len(one.expected)
             check(one, body, tally)
         elif status in (429, 503) and "retry-after" in headers:
             await asyncio.sleep(0.05)  # sooner than is asked for: the server has to bear it
@@ -214,32 +202,33 @@ def check(one: Work, body: bytes, tally: Tally) -> None:
             tally.wrong.append(f"{one.kind}: {str(result)[:100]}")
 
 
-def over_http(server: Server, work: list[Work], clients: int, seconds: float) -> tuple[Tally, Rate]:
-    """What so many clients get in so many seconds."""
+def over_http(server: Server, work: list[Work], clients: int, requests: int) -> tuple[Tally, Rate]:
+    """How fast so many requests are answered to so many clients."""
     tally = Tally()
 
-    async def watch(until: float) -> None:
-        before = cpu_seconds(server.pid)
-        while (left := until - time.perf_counter()) > 0:
-            await asyncio.sleep(min(0.5, left))
-            tally.cpu_s = cpu_seconds(server.pid) - before
+    async def watch() -> None:
+        while True:
             status = Path(f"/proc/{server.pid}/status").read_text()
             tally.memory.append(next(int(line.split()[1]) / 1024 for line in status.splitlines() if "VmRSS" in line))
+            await asyncio.sleep(0.5)
 
     async def run() -> None:
-        shared = cycle(work)
-        until = time.perf_counter() + seconds
-        await asyncio.gather(watch(until), *(client(server.port, shared, until, tally) for _ in range(clients)))
+        watching = asyncio.ensure_future(watch())
+        shared = islice(cycle(work), requests)
+        await asyncio.gather(*(client(server.port, shared, tally) for _ in range(clients)))
+        watching.cancel()
 
+    began, cpu = time.perf_counter(), cpu_seconds(server.pid)
     asyncio.run(run())
-    return tally, Rate(tally.inputs / seconds, tally.cpu_s / max(1, tally.inputs))
+    took, cpu = time.perf_counter() - began, cpu_seconds(server.pid) - cpu
+    return tally, Rate(tally.inputs / took, cpu / max(1, tally.inputs))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-emoji")
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seconds", type=float, default=20, help="that it takes, about")
     parser.add_argument("--inputs", type=int, default=1, help="of each request")
     parser.add_argument("--size", default="640x480", help="of the images")
     options = parser.parse_args()
@@ -251,20 +240,23 @@ def main() -> None:
     work = make_work(vision, mix, options.inputs)
     failures = []
 
+    count = int(alone(vision, mix, options.clients, 3 * options.clients, False).per_second * options.seconds)
+    count = max(count, 4 * options.clients * options.inputs)
+
     def measure_alone() -> list[Rate]:
-        return [alone(vision, mix, options.clients, options.seconds / 4, prepared) for prepared in (True, False)]
+        return [alone(vision, mix, options.clients, count // 2, prepared) for prepared in (True, False)]
 
     first = measure_alone()
     with serve(plugin=own) as server:
-        over_http(server, work, options.clients, 2)
-        tally, rate = over_http(server, work, options.clients, options.seconds)
+        over_http(server, work, options.clients, options.clients)
+        tally, rate = over_http(server, work, options.clients, count // options.inputs)
         last = measure_alone()
     bound = max(1, options.clients * options.inputs // 4)
     with serve(plugin={**own, "max_queue": bound}) as server:
-        beyond, _ = over_http(server, work, options.clients, min(5.0, options.seconds))
+        beyond, _ = over_http(server, work, options.clients, 5 * options.clients)
     vision.close()
 
-    early, late = (median(part) for part in (tally.memory[: len(tally.memory) // 2], tally.memory[-5:]))
+    early, late = (median(part) for part in (tally.memory[: len(tally.memory) // 2 + 1], tally.memory[-5:]))
     milliseconds = [1000 * float(np.percentile(tally.latencies, part)) for part in (50, 95, 99)]
     print(f"{options.clients} clients, {options.inputs} inputs a request, images of {options.size}, {options.model}")
     print(f"{'':36}{'inputs/s':>10}{'ms of processor an input':>28}")
