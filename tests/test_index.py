@@ -29,7 +29,7 @@ def flat(matrix: Matrix, first: int = 0) -> Flat:
 
 
 def graph(matrix: Matrix) -> hnsw.Graph:
-    made = hnsw.build([flat(matrix)], matrix.shape[1])
+    made = hnsw.build([flat(matrix)], matrix.shape[1], threads=1)  # the same each time
     assert made is not None
     return made
 
@@ -147,10 +147,10 @@ def test_building_a_graph_can_be_stopped() -> None:
 def test_a_graph_that_is_added_to_leaves_the_first_as_it_is() -> None:
     matrix = clustered(3000)
     first = graph(matrix[:2000])
-    second = hnsw.build([flat(matrix[2000:], 2000)], 64, onto=first)
+    second = hnsw.build([flat(matrix[2000:], 2000)], 64, onto=first, threads=1)
     assert second is not None
     assert (len(first), len(second)) == (2000, 3000)
-    assert recall(Index(second, 64), matrix, matrix[::100]) > 0.98
+    assert recall(Index(second, 64), matrix, matrix[::10]) > 0.98
     assert max(Index(first, 64).search(matrix[2500], 500)[0]) < 2000
 
 
