@@ -3,9 +3,9 @@
 python -m benchmarks.ray_scaling [--model clip] [--models-dir DIR] [--rounds 3]
 
 Each way is a process of its own on the cores that it is given (taskset), turn about: one process on core 0; Ray with
-one worker, all of Ray on core 0; Ray with two workers on cores 0 and 1. Each does a short job and a long one: the
-difference is the images alone, without starting Ray and loading the model. Processor time is that of all processes,
-Ray's daemons among them: it says the same on a machine that has other things to do, where the clock does not.
+one worker, all of Ray on core 0; Ray with two workers on cores 0 and 1. A rate is that of files of 32 images as they
+appear, in the middle of the job, when all workers are at work. Processor time is that of all processes meanwhile, Ray's
+daemons among them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ import time
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from benchmarks import ray_images
 
+BLOCK = 32
 WAYS = {"one process": (0, "0"), "Ray, 1 worker": (1, "0"), "Ray, 2 workers": (2, "0,1")}
 
 
 def job(folder: Path, workers: int, model: str, models_dir: str | None) -> None:
-    """Embed a folder, and print the seconds it took once Ray had started, and those of processors."""
+    """Embed a folder, and print images a second, and milliseconds of processors for each."""
     from datasette_vision import embed_files
     from datasette_vision.config import Config
     from datasette_vision.embed_files import Job
@@ -44,18 +47,21 @@ def job(folder: Path, workers: int, model: str, models_dir: str | None) -> None:
 
         ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as out:
-        wanted = Job((str(folder),), out, model)
-        began = time.perf_counter()
+        wanted = Job((str(folder),), out, model, rows_per_file=BLOCK)
         if workers:
-            pool = ray_job.Workers(minimum=workers, maximum=workers, images_per_block=64)
+            pool = ray_job.Workers(minimum=workers, maximum=workers, images_per_block=BLOCK)
             done = ray_job.embed_files(wanted, config, workers=pool, quiet=True)
         else:
             vision = Vision(config_for_bulk(config, workers=1))
             done = embed_files.embed_files(wanted, vision, workers=3)
             vision.close()
         assert done.summary.embedded == done.summary.total, done
-        seconds = time.perf_counter() - began
-    print(seconds, processor.end())
+        times = np.array(sorted(path.stat().st_mtime for path in Path(out).iterdir()))
+    processor.end()
+    window = times[len(times) // 4 : -2]  # workers start one after the other, and one ends first
+    slope = np.polyfit(np.arange(len(window)) * BLOCK, window, 1)[0]
+    used = processor.at(window[-1]) - processor.at(window[0])
+    print(1 / slope, 1000 * used / ((len(window) - 1) * BLOCK))
 
 
 class ProcessorTime:
@@ -63,15 +69,20 @@ class ProcessorTime:
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, int], float] = {}
+        self._history: list[tuple[float, float]] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
-    def end(self) -> float:
-        """Return the seconds."""
+    def end(self) -> None:
+        """Stop looking."""
         self._ended.set()
         self._thread.join()
-        return sum(self._seconds.values())
+
+    def at(self, moment: float) -> float:
+        """Return the seconds used until a moment of time.time()."""
+        times, seconds = zip(*self._history, strict=True)
+        return float(np.interp(moment, times, seconds))
 
     def _sample(self) -> None:
         while True:
@@ -91,25 +102,16 @@ class ProcessorTime:
                     above = parents.get(above)
                 if above:
                     self._seconds[number, started] = seconds
+            self._history.append((time.time(), sum(self._seconds.values())))
             if last:
                 return
-
-
-def measured(command: list[str]) -> tuple[float, float]:
-    """Run a job: (its seconds, the processor seconds of it and of all that it started)."""
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        sys.exit(run.stderr)
-    seconds, used = map(float, run.stdout.splitlines()[-1].split())
-    return seconds, used
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-emoji")
     parser.add_argument("--models-dir")
-    parser.add_argument("--short", type=int, default=128)
-    parser.add_argument("--long", type=int, default=896)
+    parser.add_argument("--images", type=int, default=960)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--job", nargs=2, metavar=("FOLDER", "WORKERS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -118,25 +120,20 @@ def main() -> None:
         return
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
     costs: dict[str, list[float]] = {way: [] for way in WAYS}
-    images = options.long - options.short
     with tempfile.TemporaryDirectory() as name:
-        for kind in ("short", "long"):
-            ray_images.write(Path(name) / kind, getattr(options, kind), sizes=((640, 480),))
+        ray_images.write(Path(name) / "photos", options.images, sizes=((640, 480),))
         for _ in range(options.rounds):
             for way, (workers, cores) in WAYS.items():
                 command = ["taskset", "-c", cores, sys.executable, "-m", "benchmarks.ray_scaling"]
-                command += ["--model", options.model]
+                command += ["--model", options.model, "--job", f"{name}/photos", str(workers)]
                 command += ["--models-dir", options.models_dir] if options.models_dir else []
-                (short, short_cpu), (long, long_cpu) = (
-                    measured([*command, "--job", f"{name}/{kind}", str(workers)]) for kind in ("short", "long")
-                )
-                rates[way].append(images / (long - short))
-                costs[way].append(1000 * (long_cpu - short_cpu) / images)
-                print(
-                    f"  {way:15} {rates[way][-1]:7.1f} images/s, {costs[way][-1]:5.1f} ms of a processor each;"
-                    f" {short:.1f} and {long:.1f} s, {short_cpu:.1f} and {long_cpu:.1f} s of a processor",
-                    flush=True,
-                )
+                run = subprocess.run(command, capture_output=True, text=True)
+                if run.returncode:
+                    sys.exit(run.stderr)
+                rate, cost = map(float, run.stdout.splitlines()[-1].split())
+                rates[way].append(rate)
+                costs[way].append(cost)
+                print(f"  {way:15} {rate:7.1f} images/s, {cost:5.1f} ms of a processor each", flush=True)
     print(f"{options.model}, medians of {options.rounds}:")
     for way in WAYS:
         print(f"{way:15} {median(rates[way]):7.1f} images/s, {median(costs[way]):5.1f} ms of a processor each")

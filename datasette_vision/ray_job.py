@@ -38,6 +38,8 @@ from datasette_vision.vision import Vision
 # What is lost and done again when a worker dies: a few seconds of one core.
 IMAGES_PER_BLOCK = 128
 IMAGES_PER_GPU_BLOCK = 2048
+# Files written at a time. Each that is has a process, which takes longer to start than the file to be written.
+WRITERS = 4
 CUDA = "CUDAExecutionProvider"
 GPU_BATCH_SIZE = 64
 
@@ -99,7 +101,7 @@ def embed_files(
                 num_cpus=workers.cpus,
                 num_gpus=workers.gpus or None,
                 fn_constructor_args=(job, prepared.output.form, workers, config, package, to_embedders),
-            ).write_datasink(sink, ray_remote_args={"num_cpus": 0})
+            ).write_datasink(sink, ray_remote_args={"num_cpus": 0}, concurrency=WRITERS)
     summary = sink.summary
     summary.total = total
     summary.unchanged = total - summary.done
