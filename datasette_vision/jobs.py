@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasette_vision import columns, photos, vectors
+from datasette_vision import columns, memory, photos, vectors
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, Unreadable
 from datasette_vision.files import Base
 from datasette_vision.identifiers import quote
@@ -31,6 +31,8 @@ from datasette_vision.vision import Vision
 
 SHOWN_FAILURES = 20
 GONE_AT_A_TIME = 10_000
+# Pictures of all sizes leave holes in the heaps of the threads: without this a job grows by a fifth in 20,000 rows.
+TRIM_EVERY = 200
 
 Connect = Callable[[], sqlite3.Connection]
 
@@ -161,6 +163,8 @@ def embed_table(
         with transactions, contextlib.closing(outcomes):
             for outcome in outcomes:
                 job.take(outcome, transactions)
+                if summary.done % TRIM_EVERY == 0:
+                    memory.trim()
                 summary.seconds = time.monotonic() - began
                 progress(summary)
                 if stop is not None and stop.is_set():

@@ -12,7 +12,7 @@ from datasette_vision.identifiers import literal, quote, rowid_name
 from datasette_vision.schema import SideTable
 
 CHUNK_ROWS = 256
-CHUNK_BYTES = 32_000_000
+CHUNK_BYTES = 8_000_000
 SAMPLES = 20
 SAMPLE_LENGTH = 4096
 
