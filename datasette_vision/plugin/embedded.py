@@ -10,7 +10,7 @@ from datasette_vision import sidetables
 from datasette_vision.identifiers import quote
 
 SAMPLE_ROWS = 20
-# So many embeddings are compared in SQL in 50 ms; an index answers from there on.
+# So few embeddings are compared in SQL in less time than a page takes; an index answers from there on.
 LARGE = 20_000
 # A picture this small may go with its row, so that a query's page shows it.
 SMALL_PICTURE_BYTES = 64 * 1024
