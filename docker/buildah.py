@@ -73,7 +73,9 @@ class Buildah:
         found = os.environ.get("PIP_FIND_LINKS", "")
         if Path(found).is_dir():  # wheels that pip finds here without a network, it finds there too
             named += ["--volume", f"{found}:/wheels:ro", "--build-arg", "PIP_FIND_LINKS=/wheels"]
-        options = ["--isolation", "chroot", "--network", "host", "--pull-never", "--layers", "--tag", tag]
+        # No layer for each instruction: with the plain storage that works everywhere, each is a copy of all files,
+        # 30 GB in all.
+        options = ["--isolation", "chroot", "--network", "host", "--pull-never", "--layers=false", "--tag", tag]
         subprocess.run([*self._words, "bud", *options, *named, str(context)], check=True)
 
     def size_mb(self, tag: str) -> float:
