@@ -20,7 +20,7 @@ from datasette.app import Datasette
 from datasette_vision.plugin.activity import Activity
 from datasette_vision.plugin.compatibility import IS_1_0
 from datasette_vision.plugin.state import state_of
-from tests.processes import Server, serve
+from tests.servers import Server, serve
 
 # Routes that take their time, and work in the background.
 SLOW = '''

@@ -22,7 +22,7 @@ import datasette_vision
 from datasette_vision.config import Config
 from datasette_vision.plugin.compatibility import IS_1_0
 from tests import pictures, repositories
-from tests.processes import Server, serve
+from tests.servers import Server, serve
 from tests.test_imports import MODULES, own_imports
 
 if sys.version_info >= (3, 11):

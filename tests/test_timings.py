@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from datasette_vision.plugin.timings import Timeline, process_began
-from tests.processes import serve
+from tests.servers import serve
 
 
 def test_the_line_comes_when_all_parts_are_over(caplog: pytest.LogCaptureFixture) -> None:
