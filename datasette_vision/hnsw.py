@@ -17,6 +17,10 @@ from datasette_vision.eightbit import SPARE, Coded, Flat, Labels, Mask, Position
 # (https://arxiv.org/abs/1603.09320) finds 12 to 48 and 100 to 200 of use; less of the second is made up by searching.
 CONNECTIVITY = 16
 EXPANSION_ADD = 96
+# The first vectors are added one by one. Two that are added at once do not see each other, which leaves a few where no
+# search comes: in a small graph one in a thousand or two, in larger ones one in ten thousand, which the recall of a
+# graph is well below anyway (benchmarks/lost_in_graph.py).
+ONE_BY_ONE = 8192
 # Candidates held while searching: the fewest of these that find nearly all.
 EXPANSIONS = (256, 384, 512, 768, 1024, 1536, 2048)
 RECALL = 0.96
@@ -91,7 +95,8 @@ def build(
         labels.append(part.labels)
         for start in range(0, len(part), chunk):
             codes = part.vectors.codes[start : start + chunk]
-            graph.add(np.arange(done, done + len(codes), dtype=np.uint64), codes, threads=threads)
+            keys = np.arange(done, done + len(codes), dtype=np.uint64)
+            graph.add(keys, codes, threads=1 if done < ONE_BY_ONE else threads)
             done += len(codes)
             if not progress(done):
                 return None

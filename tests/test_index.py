@@ -29,7 +29,7 @@ def flat(matrix: Matrix, first: int = 0) -> Flat:
 
 
 def graph(matrix: Matrix) -> hnsw.Graph:
-    made = hnsw.build([flat(matrix)], matrix.shape[1], threads=1)  # the same each time
+    made = hnsw.build([flat(matrix)], matrix.shape[1])
     assert made is not None
     return made
 
@@ -133,6 +133,13 @@ def test_a_graph_looks_further_when_most_are_gone() -> None:
     assert not set(labels.tolist()) & set(best)
 
 
+def test_every_vector_of_a_graph_is_found_again() -> None:
+    matrix = clustered(6000)
+    made = graph(matrix)
+    found = made.graph.search(flat(matrix).vectors.codes, 10, threads=1).keys
+    assert (found == np.arange(len(matrix))[:, None]).any(axis=1).all()
+
+
 def test_building_a_graph_can_be_stopped() -> None:
     seen: list[int] = []
 
@@ -147,7 +154,7 @@ def test_building_a_graph_can_be_stopped() -> None:
 def test_a_graph_that_is_added_to_leaves_the_first_as_it_is() -> None:
     matrix = clustered(3000)
     first = graph(matrix[:2000])
-    second = hnsw.build([flat(matrix[2000:], 2000)], 64, onto=first, threads=1)
+    second = hnsw.build([flat(matrix[2000:], 2000)], 64, onto=first)
     assert second is not None
     assert (len(first), len(second)) == (2000, 3000)
     assert recall(Index(second, 64), matrix, matrix[::10]) > 0.98
