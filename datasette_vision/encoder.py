@@ -44,11 +44,14 @@ class DualEncoder:
 
     def encode_tokens(self, sequences: Sequence[list[int]]) -> NDArray[np.float32]:
         """Embed n tokenised texts: -> (n, d) float32, not normalised."""
+        session = self.text_tower.get()
+        if session.one_by_one and len(sequences) > 1:
+            return np.concatenate([self.encode_tokens([sequence]) for sequence in sequences])
         padded = self.tokenizer.get().pad(sequences)
         inputs = {self._text.input_ids: padded["input_ids"]}
         if self._text.attention_mask is not None:
             inputs[self._text.attention_mask] = padded["attention_mask"]
-        return self._checked(self.text_tower.get().run(inputs), len(sequences))
+        return self._checked(session.run(inputs), len(sequences))
 
     def encode_pixels(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embed preprocessed images: (n, 3, h, w) float32 -> (n, d) float32, not normalised."""

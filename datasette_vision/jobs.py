@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasette_vision import columns, memory, photos, vectors
-from datasette_vision.errors import DimensionMismatch, InvalidArgument, Unreadable
+from datasette_vision.errors import DimensionMismatch, InvalidArgument
 from datasette_vision.files import Base
 from datasette_vision.identifiers import quote
 from datasette_vision.pipeline import Outcome, embed
-from datasette_vision.rows import Key, SourceRow, SourceTable, Wanted, connected
+from datasette_vision.rows import Connect, Key, SourceRow, SourceTable, Wanted, connected, opened
 from datasette_vision.schema import OWN_COLUMNS, Row, SideTable
 from datasette_vision.serving import Tower
 from datasette_vision.transactions import Transactions, Writer, writer_on
@@ -33,8 +33,6 @@ SHOWN_FAILURES = 20
 GONE_AT_A_TIME = 10_000
 # Inferences. Pictures of all sizes leave holes in the heaps of the threads: a job would grow by a fifth in 20,000.
 TRIM_EVERY = 200
-
-Connect = Callable[[], sqlite3.Connection]
 
 
 @dataclass
@@ -70,19 +68,6 @@ class Summary:
         self.failed += 1
         if len(self.failures) < SHOWN_FAILURES:
             self.failures.append((name, reason))
-
-
-def opened(database: Path | str | Connect) -> Connect:
-    """Return what opens a connection to a database, in autocommit mode and for use on any thread.
-
-    Raises Unreadable when there is no such file.
-    """
-    if callable(database):
-        return database
-    path = Path(database)
-    if not path.is_file():
-        raise Unreadable(f"{database}: there is no such database")
-    return lambda: sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
 
 
 def embed_table(

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from datasette_vision import columns
 from datasette_vision.drift import Check, Glance, failures, given_key, glance, has_key, is_new, opened
-from datasette_vision.jobs import Connect, Summary, embed_table
+from datasette_vision.jobs import Summary, embed_table
+from datasette_vision.rows import Connect
 from datasette_vision.sidetables import Source
 from datasette_vision.transactions import Writer
 from datasette_vision.vision import Vision

@@ -32,7 +32,6 @@ from datasette_vision.parquet import Form, Output
 from datasette_vision.pipeline import config_for_bulk
 from datasette_vision.ray_cluster import cluster, own_errors
 from datasette_vision.shipping import has, pack, unpack
-from datasette_vision.steady import load_steady
 from datasette_vision.vision import Vision
 
 # What is lost and done again when a worker dies: a few seconds of one core.
@@ -124,7 +123,7 @@ class Embedder:
             store = ModelStore(Path(config.models_dir) if config.models_dir else None)
             if not has(store, form.model, form.fingerprint):
                 store = unpack(ray.get(package[0]))
-            self._vision = Vision(workers.config(config), store=store, load=load_steady)
+            self._vision = Vision(workers.config(config), store=store)
             self._vision.image_tower(form.model)
         except VisionError as error:
             self._failed = error

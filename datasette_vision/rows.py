@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from datasette_vision.errors import InvalidArgument
+from datasette_vision.errors import InvalidArgument, Unreadable
 from datasette_vision.identifiers import literal, quote, rowid_name
 from datasette_vision.schema import SideTable
 
@@ -17,6 +18,7 @@ SAMPLES = 20
 SAMPLE_LENGTH = 4096
 
 Key = tuple[object, ...]
+Connect = Callable[[], sqlite3.Connection]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,19 @@ class SourceRow:
         """Return the value, once: who holds the row does not hold a picture of some megabytes."""
         value, self.value = self.value, None
         return value
+
+
+def opened(database: Path | str | Connect) -> Connect:
+    """Return what opens a connection to a database, in autocommit mode and for use on any thread.
+
+    Raises Unreadable when there is no such file.
+    """
+    if callable(database):
+        return database
+    path = Path(database)
+    if not path.is_file():
+        raise Unreadable(f"{database}: there is no such database")
+    return lambda: sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
 
 
 def connected(connection: sqlite3.Connection) -> sqlite3.Connection:

@@ -1,4 +1,4 @@
-"""The only module that imports onnxruntime, and it does so when the first model is loaded."""
+"""The only module that imports onnxruntime (but for those that bake), and it does so when the first model is loaded."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 from datasette_vision import memory
 from datasette_vision.cores import available_cores
 from datasette_vision.errors import ConfigError, EngineFailure, ModelCorrupt
+from datasette_vision.operators import uses
 
 logger = logging.getLogger(__name__)
 
 
 class Session(Protocol):
-    """A loaded graph. Thread-safe."""
+    """A loaded graph. Thread-safe.
+
+    `one_by_one`: whether it is given one row at a time, because it takes no more or because rows of a batch influence
+    each other; so would the padding of a text to the length of others.
+    """
+
+    one_by_one: bool
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Compute the graph's one output for the named inputs."""
@@ -43,6 +50,9 @@ class Port:
 # The first version that lets one say how long threads spin; those before ignore what they do not know.
 SPIN_DURATION_SINCE = (1, 26)
 CPU = "CPUExecutionProvider"
+# They scale the activations of a whole batch by the largest among them: an image beside a bright one would have another
+# embedding than alone, to a hundredth or so. What quantize_dynamic() of ONNX Runtime makes has them; ours do not.
+SCALE_THE_BATCH = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 # What this package makes -> the narrower type that some exporters give their inputs. Nothing else is converted.
 NARROWED = {
     ("int64", "tensor(int32)"): np.int32,
@@ -51,7 +61,7 @@ NARROWED = {
 
 
 class OnnxSession:
-    """A graph loaded by ONNX Runtime."""
+    """A graph loaded by ONNX Runtime. A row is answered the same whatever is in the batch with it."""
 
     def __init__(
         self,
@@ -81,15 +91,16 @@ class OnnxSession:
         memory.trim()
         self._output = output
         self._types = {node.name: node.type for node in self._session.get_inputs()}
-        # Exported without dynamic axes, as torch.onnx.export does unless told otherwise: one row at a time.
-        self._one_by_one = any(node.shape[:1] == [1] for node in self._session.get_inputs())
+        # One row at a time where there is no axis for more, as torch.onnx.export does unless told otherwise.
+        fixed = any(node.shape[:1] == [1] for node in self._session.get_inputs())
+        self.one_by_one = fixed or uses(path, SCALE_THE_BATCH)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Compute the output. Raises EngineFailure, the details in the log."""
         try:
             feeds = {name: self._fitted(name, value) for name, value in inputs.items()}
             rows = len(next(iter(feeds.values()))) if feeds else 0
-            if self._one_by_one and rows > 1:
+            if self.one_by_one and rows > 1:
                 single = [{name: value[row : row + 1] for name, value in feeds.items()} for row in range(rows)]
                 answers = [self._session.run([self._output], feed)[0] for feed in single]
                 return np.concatenate(answers).astype(np.float32, copy=False)
@@ -117,6 +128,11 @@ def _port(node: Any) -> Port:
     )
 
 
+def without_telemetry() -> None:
+    """Have ONNX Runtime, not yet imported, report nothing: from 1.31 on it does, and writes into the user's home."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def waiting(version: str) -> dict[str, str]:
     """Return the settings of how threads wait for the next operator of a graph.
 
@@ -129,8 +145,7 @@ def waiting(version: str) -> dict[str, str]:
 
 
 def _load(path: Path, threads: int, *, optimise: bool = True, providers: Sequence[str] = ()) -> Any:
-    # From 1.31 on it reports to its makers, and writes into the user's home, unless told so before it is imported.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    without_telemetry()
     import onnxruntime  # heavy: loaded with the first model, never at start
 
     available = onnxruntime.get_available_providers()

@@ -171,6 +171,8 @@ class CountingLoads:
             counter = self
 
             class Counting:
+                one_by_one = session.one_by_one
+
                 def run(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
                     counter.before_run(values)
                     counter.batches.append(len(next(iter(values.values()))))

@@ -38,7 +38,7 @@ LAYERS: dict[str, int] = {
     "encoder": 2,
     "classifier": 2,
     "batcher": 2,
-    "steady": 2,
+    "operators": 2,
     "cache": 2,
     "memory": 2,
     "cores": 2,

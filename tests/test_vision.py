@@ -327,6 +327,8 @@ def test_a_graph_that_gives_no_numbers_is_an_error_and_not_bad_data(fake_models:
     vision = Vision(Config(default_model="fake"), store=ModelStore(fake_models), load=lambda threads, providers: broken)
 
     class Broken:
+        one_by_one = False
+
         def run(self, inputs: object) -> np.ndarray:
             return np.full((1, 3 if model == "fake-classifier" else 8), np.nan, dtype=np.float32)
 

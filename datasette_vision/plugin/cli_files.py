@@ -111,10 +111,9 @@ def embed_files(
 def _embed_here(job: Job, config: Config, workers: int | None, batch_size: int | None, quiet: bool) -> Done:
     from datasette_vision import embed_files
     from datasette_vision.pipeline import config_for_bulk
-    from datasette_vision.steady import load_steady
     from datasette_vision.vision import Vision
 
-    vision = Vision(config_for_bulk(config, workers=workers, batch_size=batch_size), load=load_steady)
+    vision = Vision(config_for_bulk(config, workers=workers, batch_size=batch_size))
     try:
         with Progress("Embedding", quiet=quiet) as progress:
             return embed_files.embed_files(job, vision, workers=workers and workers + 2, told=progress)

@@ -11,6 +11,7 @@ from typing import Any
 
 from datasette_vision.errors import InstallFailed, InvalidArgument
 from datasette_vision.models.manifest import TASKS
+from datasette_vision.runtime import without_telemetry
 
 PRECISIONS = ("auto", "fp32", "int8")
 
@@ -37,6 +38,7 @@ def bake(
         raise InvalidArgument(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
     if task is not None and task not in TASKS:
         raise InvalidArgument(f"task: expected one of {', '.join(TASKS)}, found {task!r}")
+    without_telemetry()
     try:
         from datasette_vision.models.bake import baking, sources, towers  # heavy: torch and transformers
         from datasette_vision.models.bake.calibration import pictures
