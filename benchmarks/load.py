@@ -1,10 +1,11 @@
-"""200 clients at once on a real server, texts and images mixed, every answer checked, beside the batcher alone.
+"""200 clients at once on a real server, texts and images mixed, every answer checked, beside the queues alone.
 
 python benchmarks/load.py [--model tiny-emoji] [--clients 200] [--seconds 20] [--inputs 1] [--size 640x480]
 
-Measures the queues of the models alone, in this process, then over HTTP from a process of its own, then alone again:
-each time from the first request until the last of so many is answered, as a rate over a window would count the texts
-that are answered at once and leave out the images that still wait.
+Measures in turns, as the machine is not always as fast: the queues of the models alone, in this process, then over HTTP
+from a process of its own, then in this process with decoding and tokenising. Each time from the first request until the
+last of so many is answered, as a rate over a window would count the texts that are answered at once and leave out the
+images that still wait.
 Ends with exit code 1 when an answer was wrong or missing, when the queue grew beyond its bound, or when memory did.
 """
 
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,7 @@ TEXTS, IMAGES = 200, 40
 # What the numbers of two batches of different sizes may differ by: 8-bit graphs quantise each batch by its own range.
 COSINE = 0.99
 GROWTH = 1.1
+OVER_HTTP = "over HTTP"
 
 
 @dataclass
@@ -207,9 +210,8 @@ def over_http(server: Server, work: list[Work], clients: int, requests: int) -> 
 
     async def watch() -> None:
         while True:
-            status = Path(f"/proc/{server.pid}/status").read_text()
-            tally.memory.append(next(int(line.split()[1]) / 1024 for line in status.splitlines() if "VmRSS" in line))
-            await asyncio.sleep(0.5)
+            tally.memory.append(server.resident_mib())
+            await asyncio.sleep(0.1)
 
     async def run() -> None:
         watching = asyncio.ensure_future(watch())
@@ -223,11 +225,18 @@ def over_http(server: Server, work: list[Work], clients: int, requests: int) -> 
     return tally, Rate(tally.inputs / took, cpu / max(1, tally.inputs))
 
 
+def at_rest(server: Server) -> float:
+    """The resident memory in MiB once there is nothing to do."""
+    time.sleep(3)
+    return server.resident_mib()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-emoji")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=20, help="that it takes, about")
+    parser.add_argument("--turns", type=int, default=3, help="one beside the other, of which medians are taken")
     parser.add_argument("--inputs", type=int, default=1, help="of each request")
     parser.add_argument("--size", default="640x480", help="of the images")
     options = parser.parse_args()
@@ -242,48 +251,51 @@ def main() -> None:
     count = int(alone(vision, mix, options.clients, 3 * options.clients, False).per_second * options.seconds)
     count = max(count, 4 * options.clients * options.inputs)
 
-    def measure_alone() -> list[Rate]:
-        return [alone(vision, mix, options.clients, count // 2, prepared) for prepared in (True, False)]
-
-    first = measure_alone()
+    turns: list[dict[str, Rate]] = []
+    tallies = []
     with serve(plugin=own) as server:
         over_http(server, work, options.clients, 2 * options.clients)
-        tally, rate = over_http(server, work, options.clients, count // options.inputs)
-        last = measure_alone()
+        rest = [at_rest(server)]
+        for _ in range(options.turns):
+            queues = alone(vision, mix, options.clients, count // 2, True)
+            tally, rate = over_http(server, work, options.clients, count // options.inputs)
+            rest.append(at_rest(server))
+            prepared = alone(vision, mix, options.clients, count // 2, False)
+            tallies.append(tally)
+            turns.append({"the queues alone": queues, "decoding and the queues": prepared, OVER_HTTP: rate})
     bound = max(1, options.clients * options.inputs // 4)
     with serve(plugin={**own, "max_queue": bound}) as server:
         beyond, _ = over_http(server, work, options.clients, 5 * options.clients)
     vision.close()
 
-    # It rises and falls with the batches: what counts is whether it still comes back to what it was.
-    third = max(1, len(tally.memory) // 3)
-    early, late = max(tally.memory[:third]), min(tally.memory[-third:])
-    milliseconds = [1000 * float(np.percentile(tally.latencies, part)) for part in (50, 95, 99)]
     print(f"{options.clients} clients, {options.inputs} inputs a request, images of {options.size}, {options.model}")
-    print(f"{'':36}{'inputs/s':>10}{'ms of processor an input':>28}")
-    alones = [
-        Rate((a.per_second + b.per_second) / 2, (a.cpu_s + b.cpu_s) / 2) for a, b in zip(first, last, strict=True)
-    ]
-    for name, one in (
-        ("the queues alone", alones[0]),
-        ("with decoding and tokenising", alones[1]),
-        ("over HTTP", rate),
-    ):
-        print(f"{name:36}{one.per_second:10.1f}{1000 * one.cpu_s:28.2f}")
-    for name, one in (("HTTP to the queues", alones[0]), ("HTTP to decoding and the queues", alones[1])):
-        print(f"{name:36}{rate.per_second / one.per_second:10.2f}{rate.cpu_s / one.cpu_s:28.2f}")
-    print(f"{'answers':36}{'':10} {dict(tally.statuses)}")
+    print(f"{f'medians of {options.turns}':36}{'inputs/s':>10}{'ms of processor an input':>28}")
+    for name in turns[0]:
+        rates = [turn[name] for turn in turns]
+        print(f"{name:36}{median(r.per_second for r in rates):10.1f}{1000 * median(r.cpu_s for r in rates):28.2f}")
+    for name in turns[0]:
+        if name != OVER_HTTP:
+            pairs = [(turn[OVER_HTTP], turn[name]) for turn in turns]
+            speeds = [http.per_second / other.per_second for http, other in pairs]
+            costs = [http.cpu_s / other.cpu_s for http, other in pairs]
+            print(f"{f'over HTTP, of {name}':36}{median(speeds):10.2f}{median(costs):28.2f}")
+    statuses = sum((tally.statuses for tally in tallies), Counter[int]())
+    latencies = [latency for tally in tallies for latency in tally.latencies]
+    milliseconds = [1000 * float(np.percentile(latencies, part)) for part in (50, 95, 99)]
+    print(f"{'answers':36}{'':10} {dict(statuses)}")
     print(
         f"{'latency':36}{milliseconds[0]:10.0f} ms median, {milliseconds[1]:.0f} ms 95 %, {milliseconds[2]:.0f} ms 99 %"
     )
-    print(
-        f"{'memory of the server':36}{early:10.0f} MiB at most in the first third, {late:.0f} MiB at least in the last"
-    )
+    # While there is work it rises and falls with the batches: the peak has to stay, and what is held at rest.
+    peaks = [max(tally.memory) for tally in tallies]
+    for name, mib in (("memory: peak of each turn", peaks), ("at rest, before and after each", rest)):
+        print(f"{name:36}{', '.join(f'{one:.0f}' for one in mib):>10} MiB")
     print(f"{'with max_queue ' + str(bound):36}{'':10} {dict(beyond.statuses)}")
-    if tally.wrong or beyond.wrong:
-        failures.append(f"wrong: {(tally.wrong + beyond.wrong)[:5]}")
-    if late > GROWTH * early:
-        failures.append(f"memory grew from {early:.0f} to {late:.0f} MiB")
+    if wrong := [wrong for tally in (*tallies, beyond) for wrong in tally.wrong]:
+        failures.append(f"wrong: {wrong[:5]}")
+    growth = max(peaks[-1] / peaks[0], rest[-1] / rest[1])
+    if growth > GROWTH:
+        failures.append(f"memory grew by {100 * (growth - 1):.0f} %")
     if not beyond.statuses[503]:
         failures.append("nothing was refused beyond max_queue")
     if failures:

@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from datasette_vision.plugin.compatibility import IS_1_0
@@ -26,6 +27,11 @@ class Server:
         self.port = port
         self.pid = pid
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+    def resident_mib(self) -> float:
+        """Return its resident memory in MiB."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
     def query(self, sql: str, database: str = "_memory", **parameters: str) -> Any:
         """Run SQL and return its rows."""

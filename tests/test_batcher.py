@@ -6,12 +6,15 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from datasette_vision import batcher as batching
+from datasette_vision import memory
 from datasette_vision.batcher import Batcher
 from datasette_vision.errors import Busy, EngineFailure, InvalidText, ModelCorrupt, VisionError
 
@@ -156,6 +159,30 @@ def test_an_answer_that_does_not_come_in_time_is_busy(
     doubler.gate.clear()
     with pytest.raises(Busy, match="no answer within"):
         batcher(1)
+
+
+def test_memory_is_given_back_when_a_burst_is_over(
+    doubler: Doubler, batcher: Batcher[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = threading.Semaphore(0)
+    monkeypatch.setattr(memory, "trim", given_back.release)
+    monkeypatch.setattr(batching, "BURST_OVER_S", 0.1)
+    for number in range(batching.BURST_ITEMS - 1):
+        batcher(number)
+    assert not given_back.acquire(timeout=0.3)  # too few to be worth it
+    assert batcher(1) == 2
+    assert given_back.acquire(timeout=30)
+    assert not given_back.acquire(timeout=0.3)  # once
+    assert batcher(2) == 4
+
+
+def test_memory_is_not_given_back_while_there_is_work(
+    doubler: Doubler, batcher: Batcher[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[float] = []
+    monkeypatch.setattr(memory, "trim", lambda: times.append(time.monotonic()))
+    assert list(batcher.map(range(10 * batching.BURST_ITEMS))) == [2 * number for number in range(160)]
+    assert times == []
 
 
 def test_map_keeps_the_order_and_reports_bad_items_in_place(doubler: Doubler, batcher: Batcher[int, int]) -> None:
