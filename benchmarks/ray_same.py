@@ -8,7 +8,6 @@ Fails unless all have each image once, with the same digest, size and error, and
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import threading
@@ -21,7 +20,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from benchmarks import ray_images
-from datasette_vision import embed_files, ray_job
+from datasette_vision import embed_files, ray_cluster, ray_job
 from datasette_vision.config import Config
 from datasette_vision.embed_files import Job
 from datasette_vision.pipeline import config_for_bulk
@@ -39,7 +38,7 @@ def main() -> None:
     parser.add_argument("--models-dir")
     options = parser.parse_args()
     config = Config(models_dir=options.models_dir)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray_cluster.settle()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ray_images.write(folder / "photos", options.images, options.broken)

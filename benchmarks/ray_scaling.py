@@ -40,11 +40,11 @@ def job(folder: Path, workers: int, model: str, models_dir: str | None) -> None:
     config = Config(models_dir=models_dir)
     processor = ProcessorTime()
     if workers:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         import ray
 
-        from datasette_vision import ray_job
+        from datasette_vision import ray_cluster, ray_job
 
+        ray_cluster.settle()
         ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as out:
         wanted = Job((str(folder),), out, model, rows_per_file=BLOCK)

@@ -220,14 +220,15 @@ class _Nothing:
 
 def measure_driver(blocks: int) -> None:
     """Print the processor time that Ray's driver takes for a block, on a cluster of this machine's cores."""
-    import os
     import time
 
     import pyarrow as pa
     import ray
     import ray.data
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from datasette_vision import ray_cluster
+
+    ray_cluster.settle()
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     table = pa.table({"path": [f"s3://bucket/photos/{number:09}.jpg" for number in range(BLOCK)]})

@@ -27,8 +27,7 @@ def cluster(address: str | None, quiet: bool) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.WARNING}
     if address == "local":
-        # A cluster of our own making tells nobody that it ran, and opens no page.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        settle()
         options["include_dashboard"] = False
     try:
         _reach(address)
@@ -40,6 +39,14 @@ def cluster(address: str | None, quiet: bool) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def settle() -> None:
+    """Set up the environment for a cluster of our own making: it tells nobody that it ran, and keeps its processes."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # By default processes above the number of cores end after a second. Where those are few, each file that is written
+    # would start one, which takes two seconds of a core.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
 
 
 def _reach(address: str) -> None:

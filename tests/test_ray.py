@@ -24,7 +24,7 @@ from click.testing import CliRunner  # noqa: E402
 from datasette.cli import cli  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from datasette_vision import embed_files, ray_job, shipping  # noqa: E402
+from datasette_vision import embed_files, ray_cluster, ray_job, shipping  # noqa: E402
 from datasette_vision.config import Config  # noqa: E402
 from datasette_vision.embed_files import Job  # noqa: E402
 from datasette_vision.errors import ConfigError, VisionError  # noqa: E402
@@ -209,6 +209,15 @@ def test_no_cluster_there(photos: Path, out: Path, fake_models: Path, cluster: C
             )
     finally:
         ray.init(address=cluster.address, log_to_driver=False)
+
+
+def test_the_environment_of_a_cluster_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    milliseconds = "RAY_idle_worker_killing_time_threshold_ms"
+    monkeypatch.delenv(milliseconds, raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    ray_cluster.settle()
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"  # as the person wants it
+    assert int(os.environ[milliseconds]) > 1000
 
 
 def test_on_this_machine(
