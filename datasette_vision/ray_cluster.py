@@ -12,23 +12,31 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
+from datasette_vision.cores import available_cores
 from datasette_vision.errors import VisionError
 
 CONNECT_TIMEOUT_S = 10.0
 
 
+# Images in Parquet files are read by tasks, which wait for ever where workers hold every CPU.
+SPARE_CPUS = 1
+
+
 @contextlib.contextmanager
-def cluster(address: str | None, quiet: bool) -> Iterator[None]:
-    """Connect to a cluster or start one, unless the process has done so, and let go of it again."""
+def cluster(address: str | None, quiet: bool) -> Iterator[int]:
+    """Connect to a cluster or start one, unless the process has done so, and let go of it again.
+
+    Yields how many of its CPUs workers leave to tasks: one more than there are is declared where it is of our making.
+    """
     if ray.is_initialized():
         with _progress(quiet):
-            yield
+            yield 0
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.WARNING}
     if address == "local":
         settle()
-        options["include_dashboard"] = False
+        options |= {"include_dashboard": False, "num_cpus": available_cores() + SPARE_CPUS}
     try:
         _reach(address)
         ray.init(address=address, **options)
@@ -36,7 +44,7 @@ def cluster(address: str | None, quiet: bool) -> Iterator[None]:
         raise VisionError(f"Ray at {address}: {error}") from None
     try:
         with _progress(quiet):
-            yield
+            yield SPARE_CPUS if address == "local" else 0
     finally:
         ray.shutdown()
 

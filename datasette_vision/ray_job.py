@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from datasette_vision.pipeline import config_for_bulk
 from datasette_vision.ray_cluster import cluster, own_errors
 from datasette_vision.shipping import has, pack, unpack
 from datasette_vision.vision import Vision
+
+logger = logging.getLogger(__name__)
 
 # What is lost and done again when a worker dies: a few seconds of one core.
 IMAGES_PER_BLOCK = 128
@@ -86,17 +89,17 @@ def embed_files(
     prepared = prepare(job, model)
     sink = Shards(prepared.output, job.rows_per_file)
     total = 0
-    with cluster(address, quiet), own_errors():
+    with cluster(address, quiet) as spare, own_errors():
         # A reference inside a list is not fetched with the actor: only a machine without the model asks for it.
         package, known = [ray.put(pack(model))], [ray.put(prepared.known)]
         to_embedders = [] if job.skip == BY_PATH else known
-        data, total = _listed(prepared, known, workers.block)
+        data, total = _listed(prepared, known, workers)
         if data is not None:
             data.map_batches(
                 Embedder,
                 batch_size=workers.block,
                 batch_format="pyarrow",
-                compute=_pool(workers),
+                compute=_pool(workers, spare),
                 num_cpus=workers.cpus,
                 num_gpus=workers.gpus or None,
                 fn_constructor_args=(job, prepared.output.form, workers, config, package, to_embedders),
@@ -184,13 +187,13 @@ def expand(batch: pa.Table, job: Job, known: list[Any], images_per_block: int) -
             yield _images(_new(chosen, ray.get(known[0]), job))
 
 
-def _listed(prepared: Prepared, known: list[Any], images_per_block: int) -> tuple[ray.data.Dataset | None, int]:
+def _listed(prepared: Prepared, known: list[Any], workers: Workers) -> tuple[ray.data.Dataset | None, int]:
     """List the inputs: (the images that are new as a data set, None for none; how many there are, new or not)."""
     seen = Known()
     files: list[Image] = []
     tables: list[Unit] = []
     blocks: list[pa.Table] = []
-    total = 0
+    total, images_per_block = 0, workers.block
 
     def cut(at_least: int) -> None:
         while len(files) >= at_least:
@@ -211,6 +214,8 @@ def _listed(prepared: Prepared, known: list[Any], images_per_block: int) -> tupl
     cut(1)
     data = ray.data.from_arrow(blocks) if blocks else None
     if tables:
+        if ray.cluster_resources().get("CPU", 0) <= workers.minimum * workers.cpus:
+            logger.warning("the workers hold every CPU: nothing reads the Parquet files unless the cluster grows")
         units = [pa.Table.from_pylist([vars(unit)], schema=UNITS) for unit in tables]
         rows = ray.data.from_arrow(units).map_batches(
             expand,
@@ -235,11 +240,11 @@ def _images(images: list[Image]) -> pa.Table:
     return pa.Table.from_pylist([vars(image) for image in images], schema=IMAGES)
 
 
-def _pool(workers: Workers) -> ActorPoolStrategy:
+def _pool(workers: Workers, spare: int) -> ActorPoolStrategy:
     maximum = workers.maximum
     if maximum is None:
         there = ray.cluster_resources()
-        maximum = int(there.get("CPU", 0) // workers.cpus)
+        maximum = int((there.get("CPU", 0) - spare) // workers.cpus)
         if workers.gpus:
             maximum = min(maximum, int(there.get("GPU", 0) / workers.gpus))
         maximum = max(maximum, workers.minimum)

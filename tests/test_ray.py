@@ -236,6 +236,23 @@ def test_on_this_machine(
         ray.init(address=cluster.address, log_to_driver=False)
 
 
+def test_parquet_on_a_machine_of_one_core(
+    photos: Path, out: Path, fake_models: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one worker takes the one core, and what reads the images finds room all the same."""
+    monkeypatch.setattr(ray_cluster, "available_cores", lambda: 1)
+    images = [path.read_bytes() for path in sorted(photos.iterdir())]
+    pq.write_table(pa.table({"image": images}), tmp_path / "images.parquet", row_group_size=50)
+    ray.shutdown()
+    try:
+        done = ray_job.embed_files(
+            Job((str(tmp_path / "images.parquet"),), str(out), "fake"), Config(models_dir=str(fake_models)), quiet=True
+        )
+        assert (done.summary.embedded, done.summary.failed) == (230, 10)
+    finally:
+        ray.init(address=cluster.address, log_to_driver=False)
+
+
 def test_ctrl_c(photos: Path, out: Path, fake_models: Path, expected: list[dict[str, Any]]) -> None:
     """What was written stays, and the next run, without Ray at that, does the rest."""
     import subprocess
