@@ -191,7 +191,7 @@ KEYS = (
     ),
     Key(
         "max_image_megapixels",
-        "pixels of an image at most, in millions",
+        "pixels of an image at most, in millions; a baseline JPEG, decoded at a reduced size, may have 4 times as many",
         "a number above 0, at most 2000",
         values.positive(2000),
     ),

@@ -59,12 +59,14 @@ class ImageLimits:
     """What is refused before it is decoded.
 
     `max_bytes` of the file, `max_pixels` of the picture, and `max_aspect`, its longer edge over its shorter: models see
-    a square, and scaling the shorter edge of a 1x100000 strip to 224 would make 5,000 megapixels of it.
+    a square, and scaling the shorter edge of a 1x100000 strip to 224 would make 5,000 megapixels of it. A JPEG that is
+    decoded at a reduced size, strip by strip, may have `strip_factor` times the pixels: it takes no memory, only time.
     """
 
     max_bytes: int = 20_000_000
     max_pixels: int = 100_000_000
     max_aspect: int = 200
+    strip_factor: int = 4
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -110,8 +112,8 @@ def decode(
     Raises InvalidImage.
     """
     header = _open(data, limits.max_bytes)
-    _check(header, limits)
-    return _read_pixels(header, target, reserve)
+    _admit(header, limits, target)
+    return _read_pixels(header, reserve)
 
 
 def info(data: bytes) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def exif(data: bytes) -> bytes:
 def error(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> str | None:
     """Why `decode` refuses this image, or None when it can be decoded to the last pixel."""
     try:
-        decode(data, limits=limits)
+        decode(data, limits=limits, target=1)
     except InvalidImage as reason:
         return str(reason)
     return None
@@ -156,12 +158,12 @@ def thumbnail(data: bytes, pixels: int, limits: ImageLimits = DEFAULT_LIMITS) ->
     if isinstance(pixels, bool) or not isinstance(pixels, int) or not 1 <= pixels <= MAX_THUMBNAIL_PIXELS:
         raise InvalidArgument(f"a thumbnail's size is an integer from 1 to {MAX_THUMBNAIL_PIXELS}, not {pixels!r:.40}")
     header = _open(data, limits.max_bytes)
-    _check(header, limits)
+    shorter, longer = sorted(header.size)
+    _admit(header, limits, max(1, -(-pixels * shorter // longer)))
     profile = header.image.info.get("icc_profile") or b""
     if not header.image.mode.startswith(("RGB", "P")) or len(profile) > _MAX_KEPT_PROFILE:
         profile = b""
-    shorter, longer = sorted(header.size)
-    picture = _read_pixels(header, max(1, -(-pixels * shorter // longer)))
+    picture = _read_pixels(header)
     picture.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     picture.save(file, "WEBP", quality=80, icc_profile=profile)
@@ -204,18 +206,27 @@ def _open(data: bytes, max_bytes: int | None) -> _Header:
     return _Header(image_format, data, image, exif, orientation, turn)
 
 
-def _check(header: _Header, limits: ImageLimits) -> None:
-    """Refuse what would take too much memory or time to decode. Raises InvalidImage."""
+def _admit(header: _Header, limits: ImageLimits, target: int | None) -> None:
+    """Choose the size to decode at; refuse what would take too much memory or time. Raises InvalidImage."""
     width, height = header.size
-    pixels = width * height
+    decoded = pixels = width * height
+    allowed = limits.max_pixels
     if header.format == "TIFF":  # a tile is decoded as a whole, however small the picture is
-        tile_width, tile_height = (header.image.tag_v2.get(tag) for tag in (322, 323))
-        if isinstance(tile_width, int) and isinstance(tile_height, int):
-            pixels = max(pixels, tile_width * tile_height)
-    if pixels > limits.max_pixels:
+        tile = [header.image.tag_v2.get(tag) for tag in (322, 323)]
+        if all(isinstance(length, int) for length in tile):
+            decoded = pixels = max(pixels, tile[0] * tile[1])
+    if header.format == "JPEG" and target is not None:
+        try:
+            header.image.draft(None, (2 * max(1, target),) * 2)
+        except Exception as reason:
+            raise _explain(header.format, header.data, "header", reason) from reason
+        if imageformats.is_read_in_strips(header.data):
+            decoded = header.image.size[0] * header.image.size[1]
+            allowed *= limits.strip_factor
+    if pixels > allowed or decoded > limits.max_pixels:
         raise InvalidImage(
             f"an image of {width}x{height} pixels ({pixels / 1e6:.1f} megapixels) is more than the "
-            f"{limits.max_pixels / 1e6:g} megapixels allowed (max_image_megapixels)"
+            f"{(allowed if pixels > allowed else limits.max_pixels) / 1e6:g} megapixels allowed (max_image_megapixels)"
         )
     if max(width, height) > limits.max_aspect * min(width, height):
         raise InvalidImage(
@@ -229,14 +240,10 @@ def _check(header: _Header, limits: ImageLimits) -> None:
         )
 
 
-def _read_pixels(
-    header: _Header, target: int | None, reserve: Callable[[int], None] = lambda pixels: None
-) -> Image.Image:
+def _read_pixels(header: _Header, reserve: Callable[[int], None] = lambda pixels: None) -> Image.Image:
     """The picture, upright, mode "RGB", without metadata. Raises InvalidImage."""
     image = header.image
     try:
-        if target is not None and header.format == "JPEG":
-            image.draft(None, (2 * max(1, target),) * 2)
         reserve(image.size[0] * image.size[1])
         image.load()
         picture = to_rgb(image, header.data)

@@ -380,6 +380,55 @@ def test_too_many_pixels_are_refused_by_the_header(image_format: str) -> None:
         images.decode(data, limits=ImageLimits(max_pixels=64 * 48 - 1))
 
 
+LARGE = 1600 * 1200
+SMALL = ImageLimits(max_pixels=LARGE // 4)
+
+
+def test_a_jpeg_that_is_decoded_at_a_reduced_size_may_be_larger() -> None:
+    data = pictures.jpeg(1600, 1200)
+    reserved: list[int] = []
+    assert images.decode(data, limits=SMALL, target=100, reserve=reserved.append).size == (400, 300)
+    assert reserved == [400 * 300]
+    assert images.error(data, SMALL) is None
+    assert images.thumbnail(data, 200, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("data", "limits", "target"),
+    [
+        (pictures.jpeg(1600, 1200), SMALL, None),  # at full size
+        (pictures.jpeg(1600, 1200), SMALL, 1000),  # hardly reduced
+        (pictures.jpeg(1600, 1200), ImageLimits(max_pixels=LARGE // 4 - 1), 100),  # too large even so
+        (pictures.jpeg(1600, 1200, progressive=True), SMALL, 100),  # its coefficients are held as a whole
+        (pictures.picture_file("PNG", 1600, 1200), SMALL, 100),
+        (pictures.picture_file("WEBP", 1600, 1200), SMALL, 100),
+    ],
+)
+def test_what_would_take_memory_may_not(data: bytes, limits: ImageLimits, target: int | None) -> None:
+    with pytest.raises(
+        InvalidImage, match=r"^an image of 1600x1200 pixels \(1\.9 megapixels\) is more than the 0\.\d+|1"
+    ):
+        images.decode(data, limits=limits, target=target)
+
+
+def test_a_jpeg_in_one_pass() -> None:
+    from datasette_vision.imageformats import is_read_in_strips
+
+    data = pictures.jpeg()
+    scan = data.index(b"\xff\xda")
+    assert is_read_in_strips(data)
+    assert is_read_in_strips(pictures.encode(pictures.scene().convert("L"), "JPEG"))
+    assert is_read_in_strips(pictures.encode(pictures.scene().convert("CMYK"), "JPEG"))
+    assert not is_read_in_strips(pictures.jpeg(progressive=True))
+    # A scan of one component of three: others follow.
+    assert not is_read_in_strips(data[: scan + 4] + b"\x01" + data[scan + 5 :])
+    assert not is_read_in_strips(data[:scan])
+    assert not is_read_in_strips(data[: scan + 4])
+    for marker in (0xC3, 0xC5, 0xC9, 0xCA, 0xCF):
+        assert not is_read_in_strips(data.replace(b"\xff\xc0", bytes([0xFF, marker]), 1))
+    assert not is_read_in_strips(b"\xff\xd8\xff\xc0\x00\x02\xff\xda\x00\x02")
+
+
 def test_a_bomb_costs_no_memory() -> None:
     tracemalloc.start()  # Pillow's pixels are not traced, numpy's and the file's copies are
     started = time.perf_counter()
