@@ -66,7 +66,7 @@ class Engine(Protocol):
         """
 
     def shell(self, tag: str, *command: str) -> str:
-        """Run a command in a fresh container, and return what it wrote. Raises CalledProcessError."""
+        """Run a command in a fresh container without a network, and return what it wrote. Raises CalledProcessError."""
 
 
 def free_port() -> int:
