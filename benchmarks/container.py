@@ -1,6 +1,7 @@
 """The image under a memory limit: cold start to the first text embedding, then many clients, then the peak.
 
 python benchmarks/container.py TAG [--memory 512] [--runs 5] [--texts 500] [--images 200] [--clients 16]
+    [--model tiny-emoji]
 
 Build it with `python docker/check.py build TAG`. Cold starts are measured with files in the page cache and, as root,
 without, turn about. "Inside" is as the server tells it; "outside" includes what the engine needs to start a container.
@@ -15,8 +16,11 @@ import json
 import os
 import re
 import sys
+import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -24,7 +28,8 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docker"))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docker"))
 from check import TEXT, ask, first_answer, query
 from containers import Engine, Running
 from engines import find
@@ -39,9 +44,10 @@ def drop_caches() -> None:
     DROP_CACHES.write_text("3")
 
 
-def start(engine: Engine, tag: str, memory: int, drop: bool) -> tuple[float, float, str]:
+def start(engine: Engine, options: argparse.Namespace, drop: bool) -> tuple[float, float, str]:
     """Return the seconds to the first embedding, outside and inside, and the server's own account of its start."""
-    with engine.run(tag, memory_mib=memory, before=drop_caches if drop else lambda: None) as container:
+    before = drop_caches if drop else lambda: None
+    with engine.run(options.tag, memory_mib=options.memory, mounts=options.mounts, before=before) as container:
         first_answer(container, query(TEXT))
         took = time.perf_counter() - container.began
         ages = re.findall(r"start, in seconds: (.*)", container.output())
@@ -101,6 +107,25 @@ def load(container: Running, texts: int, images: int, clients: int) -> None:
             print(f"  {kind:6} median {1000 * median(values):6.0f} ms, slowest {1000 * max(values):6.0f} ms")
 
 
+@contextlib.contextmanager
+def watched(container: Running) -> Iterator[list[float]]:
+    """Note what a container holds, several times a second, while the block runs."""
+    held = [container.held_mib() or 0.0]
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            held.append(container.held_mib() or 0.0)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield held
+    finally:
+        ended.set()
+        thread.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tag")
@@ -109,10 +134,23 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--model", help="of those in the image, instead of that in metadata.json")
     options = parser.parse_args()
     engine = find()
-    with engine.prepared(options.tag):
+    with tempfile.TemporaryDirectory() as folder, engine.prepared(options.tag):
+        options.mounts = with_model(Path(folder), options.model) if options.model else {}
         measure(engine, options)
+
+
+def with_model(folder: Path, model: str) -> dict[Path, str]:
+    """Write the deployed configuration with another model, and return what to mount."""
+    metadata = json.loads((ROOT / "metadata.json").read_text("utf-8"))
+    metadata["plugins"]["datasette-vision"] |= {"default_model": model, "preload": [model]}
+    path = folder / "metadata.json"
+    path.write_text(json.dumps(metadata), "utf-8")
+    path.chmod(0o644)
+    folder.chmod(0o755)
+    return {path: "/app/metadata.json"}
 
 
 def measure(engine: Engine, options: argparse.Namespace) -> None:
@@ -122,12 +160,12 @@ def measure(engine: Engine, options: argparse.Namespace) -> None:
     with contextlib.suppress(OSError):
         DROP_CACHES.write_text("1")
         can_drop = True
-    start(engine, options.tag, options.memory, False)
+    start(engine, options, False)
     outside: dict[bool, list[float]] = {False: [], True: []}
     inside: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(options.runs):
         for drop in (False, True) if can_drop else (False,):
-            took, own, report = start(engine, options.tag, options.memory, drop)
+            took, own, report = start(engine, options, drop)
             outside[drop].append(took)
             inside[drop].append(own)
             print(f"  {'cold' if drop else 'warm'} page cache: {took:.2f} s outside; {report}")
@@ -136,13 +174,15 @@ def measure(engine: Engine, options: argparse.Namespace) -> None:
             print(f"{name}  outside {median(outside[drop]):.2f} s, text tower {median(inside[drop]):.2f} s (medians)")
     if can_drop:
         print(f"ratio     {median(outside[True]) / median(outside[False]):.2f}")
-    with engine.run(options.tag, memory_mib=options.memory) as container:
+    with engine.run(options.tag, memory_mib=options.memory, mounts=options.mounts) as container:
         first_answer(container, query(TEXT))
-        load(container, options.texts, options.images, options.clients)
+        with watched(container) as held:
+            load(container, options.texts, options.images, options.clients)
         code = container.ended()
         print(
-            f"peak      {container.peak_mib():.0f} MiB of {options.memory}; " + ("alive" if code is None else str(code))
+            f"{'alive' if code is None else code}: {container.peak_mib():.0f} MiB at most of {options.memory}, with files"
         )
+        print(f"in the page cache, which can be dropped; without them {max(held):.0f} MiB")
         json.loads(ask(container, query(TEXT))[2])
 
 

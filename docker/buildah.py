@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from containers import BASE, PORT, Running, Unavailable, free_port, succeeds
+from containers import BASE, PORT, Running, Unavailable, anonymous_mib, free_port, succeeds
 
 # Of linux/sched.h, linux/sockios.h and linux/if.h.
 CLONE_NEWNET, SIOCSIFFLAGS, IFF_UP = 0x40000000, 0x8914, 1
@@ -173,6 +173,10 @@ class Group:
                 return int((self._folder / name).read_text()) / 2**20
         return None
 
+    def held_mib(self) -> float | None:
+        """Return what the group has now, without files in the page cache."""
+        return None if self._folder is None else anonymous_mib((self._folder / "memory.stat").read_text())
+
 
 @contextlib.contextmanager
 def _limited(memory_mib: int) -> Iterator[Group]:
@@ -247,6 +251,9 @@ class BuildahContainer:
 
     def peak_mib(self) -> float | None:
         return self._group.peak_mib()
+
+    def held_mib(self) -> float | None:
+        return self._group.held_mib()
 
     def output(self) -> str:
         return os.pread(self._log, 1_000_000, 0).decode("utf-8", "replace")

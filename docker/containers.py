@@ -35,6 +35,9 @@ class Running(Protocol):
     def peak_mib(self) -> float | None:
         """Return the most memory it had, in MiB, files in the page cache counted as the kernel counts them."""
 
+    def held_mib(self) -> float | None:
+        """Return what it has now, in MiB, without files in the page cache, which the kernel takes back at will."""
+
     def output(self) -> str:
         """Return what it wrote."""
 
@@ -67,6 +70,13 @@ class Engine(Protocol):
 
     def shell(self, tag: str, *command: str) -> str:
         """Run a command in a fresh container without a network, and return what it wrote. Raises CalledProcessError."""
+
+
+def anonymous_mib(statistics: str) -> float | None:
+    """Return the anonymous memory of a cgroup in MiB, by its memory.stat, of version 1 or 2."""
+    found = dict(line.split() for line in statistics.splitlines())
+    size = found.get("anon", found.get("rss"))
+    return None if size is None else int(size) / 2**20
 
 
 def free_port() -> int:

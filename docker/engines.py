@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from buildah import Buildah
-from containers import BASE, PORT, Engine, Running, Unavailable, free_port, succeeds
+from containers import BASE, PORT, Engine, Running, Unavailable, anonymous_mib, free_port, succeeds
 
 
 def find() -> Engine:
@@ -103,12 +103,16 @@ class DockerContainer:
         subprocess.run([self._engine, "kill", "--signal", "TERM", self.name], stdout=subprocess.DEVNULL, check=True)
 
     def peak_mib(self) -> float | None:
-        path = "/sys/fs/cgroup/memory.peak"
-        try:
-            words = [self._engine, "exec", self.name, "cat", path]
-            return int(subprocess.check_output(words, text=True, stderr=subprocess.DEVNULL)) / 2**20
-        except (subprocess.CalledProcessError, ValueError):
-            return None
+        peak = self._memory("peak")
+        return int(peak) / 2**20 if peak else None
+
+    def held_mib(self) -> float | None:
+        return anonymous_mib(self._memory("stat"))
+
+    def _memory(self, what: str) -> str:
+        """Read a file of the container's own cgroup; empty where there is none."""
+        words = [self._engine, "exec", self.name, "cat", f"/sys/fs/cgroup/memory.{what}"]
+        return subprocess.run(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
 
     def output(self) -> str:
         return subprocess.check_output([self._engine, "logs", self.name], text=True, stderr=subprocess.STDOUT)
