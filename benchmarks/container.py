@@ -28,9 +28,8 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "docker"))
-from check import TEXT, ask, first_answer, query
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docker"))
+from check import ROOT, TEXT, ask, first_answer, query
 from containers import Engine, Running
 from engines import find
 
@@ -179,10 +178,8 @@ def measure(engine: Engine, options: argparse.Namespace) -> None:
         with watched(container) as held:
             load(container, options.texts, options.images, options.clients)
         code = container.ended()
-        print(
-            f"{'alive' if code is None else code}: {container.peak_mib():.0f} MiB at most of {options.memory}, with files"
-        )
-        print(f"in the page cache, which can be dropped; without them {max(held):.0f} MiB")
+        print(f"peak      {container.peak_mib():.0f} MiB of {options.memory}; {'alive' if code is None else code}")
+        print(f"held      {max(held):.0f} MiB of that; the rest are files in the page cache, which can be dropped")
         json.loads(ask(container, query(TEXT))[2])
 
 
