@@ -179,7 +179,9 @@ def measure(engine: Engine, options: argparse.Namespace) -> None:
             load(container, options.texts, options.images, options.clients)
         code = container.ended()
         print(f"peak      {container.peak_mib():.0f} MiB of {options.memory}; {'alive' if code is None else code}")
-        print(f"held      {max(held):.0f} MiB of that; the rest are files in the page cache, which can be dropped")
+        print(
+            f"held      {max(held):.0f} MiB at most, looked at 20 times a second; the rest are files in the page cache"
+        )
         json.loads(ask(container, query(TEXT))[2])
 
 

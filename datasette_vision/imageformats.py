@@ -38,10 +38,9 @@ _SVG = re.compile(rb"<svg[\s>]", re.IGNORECASE)
 _HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body)[\s>]", re.IGNORECASE)
 
 # A marker that ends entropy-coded JPEG data: not a stuffed zero, not a restart (D0-D7), not fill (ITU T.81, B.1.1).
-# ITU T.81, table B.1: what begins a frame; baseline and extended sequential DCT.
-_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_JPEG_IN_ONE_PASS = {0xC0, 0xC1}
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+# What begins a frame (table B.1): baseline and extended sequential, lossless and hierarchical, progressive.
+_JPEG_SEQUENTIAL = {0xC0, 0xC1}
 _JPEG_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _JPEG_FRAMES = {0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF} | _JPEG_PROGRESSIVE
 # libjpeg's progressive script has 10 scans, the longest that encoders search through has 64.
@@ -149,9 +148,10 @@ def truncation(image_format: str, data: bytes) -> str | None:
 
 
 def split_jpeg(data: bytes) -> tuple[bytes, bytes]:
-    """A JPEG -> (its EXIF block or b"", the same JPEG without it).
+    """A JPEG -> (its EXIF block or b"", the same JPEG with an empty segment in its place).
 
-    Pillow reads all of the EXIF when it opens a JPEG, to find its resolution, and warns when it is broken.
+    Pillow reads all of the EXIF when it opens a JPEG, to find its resolution, and warns when it is broken. Without a
+    segment there, the bytes around it could become one that nobody has seen.
     """
     exif, rest, kept = b"", [], 0
     for marker, start, end in _jpeg_segments(data):
@@ -159,17 +159,17 @@ def split_jpeg(data: bytes) -> tuple[bytes, bytes]:
             break
         if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
             exif = exif or data[start + 6 : end]
-            rest.append(data[kept : start - 4])
+            rest.append(data[kept : start - 4] + b"\xff\xe1\x00\x02")
             kept = end
     return exif, b"".join([*rest, data[kept:]]) if rest else data
 
 
 def is_read_in_strips(data: bytes) -> bool:
-    """Whether a JPEG is decoded a strip at a time. One in several passes is held as a whole: up to 6 bytes a pixel."""
+    """Whether a JPEG is decoded a strip at a time. One in several passes is held as a whole: 2 bytes a sample."""
     components = 0
     for marker, start, end in _jpeg_segments(data):
         if marker in _JPEG_FRAMES:  # ITU T.81, B.2.2: precision, two sizes, the number of components
-            components = data[start + 5] if marker in _JPEG_IN_ONE_PASS and end > start + 5 else 0
+            components = data[start + 5] if marker in _JPEG_SEQUENTIAL and end > start + 5 else 0
             if not components:
                 return False
         elif marker == 0xDA:  # B.2.3: those of the scan that begins here

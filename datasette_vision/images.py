@@ -78,6 +78,7 @@ class _Header:
 
     format: str
     data: bytes
+    given: bytes  # what the decoder gets of it
     image: Any  # PIL.ImageFile.ImageFile, with the attributes of its format
     exif: bytes
     orientation: int
@@ -112,8 +113,8 @@ def decode(
     Raises InvalidImage.
     """
     header = _open(data, limits.max_bytes)
-    _admit(header, limits, target)
-    return _read_pixels(header, reserve)
+    reserve(_admit(header, limits, target))
+    return _read_pixels(header)
 
 
 def info(data: bytes) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def exif(data: bytes) -> bytes:
 
 
 def error(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> str | None:
-    """Why `decode` refuses this image, or None when it can be decoded to the last pixel."""
+    """Why `decode` refuses this image at the smallest size, or None: a large JPEG may be too large at another."""
     try:
         decode(data, limits=limits, target=1)
     except InvalidImage as reason:
@@ -188,7 +189,8 @@ def _open(data: bytes, max_bytes: int | None) -> _Header:
             or f"not an image of a known format ({', '.join(imageformats.FORMATS)}): "
             f"{len(data)} bytes that begin with {data[:8].hex(' ')}"
         )
-    if bomb := imagetags.tag_bomb(image_format, data) or imageformats.piece_bomb(image_format, data):
+    exif, given = imageformats.split_jpeg(data) if image_format == "JPEG" else (b"", data)
+    if bomb := imagetags.tag_bomb(image_format, data) or imageformats.piece_bomb(image_format, given):
         raise InvalidImage(f"corrupt {image_format} image: {bomb}")
     module, name = _DECODERS[image_format]
     try:
@@ -196,18 +198,17 @@ def _open(data: bytes, max_bytes: int | None) -> _Header:
     except ImportError as reason:
         advice = "pip install 'datasette-vision[heif]'" if image_format == "HEIF" else "upgrade Pillow"
         raise InvalidImage(f"reading {image_format} images needs another package: {advice}") from reason
-    exif, without_exif = imageformats.split_jpeg(data) if image_format == "JPEG" else (b"", data)
     try:
-        image = decoder(io.BytesIO(without_exif), "")
+        image = decoder(io.BytesIO(given), "")
         exif = _exif(image_format, image, exif, data)
         orientation, turn = _orientation(image_format, image, exif)
     except Exception as reason:
         raise _explain(image_format, data, "header", reason) from reason
-    return _Header(image_format, data, image, exif, orientation, turn)
+    return _Header(image_format, data, given, image, exif, orientation, turn)
 
 
-def _admit(header: _Header, limits: ImageLimits, target: int | None) -> None:
-    """Choose the size to decode at; refuse what would take too much memory or time. Raises InvalidImage."""
+def _admit(header: _Header, limits: ImageLimits, target: int | None) -> int:
+    """Choose the size to decode at: the pixels held meanwhile. Raises InvalidImage for too much memory or time."""
     width, height = header.size
     decoded = pixels = width * height
     allowed = limits.max_pixels
@@ -220,7 +221,7 @@ def _admit(header: _Header, limits: ImageLimits, target: int | None) -> None:
             header.image.draft(None, (2 * max(1, target),) * 2)
         except Exception as reason:
             raise _explain(header.format, header.data, "header", reason) from reason
-        if imageformats.is_read_in_strips(header.data):
+        if imageformats.is_read_in_strips(header.given):
             decoded = header.image.size[0] * header.image.size[1]
             allowed *= limits.strip_factor
     if pixels > allowed or decoded > limits.max_pixels:
@@ -238,13 +239,13 @@ def _admit(header: _Header, limits: ImageLimits, target: int | None) -> None:
             f"a run-length coded BMP image may have {_MAX_RUN_LENGTH_PIXELS / 1e6:g} megapixels, "
             f"not {pixels / 1e6:.1f}: convert it to PNG"
         )
+    return decoded
 
 
-def _read_pixels(header: _Header, reserve: Callable[[int], None] = lambda pixels: None) -> Image.Image:
+def _read_pixels(header: _Header) -> Image.Image:
     """The picture, upright, mode "RGB", without metadata. Raises InvalidImage."""
     image = header.image
     try:
-        reserve(image.size[0] * image.size[1])
         image.load()
         picture = to_rgb(image, header.data)
         if header.turn in _UPRIGHT:

@@ -13,6 +13,7 @@ NODE_ATTRIBUTE, ATTRIBUTE_GRAPHS = 5, (6, 11)
 NODE_OPERATOR = 4
 # How protocol buffers write a field: https://protobuf.dev/programming-guides/encoding/
 VARINT, EIGHT_BYTES, COUNTED, FOUR_BYTES = 0, 1, 2, 5
+GROUP = (3, 4)  # its beginning, its end
 
 Field = tuple[int, int, int]
 
@@ -62,6 +63,8 @@ def _fields(data: mmap.mmap, place: int, end: int) -> Iterator[Field]:
             place += 8
         elif kind == FOUR_BYTES:
             place += 4
+        elif kind in GROUP:  # of old, and of no field here: what is within is passed by like the rest
+            continue
         elif kind == COUNTED:
             length, place = _varint(data, place)
             if place + length > end:

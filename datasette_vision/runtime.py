@@ -61,7 +61,7 @@ NARROWED = {
 
 
 class OnnxSession:
-    """A graph loaded by ONNX Runtime. A row is answered the same whatever is in the batch with it."""
+    """A graph loaded by ONNX Runtime. But for rounding, what is in a batch with a row does not change its answer."""
 
     def __init__(
         self,

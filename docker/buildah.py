@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from containers import BASE, PORT, Running, Unavailable, anonymous_mib, free_port, succeeds
+from containers import BASE, PORT, Running, Unavailable, free_port, succeeds, without_files
 
 # Of linux/sched.h, linux/sockios.h and linux/if.h.
 CLONE_NEWNET, SIOCSIFFLAGS, IFF_UP = 0x40000000, 0x8914, 1
@@ -175,7 +175,10 @@ class Group:
 
     def held_mib(self) -> float | None:
         """Return what the group has now, without files in the page cache."""
-        return None if self._folder is None else anonymous_mib((self._folder / "memory.stat").read_text())
+        for name in ("memory.usage_in_bytes", "memory.current"):
+            if self._folder is not None and (self._folder / name).exists():
+                return without_files((self._folder / name).read_text(), (self._folder / "memory.stat").read_text())
+        return None
 
 
 @contextlib.contextmanager

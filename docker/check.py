@@ -32,10 +32,11 @@ TEXT = "select hex(vision_embed('purple and gold')) as x"
 ENDLESS = "with recursive c(x) as (select 1 union all select x + 1 from c) select count(*) from c"
 # Serves within the container, and asks there: nothing outside can be reached, nor reach it.
 ALONE = """
-import json, socket, subprocess, sys, time, urllib.request
+import json, subprocess, sys, time, urllib.request
+deadline = time.monotonic() + 60
 server = subprocess.Popen(["datasette", "serve", "/app", "--memory", "--port", "8001"], stdout=sys.stderr)
 while True:
-    assert server.poll() is None
+    assert server.poll() is None and time.monotonic() < deadline
     try:
         rows = json.load(urllib.request.urlopen("http://127.0.0.1:8001" + sys.argv[1]))
         break
@@ -45,7 +46,7 @@ while True:
         time.sleep(0.05)
 server.terminate()
 server.wait()
-print(json.dumps({"rows": rows, "interfaces": [name for _, name in socket.if_nameindex()]}))
+print(json.dumps({"rows": rows, "routes": open("/proc/net/route").read().splitlines()[1:]}))
 """
 
 
@@ -136,7 +137,7 @@ def inside(engine: Engine, tag: str) -> None:
     assert engine.shell(tag, "/opt/datasette/bin/python", "-c", program).strip() == "[]"
     say("no PyTorch, no transformers, no pip")
     answer = json.loads(engine.shell(tag, "/opt/datasette/bin/python", "-c", ALONE, query(TEXT)))
-    assert answer["interfaces"] == ["lo"], answer
+    assert answer["routes"] == [], answer
     assert answer["rows"][0]["x"], answer
     say("starts, and embeds a text, with no network")
 

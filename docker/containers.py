@@ -72,11 +72,14 @@ class Engine(Protocol):
         """Run a command in a fresh container without a network, and return what it wrote. Raises CalledProcessError."""
 
 
-def anonymous_mib(statistics: str) -> float | None:
-    """Return the anonymous memory of a cgroup in MiB, by its memory.stat, of version 1 or 2."""
+def without_files(used: str, statistics: str) -> float | None:
+    """Return what a cgroup has without files in the page cache, in MiB, by its memory.current and memory.stat.
+
+    In version 1 these are memory.usage_in_bytes and memory.stat. What lies in a tmpfs is no file on a disk: it stays.
+    """
     found = dict(line.split() for line in statistics.splitlines())
-    size = found.get("anon", found.get("rss"))
-    return None if size is None else int(size) / 2**20
+    files = found.get("file", found.get("cache"))
+    return None if not used or files is None else (int(used) - int(files) + int(found.get("shmem", 0))) / 2**20
 
 
 def free_port() -> int:

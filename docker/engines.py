@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from buildah import Buildah
-from containers import BASE, PORT, Engine, Running, Unavailable, anonymous_mib, free_port, succeeds
+from containers import BASE, PORT, Engine, Running, Unavailable, free_port, succeeds, without_files
 
 
 def find() -> Engine:
@@ -107,7 +107,7 @@ class DockerContainer:
         return int(peak) / 2**20 if peak else None
 
     def held_mib(self) -> float | None:
-        return anonymous_mib(self._memory("stat"))
+        return without_files(self._memory("current"), self._memory("stat"))
 
     def _memory(self, what: str) -> str:
         """Read a file of the container's own cgroup; empty where there is none."""

@@ -176,6 +176,30 @@ def test_memory_is_given_back_when_a_burst_is_over(
     assert batcher(2) == 4
 
 
+def test_memory_is_given_back_once_by_several_workers_and_not_while_one_is_at_work(
+    doubler: Doubler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = threading.Semaphore(0)
+    monkeypatch.setattr(memory, "trim", given_back.release)
+    monkeypatch.setattr(batching, "BURST_OVER_S", 0.1)
+    batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=1, workers=4)
+    doubler.gate.clear()
+    futures = [batcher.submit(number) for number in range(batching.BURST_ITEMS)]
+    doubler.gate.set()
+    assert [future.result(30) for future in futures] == [2 * number for number in range(batching.BURST_ITEMS)]
+    assert given_back.acquire(timeout=30)
+    assert not given_back.acquire(timeout=0.5)
+    for number in range(batching.BURST_ITEMS):
+        assert batcher(number) == 2 * number
+    doubler.gate.clear()
+    long = batcher.submit(1)
+    assert not given_back.acquire(timeout=0.5)  # three are idle, one is not
+    doubler.gate.set()
+    assert long.result(30) == 2
+    assert given_back.acquire(timeout=30)
+    batcher.close()
+
+
 def test_memory_is_not_given_back_while_there_is_work(
     doubler: Doubler, batcher: Batcher[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -394,21 +394,44 @@ def test_a_jpeg_that_is_decoded_at_a_reduced_size_may_be_larger() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "limits", "target"),
+    ("data", "max_pixels", "target", "allowed"),
     [
-        (pictures.jpeg(1600, 1200), SMALL, None),  # at full size
-        (pictures.jpeg(1600, 1200), SMALL, 1000),  # hardly reduced
-        (pictures.jpeg(1600, 1200), ImageLimits(max_pixels=LARGE // 4 - 1), 100),  # too large even so
-        (pictures.jpeg(1600, 1200, progressive=True), SMALL, 100),  # its coefficients are held as a whole
-        (pictures.picture_file("PNG", 1600, 1200), SMALL, 100),
-        (pictures.picture_file("WEBP", 1600, 1200), SMALL, 100),
+        (pictures.jpeg(1600, 1200), LARGE // 4, None, "0.48"),  # at full size
+        (pictures.jpeg(1600, 1200), LARGE // 4, 1000, "0.48"),  # hardly reduced
+        (pictures.jpeg(1600, 1200), LARGE // 5, 100, "1.536"),  # too large even so
+        (pictures.jpeg(1600, 1200, progressive=True), LARGE // 4, 100, "0.48"),  # its coefficients are held as a whole
+        (pictures.picture_file("PNG", 1600, 1200), LARGE // 4, 100, "0.48"),
+        (pictures.picture_file("WEBP", 1600, 1200), LARGE // 4, 100, "0.48"),
     ],
 )
-def test_what_would_take_memory_may_not(data: bytes, limits: ImageLimits, target: int | None) -> None:
-    with pytest.raises(
-        InvalidImage, match=r"^an image of 1600x1200 pixels \(1\.9 megapixels\) is more than the 0\.\d+|1"
-    ):
-        images.decode(data, limits=limits, target=target)
+def test_what_would_take_memory_may_not(data: bytes, max_pixels: int, target: int | None, allowed: str) -> None:
+    with pytest.raises(InvalidImage) as caught:
+        images.decode(data, limits=ImageLimits(max_pixels=max_pixels), target=target)
+    assert str(caught.value) == (
+        "an image of 1600x1200 pixels (1.9 megapixels) is more than the"
+        f" {allowed} megapixels allowed (max_image_megapixels)"
+    )
+
+
+def test_a_progressive_jpeg_cannot_pass_for_another() -> None:
+    """Where its EXIF was, the bytes around it would hide from the decoder the frame and scan that are seen before."""
+    progressive, baseline = pictures.jpeg(1600, 1200, progressive=True), pictures.jpeg(1600, 1200)
+    frame, scan = baseline.index(b"\xff\xc0"), baseline.index(b"\xff\xda")
+    decoy = baseline[frame : frame + 19] + baseline[scan : scan + 14]
+    exif = b"\xff\xe1\x00\x10Exif\0\0" + bytes(8)
+    hidden = b"\xe2" + (2 + len(decoy)).to_bytes(2, "big") + decoy
+    data = progressive[:20] + b"\xff" + exif + hidden + progressive[20:]
+    with pytest.raises(InvalidImage):
+        images.decode(data, limits=SMALL, target=100)
+    with pytest.raises(InvalidImage):
+        images.decode(data, target=100)
+
+
+def test_what_is_held_is_what_is_reserved() -> None:
+    reserved: list[int] = []
+    for data in (pictures.jpeg(1600, 1200), pictures.jpeg(1600, 1200, progressive=True), pictures.png(160, 120)):
+        images.decode(data, target=100, reserve=reserved.append)
+    assert reserved == [400 * 300, 1600 * 1200, 160 * 120]
 
 
 def test_a_jpeg_in_one_pass() -> None:

@@ -111,6 +111,16 @@ def test_operators_of_a_function(tmp_path: Path) -> None:
     assert uses(model(tmp_path / "a", [helper.make_node("Quantise", ["a"], ["b"], "ours")], [function]), [DYNAMIC])
 
 
+def test_fields_that_nobody_knows(tmp_path: Path) -> None:
+    """ONNX Runtime passes them by, of each wire type, and so does this."""
+    path = model(tmp_path / "a", [helper.make_node(DYNAMIC, ["a"], ["b", "c", "d"])])
+    unknown = {0: b"\x81\x01", 1: bytes(8), 2: b"\x02ab", 3: b"\x08\x01\xa4\x06", 5: bytes(4)}
+    fields = b"".join(bytes([0xA0 | kind, 0x06]) + rest for kind, rest in unknown.items())  # the number of each: 100
+    path.write_bytes(fields + path.read_bytes())
+    onnx.load(path)
+    assert uses(path, [DYNAMIC])
+
+
 def test_no_weights_are_mistaken_for_operators(tmp_path: Path) -> None:
     """A constant whose bytes are those of a node."""
     node = helper.make_node(DYNAMIC, ["a"], ["b", "c", "d"]).SerializeToString()

@@ -213,7 +213,8 @@ def test_no_cluster_there(photos: Path, out: Path, fake_models: Path, cluster: C
 
 def test_the_environment_of_a_cluster_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     milliseconds = "RAY_idle_worker_killing_time_threshold_ms"
-    monkeypatch.delenv(milliseconds, raising=False)
+    monkeypatch.setenv(milliseconds, "1")  # so that it is what it was, afterwards
+    monkeypatch.delenv(milliseconds)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     ray_cluster.settle()
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"  # as the person wants it
