@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -30,7 +31,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docker"))
 from check import ROOT, TEXT, ask, first_answer, query
-from containers import Engine, Running
+from containers import Engine, Running, Way
 from engines import find
 
 BOUNDARY = "a-boundary-that-no-jpeg-contains"
@@ -45,8 +46,8 @@ def drop_caches() -> None:
 
 def start(engine: Engine, options: argparse.Namespace, drop: bool) -> tuple[float, float, str]:
     """Return the seconds to the first embedding, outside and inside, and the server's own account of its start."""
-    before = drop_caches if drop else lambda: None
-    with engine.run(options.tag, memory_mib=options.memory, mounts=options.mounts, before=before) as container:
+    way = dataclasses.replace(options.way, before=drop_caches) if drop else options.way
+    with engine.run(options.tag, way) as container:
         first_answer(container, query(TEXT))
         took = time.perf_counter() - container.began
         ages = re.findall(r"start, in seconds: (.*)", container.output())
@@ -137,7 +138,7 @@ def main() -> None:
     options = parser.parse_args()
     engine = find()
     with tempfile.TemporaryDirectory() as folder, engine.prepared(options.tag):
-        options.mounts = with_model(Path(folder), options.model) if options.model else {}
+        options.way = Way(options.memory, mounts=with_model(Path(folder), options.model) if options.model else {})
         measure(engine, options)
 
 
@@ -173,7 +174,7 @@ def measure(engine: Engine, options: argparse.Namespace) -> None:
             print(f"{name}  outside {median(outside[drop]):.2f} s, text tower {median(inside[drop]):.2f} s (medians)")
     if can_drop:
         print(f"ratio     {median(outside[True]) / median(outside[False]):.2f}")
-    with engine.run(options.tag, memory_mib=options.memory, mounts=options.mounts) as container:
+    with engine.run(options.tag, options.way) as container:
         first_answer(container, query(TEXT))
         with watched(container) as held:
             load(container, options.texts, options.images, options.clients)

@@ -13,10 +13,10 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from containers import BASE, PORT, Running, Unavailable, free_port, succeeds, without_files
+from containers import AS_IT_IS, BASE, PORT, Running, Unavailable, Way, free_port, succeeds, without_files
 
 # Of linux/sched.h, linux/sockios.h and linux/if.h.
 CLONE_NEWNET, SIOCSIFFLAGS, IFF_UP = 0x40000000, 0x8914, 1
@@ -114,24 +114,15 @@ class Buildah:
         return subprocess.check_output([*self._words, *words], text=True).strip()
 
     @contextlib.contextmanager
-    def run(
-        self,
-        tag: str,
-        *,
-        memory_mib: int = 0,
-        command: Sequence[str] = (),
-        mounts: dict[Path, str] | None = None,
-        before: Callable[[], object] = lambda: None,
-    ) -> Iterator[Running]:
-        if not command:
-            command = json.loads(self._output("inspect", "--type", "image", tag))["OCIv1"]["config"]["Cmd"]
+    def run(self, tag: str, way: Way = AS_IT_IS) -> Iterator[Running]:
+        command = way.command or json.loads(self._output("inspect", "--type", "image", tag))["OCIv1"]["config"]["Cmd"]
         # Its network is this machine's: where it would listen, somebody else may.
         port = free_port()
         command = [str(port) if word == str(PORT) else word for word in command]
-        bound = [word for path, inside in (mounts or {}).items() for word in ("--volume", f"{path}:{inside}:ro")]
-        with self._mounted(tag) as (name, _), tempfile.TemporaryFile() as log, _limited(memory_mib) as group:
-            words = [*self._words, "run", "--isolation", "chroot", "--network", "host", *bound, name, "--", *command]
-            before()
+        with self._mounted(tag) as (name, _), tempfile.TemporaryFile() as log, _limited(way.memory_mib) as group:
+            options = ["--isolation", "chroot", "--network", "host", *way.volumes]
+            words = [*self._words, "run", *options, name, "--", *command]
+            way.before()
             began = time.perf_counter()
             process = subprocess.Popen(words, stdout=log, stderr=log, preexec_fn=group.join)
             container = BuildahContainer(process, log.fileno(), group, port, began)

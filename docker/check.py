@@ -22,7 +22,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from containers import Engine, Running, Unavailable
+from containers import Engine, Running, Unavailable, Way
 from engines import find
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,7 +145,7 @@ def inside(engine: Engine, tag: str) -> None:
 def limit(engine: Engine, tag: str) -> int:
     """Return the MiB that a container is given, or 0 where no limit can be set, having said so."""
     try:
-        with engine.run(tag, memory_mib=512, command=("true",)) as container:
+        with engine.run(tag, Way(memory_mib=512, command=("true",))) as container:
             container.wait(60)
     except Unavailable as error:
         say(f"without a memory limit: {error}")
@@ -155,7 +155,7 @@ def limit(engine: Engine, tag: str) -> int:
 
 def over_http(engine: Engine, tag: str) -> bytes:
     """What a browser and a robot see. Returns the answer of a text embedding."""
-    with engine.run(tag, memory_mib=limit(engine, tag)) as container:
+    with engine.run(tag, Way(memory_mib=limit(engine, tag))) as container:
         answer = first_answer(container, query(TEXT))
         status, headers, _ = ask(container, query("select 1"), Origin="https://observablehq.com")
         assert (status, headers.get("access-control-allow-origin")) == (200, "*"), (status, headers)
@@ -185,7 +185,7 @@ def asleep(engine: Engine, tag: str, expected: bytes) -> None:
     """It sleeps when nobody asks, and not before; awake again, it answers the same."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        engine.run(tag, mounts=changed(Path(folder), "5s", 12_000)) as container,
+        engine.run(tag, Way(mounts=changed(Path(folder), "5s", 12_000))) as container,
     ):
         assert first_answer(container, query(TEXT)) == expected
         statuses: list[int] = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -42,6 +43,27 @@ class Running(Protocol):
         """Return what it wrote."""
 
 
+@dataclass(frozen=True)
+class Way:
+    """How an image is run: its memory in MiB (0: no limit), its own command or another, and what is mounted where.
+
+    `before` is called when all else is ready.
+    """
+
+    memory_mib: int = 0
+    command: Sequence[str] = ()
+    mounts: Mapping[Path, str] = field(default_factory=dict)
+    before: Callable[[], object] = lambda: None
+
+    @property
+    def volumes(self) -> list[str]:
+        """The options that mount, in the words of Docker and Buildah alike."""
+        return [word for path, inside in self.mounts.items() for word in ("--volume", f"{path}:{inside}:ro")]
+
+
+AS_IT_IS = Way()
+
+
 class Engine(Protocol):
     """Builds images and runs containers of them."""
 
@@ -54,19 +76,8 @@ class Engine(Protocol):
     def prepared(self, tag: str) -> contextlib.AbstractContextManager[object]:
         """Make what it takes to run an image once for all runs in the block, where that takes long."""
 
-    def run(
-        self,
-        tag: str,
-        *,
-        memory_mib: int = 0,
-        command: Sequence[str] = (),
-        mounts: dict[Path, str] | None = None,
-        before: Callable[[], object] = lambda: None,
-    ) -> contextlib.AbstractContextManager[Running]:
-        """Run the command of an image, or another one; `before` is called when all else is ready.
-
-        Raises Unavailable when no memory limit can be set.
-        """
+    def run(self, tag: str, way: Way = AS_IT_IS) -> contextlib.AbstractContextManager[Running]:
+        """Run an image. Raises Unavailable when no memory limit can be set."""
 
     def shell(self, tag: str, *command: str) -> str:
         """Run a command in a fresh container without a network, and return what it wrote. Raises CalledProcessError."""

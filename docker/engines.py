@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from buildah import Buildah
-from containers import BASE, PORT, Engine, Running, Unavailable, free_port, succeeds, without_files
+from containers import AS_IT_IS, BASE, PORT, Engine, Running, Unavailable, Way, free_port, succeeds, without_files
 
 
 def find() -> Engine:
@@ -50,21 +50,13 @@ class Docker:
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def run(
-        self,
-        tag: str,
-        *,
-        memory_mib: int = 0,
-        command: Sequence[str] = (),
-        mounts: dict[Path, str] | None = None,
-        before: Callable[[], object] = lambda: None,
-    ) -> Iterator[Running]:
-        limits = ["--memory", f"{memory_mib}m", "--memory-swap", f"{memory_mib}m"] if memory_mib else []
-        bound = [word for path, inside in (mounts or {}).items() for word in ("--volume", f"{path}:{inside}:ro")]
+    def run(self, tag: str, way: Way = AS_IT_IS) -> Iterator[Running]:
+        memory = f"{way.memory_mib}m"
+        limits = ["--memory", memory, "--memory-swap", memory] if way.memory_mib else []
         port = free_port()
         options = ["--detach", "--read-only", "--tmpfs", "/tmp", "--publish", f"127.0.0.1:{port}:{PORT}"]
-        words = [self._name, "run", *options, *limits, *bound, tag, *command]
-        before()
+        words = [self._name, "run", *options, *limits, *way.volumes, tag, *way.command]
+        way.before()
         began = time.perf_counter()
         container = DockerContainer(self._name, subprocess.check_output(words, text=True).strip(), port, began)
         try:
