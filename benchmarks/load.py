@@ -16,7 +16,6 @@ import asyncio
 import base64
 import io
 import json
-import os
 import sys
 import threading
 import time
@@ -24,7 +23,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -122,12 +120,6 @@ def form(fields: dict[str, str], files: list[bytes]) -> bytes:
     return post(body + b"--=b--\r\n", 'multipart/form-data; boundary="=b"')
 
 
-def cpu_seconds(pid: int) -> float:
-    """The processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 # Alone
 
 
@@ -219,16 +211,10 @@ def over_http(server: Server, work: list[Work], clients: int, requests: int) -> 
         await asyncio.gather(*(client(server.port, shared, tally) for _ in range(clients)))
         watching.cancel()
 
-    began, cpu = time.perf_counter(), cpu_seconds(server.pid)
+    began, cpu = time.perf_counter(), server.cpu_seconds()
     asyncio.run(run())
-    took, cpu = time.perf_counter() - began, cpu_seconds(server.pid) - cpu
+    took, cpu = time.perf_counter() - began, server.cpu_seconds() - cpu
     return tally, Rate(tally.inputs / took, cpu / max(1, tally.inputs))
-
-
-def at_rest(server: Server) -> float:
-    """The resident memory in MiB once there is nothing to do."""
-    time.sleep(3)
-    return server.resident_mib()
 
 
 def main() -> None:
@@ -257,11 +243,11 @@ def main() -> None:
     tallies = []
     with serve(plugin=own) as server:
         over_http(server, work, options.clients, 2 * options.clients)
-        rest = [at_rest(server)]
+        rest = [server.resting_mib()]
         for _ in range(options.turns):
             queues = alone(vision, mix, options.clients, count // 2, True)
             tally, rate = over_http(server, work, options.clients, count // options.inputs)
-            rest.append(at_rest(server))
+            rest.append(server.resting_mib())
             prepared = alone(vision, mix, options.clients, count // 2, False)
             tallies.append(tally)
             turns.append({"the queues alone": queues, "decoding and the queues": prepared, OVER_HTTP: rate})

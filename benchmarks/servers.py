@@ -33,6 +33,16 @@ class Server:
         status = Path(f"/proc/{self.pid}/status").read_text()
         return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
+    def resting_mib(self) -> float:
+        """Return its resident memory in MiB once there has been nothing to do for a while."""
+        time.sleep(3)
+        return self.resident_mib()
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def query(self, sql: str, database: str = "_memory", **parameters: str) -> Any:
         """Run SQL and return its rows."""
         search = urllib.parse.urlencode({"sql": sql, "_shape": "array", **parameters})
