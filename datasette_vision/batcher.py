@@ -71,7 +71,6 @@ class Batcher(Generic[Item, Result]):
         self._changed = threading.Condition()
         self._threads: set[threading.Thread] = set()
         self._idle = 0
-        self._busy = 0
         self._untrimmed = 0  # items since memory was given back
         self._closed = False
         # What was computed: batches by their size, and the time that took.
@@ -200,11 +199,7 @@ class Batcher(Generic[Item, Result]):
         try:
             while (batch := self._take()) is not None:
                 if batch:
-                    try:
-                        self._answer(batch)
-                    finally:
-                        with self._changed:
-                            self._busy -= 1
+                    self._answer(batch)
                 else:
                     memory.trim()
         except BaseException as error:
@@ -243,7 +238,6 @@ class Batcher(Generic[Item, Result]):
                     if entry[1].set_running_or_notify_cancel():
                         batch.append(entry)
                 if batch:
-                    self._busy += 1
                     self._untrimmed += len(batch)
                     return batch
 
@@ -254,7 +248,8 @@ class Batcher(Generic[Item, Result]):
             while not self._waiting and not self._closed:
                 timed_out = not self._changed.wait(BURST_OVER_S if self._untrimmed >= BURST_ITEMS else None)
                 # Of several workers another may have seen to it, or still be at work.
-                if timed_out and not self._waiting and not self._busy and self._untrimmed >= BURST_ITEMS:
+                all_idle = not self._waiting and self._idle == len(self._threads)
+                if timed_out and all_idle and self._untrimmed >= BURST_ITEMS:
                     return False
             return True
         finally:
