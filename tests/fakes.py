@@ -47,9 +47,15 @@ def image_graph(path: Path, size: int, output: str) -> None:
     )
 
 
+def token_table(size: int) -> np.ndarray:
+    """A row for each token, of numbers whose sums are exact, in whichever order a batch of any size has them added."""
+    table = np.random.default_rng(2).standard_normal((VOCABULARY, size)).astype(np.float32)
+    return np.round(table * 1024) / 1024
+
+
 def text_graph(path: Path, size: int) -> None:
     """The mean of a table's rows over the tokens that the mask keeps."""
-    table = np.random.default_rng(2).standard_normal((VOCABULARY, size)).astype(np.float32)
+    table = token_table(size)
     save_graph(
         path,
         [

@@ -53,7 +53,7 @@ def perturb(path: Path, target: Path, noise: float) -> None:
 
 def text_graph_without_mask(path: Path, size: int, *, ignores_padding: bool) -> None:
     """As fakes.text_graph, but it knows padding by its id (as CLIP's, which is causal), or not at all (as SigLIP's)."""
-    table = np.random.default_rng(2).standard_normal((fakes.VOCABULARY, size)).astype(np.float32)
+    table = fakes.token_table(size)
     mask = (
         [
             helper.make_node("Equal", ["input_ids", "pad"], ["is_pad"]),
