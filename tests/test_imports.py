@@ -23,6 +23,7 @@ LAYERS: dict[str, int] = {
     "": 0,
     "errors": 0,
     "lazy": 0,
+    "caller": 0,
     "vectors": 1,
     "imageformats": 1,
     "imagemodes": 1,
