@@ -22,7 +22,7 @@
     ├── ExtraMissing             500  11  a package is needed that comes with an extra of ours
     ├── StorageFailed            503  12  a file or a folder could not be listed, read or written
     ├── Busy                     503  6   the queue is full, or the work took too long
-    │   └── DeadlineExceeded     503  6     the time that a query or a request has is up
+    │   └── DeadlineExceeded     503  14    the time that a query or a request has is up
     └── EngineFailure            500  7   the inference engine itself failed
 
 The two numbers are the HTTP status and the CLI exit code: each adapter translates by them and by nothing else.
@@ -152,6 +152,9 @@ class Busy(VisionError):
 
 class DeadlineExceeded(Busy):
     """The time that a query or a request has is up. What was computed until then is kept in the cache."""
+
+    http_status = 503
+    exit_code = 14
 
 
 class EngineFailure(VisionError):
