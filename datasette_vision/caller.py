@@ -12,8 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Protocol
 
 from datasette_vision.errors import DeadlineExceeded
+
+
+class Admit(Protocol):
+    """Lets work be done for a caller, or raises."""
+
+    def __call__(self, *, texts: int = 0, images: int = 0, load: Callable[[], object] | None = None) -> None:
+        """Admit so many texts and images to a model. With none of either, the work is costly but needs no model.
+
+        `load` loads the model that the work needs; None when it is in memory already.
+        """
+
+
+def _always(*, texts: int = 0, images: int = 0, load: Callable[[], object] | None = None) -> None:
+    """Admit whatever comes; the queues load what they need."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +36,13 @@ class Caller:
     """One request, query or job. Two callers are never equal, so each is a key of its own in a queue.
 
     `client` names whom the request comes from: queues take turns among clients first, then among a client's callers.
-    `deadline` is in seconds of time.monotonic(). `admit(inputs)` is called before inputs are computed that no cache
-    holds, and raises when this caller may not have them computed.
+    `deadline` is in seconds of time.monotonic(). `admit` is called once before inputs are computed that no cache holds,
+    and before images are decoded for other ends; it raises when that must not be done now.
     """
 
     client: str = ""
     deadline: float | None = None
-    admit: Callable[[int], None] = lambda inputs: None
+    admit: Admit = _always
 
     def seconds_left(self, at_most: float) -> float:
         """Return how long this caller may still wait, at most `at_most`. Raises DeadlineExceeded when time is up."""

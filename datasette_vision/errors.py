@@ -15,6 +15,7 @@
     ├── UnknownModel             404  4   no installed model has this name
     ├── NotEmbedded              404  13  a table has no embeddings, or not by this model
     ├── WrongTask                400  2   the model exists but does another kind of work
+    ├── NotPermitted             403  15  whoever asks may not have a model compute
     ├── ModelCorrupt             500  5   a file of an installed model is missing or altered
     ├── InstallFailed            500  8   a model could not be installed
     │   ├── SourceNotFound       404  9     there is no such repository, revision or file
@@ -99,6 +100,13 @@ class WrongTask(VisionError):
 
     http_status = 400
     exit_code = 2
+
+
+class NotPermitted(VisionError):
+    """Whoever asks may not have a model compute."""
+
+    http_status = 403
+    exit_code = 15
 
 
 class ModelCorrupt(VisionError):
