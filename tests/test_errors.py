@@ -44,7 +44,7 @@ def test_the_tree_is_drawn_as_it_is() -> None:
 @pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
 def test_every_error_has_a_status_an_exit_code_and_a_docstring(error: type[VisionError]) -> None:
     assert issubclass(error, VisionError)
-    assert error.http_status in {400, 404, 500, 503}
+    assert error.http_status in {400, 403, 404, 500, 503}
     assert 1 <= error.exit_code <= 125
     assert error.__doc__
     assert error.__doc__.rstrip().endswith(".")
