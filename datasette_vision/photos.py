@@ -12,9 +12,9 @@ from datasette_vision import exif, images, likeness
 from datasette_vision.errors import InvalidArgument
 from datasette_vision.identifiers import quote
 from datasette_vision.images import ImageLimits
+from datasette_vision.schema import LOADS
 
 # Which tables were made by load, from which folder, with what pictures.
-LOADS = "_visionloads"
 CREATE_LOADS = f"create table if not exists {LOADS} (name text primary key, base not null, pictures text not null)"
 
 # The picture comes last: SQLite reads past it to what stands behind.

@@ -15,6 +15,12 @@ from datasette_vision.identifiers import quote as quote
 
 PREFIX = "_vision_"
 OWN_COLUMNS = ("source_column", "model", "content_hash", "embedding", "error", "embedded_at")
+# The tables that keep books and hold nothing for readers, with their columns.
+LOADS = "_visionloads"
+BOOKKEEPING = {
+    generations.LOG: ("side_table", "generation", "row", "stamp"),
+    LOADS: ("name", "base", "pictures"),
+}
 
 # In this order. ANY is a type of STRICT tables, where it keeps values as they are.
 AFFINITIES = {

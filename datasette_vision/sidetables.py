@@ -6,7 +6,10 @@ import sqlite3
 from dataclasses import dataclass
 
 from datasette_vision.identifiers import quote, rowid_name
-from datasette_vision.schema import OWN_COLUMNS, PREFIX, SideTable
+from datasette_vision.schema import BOOKKEEPING, OWN_COLUMNS, PREFIX, SideTable
+
+# How the names of all tables begin that this package makes.
+OWN_PREFIX = "_vision"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,52 @@ def find(connection: sqlite3.Connection, table: str, schema: str = "main") -> So
     rowid = None if is_view else _rowid(connection, name, schema)
     key = _key(connection, name, schema, tuple(side_columns[: -len(OWN_COLUMNS)]), rowid)
     return None if key is None else Source(schema, SideTable(side[0][len(PREFIX) :], key), is_view, rowid)
+
+
+@dataclass(frozen=True)
+class OwnTable:
+    """A table that this package made. `source` is the table or view that it belongs to.
+
+    `source` is None for bookkeeping, and for a side table whose source is gone.
+    """
+
+    name: str
+    source: str | None
+
+
+def own_tables(connection: sqlite3.Connection) -> list[OwnTable]:
+    """Return the tables of a database that this package made, known by their names and columns.
+
+    A table that only has a name like ours is somebody else's.
+    """
+    names = connection.execute(
+        "select name from sqlite_master where type = 'table' and substr(name, 1, ?) = ? collate nocase order by name",
+        (len(OWN_PREFIX), OWN_PREFIX),
+    ).fetchall()
+    found = (_own_table(connection, name) for (name,) in names)
+    return [table for table in found if table is not None]
+
+
+def own_table(connection: sqlite3.Connection, name: str) -> OwnTable | None:
+    """Return a table that this package made by its name, as SQLite compares names; None when it is not ours."""
+    row = connection.execute(
+        "select name from sqlite_master where type = 'table' and name = ? collate nocase", (name,)
+    ).fetchone()
+    return None if row is None else _own_table(connection, row[0])
+
+
+def _own_table(connection: sqlite3.Connection, name: str) -> OwnTable | None:
+    is_side_table = name[: len(PREFIX)].lower() == PREFIX
+    wanted = OWN_COLUMNS if is_side_table else BOOKKEEPING.get(name.lower())
+    if wanted is None or not set(wanted) <= {column.lower() for column in columns(connection, name)}:
+        return None
+    source = None
+    if is_side_table:
+        source = connection.execute(
+            "select name from sqlite_master where type in ('table', 'view') and name = ? collate nocase",
+            (name[len(PREFIX) :],),
+        ).fetchone()
+    return OwnTable(name, None if source is None else source[0])
 
 
 def embedded(connection: sqlite3.Connection, schema: str = "main") -> list[Embedded]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,20 @@ async def filter_arguments(
             parameters.update(found.params)
             words += found.human_descriptions
     return clauses, parameters, str(chosen.human_description_en(extra=words))
+
+
+@contextlib.contextmanager
+def fresh_permission_checks() -> Iterator[None]:
+    """Let permission checks neither use nor leave what Datasette 1.0 remembers of them during a request."""
+    from datasette import permissions
+
+    cache = getattr(permissions, "_permission_check_cache", None)
+    token = cache.set(None) if cache is not None else None
+    try:
+        yield
+    finally:
+        if cache is not None:
+            cache.reset(token)
 
 
 def _argument(path: Path) -> str:

@@ -25,6 +25,7 @@ from datasette_vision.plugin import (
     pages,
     permissions,
     routes,
+    sidepermissions,
     sql_errors,
     table,
 )
@@ -119,6 +120,24 @@ def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] | None,
 def permission_allowed(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> bool | None:
     """Decide on the plugin's own permissions. Datasette 0.65 only."""
     return permissions.opinion(datasette, actor, action)
+
+
+@hookimpl(optionalhook=True, specname="permission_resources_sql")
+def side_table_rules(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
+    """Deny side tables to those who may not see their sources. Datasette 1.0 only."""
+    return sidepermissions.rules(datasette, actor, action)
+
+
+@hookimpl(optionalhook=True, specname="permission_allowed", trylast=True)  # the last word is the one that counts
+def side_table_opinion(datasette: Datasette, actor: dict[str, Any] | None, action: str, resource: Any) -> Any:
+    """Deny side tables to those who may not see their sources. Datasette 0.65 only."""
+    return sidepermissions.opinion(datasette, actor, action, resource)
+
+
+@hookimpl(specname="asgi_wrapper")
+def side_table_requests(datasette: Datasette) -> Any:
+    """Find out once in a request who may see side tables."""
+    return sidepermissions.watch
 
 
 @hookimpl

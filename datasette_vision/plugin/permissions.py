@@ -45,6 +45,11 @@ async def ensure(datasette: Datasette, actor: Actor, action: str) -> None:
         raise Forbidden(f"Permission denied: {action}")
 
 
+def is_root(datasette: Datasette, actor: Actor) -> bool:
+    """Say whether an actor is root by Datasette's own rule: by the name, and on 1.0 only with --root."""
+    return (actor or {}).get("id") == "root" and bool(getattr(datasette, "root_enabled", True))
+
+
 async def may_view_table(datasette: Datasette, actor: Actor, database: str, table: str) -> bool:
     """Say whether an actor may see a table or view, given the database's name and not its route."""
     if IS_1_0:
