@@ -18,9 +18,9 @@ def snapshot(connection: sqlite3.Connection, schema: str) -> Iterator[None]:
     """Have all that is read within see one state of a database, whatever others commit meanwhile."""
     cursor = connection.cursor()
     # A statement that is not at its end holds its view of the database: this one has a row more than is taken from it.
-    cursor.execute(f"select 1 from (select count(*) from {quote(schema)}.sqlite_master) union all values (2), (3)")
-    cursor.fetchone()
     try:
+        cursor.execute(f"select 1 from (select count(*) from {quote(schema)}.sqlite_master) union all values (2), (3)")
+        cursor.fetchone()
         yield
     finally:
         cursor.close()
@@ -28,7 +28,7 @@ def snapshot(connection: sqlite3.Connection, schema: str) -> Iterator[None]:
 
 def database_path(connection: sqlite3.Connection, schema: str) -> str:
     """Return the path of a database's file, "" for one in memory."""
-    for _, name, path in connection.execute("pragma database_list"):
+    for _, name, path in connection.execute("pragma database_list").fetchall():
         if name == schema:
             return path or ""
     return ""

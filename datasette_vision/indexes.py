@@ -9,6 +9,7 @@ more than a few of them, they are brought into the index.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import sqlite3
@@ -97,7 +98,7 @@ class Indexes:
                     " try again in a moment (once `datasette vision index` has been run they need no reading)"
                 )
             if reading.error is not None:
-                raise reading.error
+                raise copy.copy(reading.error)  # what is raised holds on to the frames that it passes
         with entry.lock:
             return self._fitting(entry, connection, wanted, dimensions, state)
 
@@ -168,7 +169,8 @@ class Indexes:
                     if not (path and entry.open(file_of(path, wanted), connection, wanted, dimensions)):
                         entry.read(connection, wanted, dimensions, lambda done, _: setattr(reading, "rows", done))
             except BaseException as error:
-                reading.error = error
+                # Its traceback would keep cursors of this connection, and free them on another thread.
+                reading.error = error.with_traceback(None)
             finally:
                 reading.done.set()
 

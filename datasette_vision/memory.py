@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import sys
 from pathlib import Path
+
+from datasette_vision.garbage import elsewhere
 
 STATUS = Path("/proc/self/status")
 
@@ -21,8 +22,11 @@ def resident_mib() -> float | None:
 
 
 def give_back() -> None:
-    """Let go of what nothing refers to any more, and return freed memory to the system."""
-    gc.collect()
+    """Let go of what nothing refers to any more, and return freed memory to the system.
+
+    Call it on a thread that holds no lock and that nobody waits for: see garbage.py.
+    """
+    elsewhere.collect()
     trim()
 
 

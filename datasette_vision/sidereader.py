@@ -99,11 +99,14 @@ class Embeddings:
         self, connection: sqlite3.Connection, sql: str, parameters: tuple[object, ...], dimensions: int
     ) -> Iterator[tuple[Labels, NDArray[np.float32]]]:
         cursor = connection.cursor()
-        cursor.row_factory = None  # Datasette's rows cost more than what is in them
-        cursor.execute(sql, parameters)
-        while rows := cursor.fetchmany(BATCH):
-            labels, blobs = zip(*rows, strict=True)
-            yield (
-                np.array(labels, dtype=np.int64),
-                np.frombuffer(b"".join(blobs), dtype=FLOAT32).reshape(len(rows), dimensions),
-            )
+        try:
+            cursor.row_factory = None  # Datasette's rows cost more than what is in them
+            cursor.execute(sql, parameters)
+            while rows := cursor.fetchmany(BATCH):
+                labels, blobs = zip(*rows, strict=True)
+                yield (
+                    np.array(labels, dtype=np.int64),
+                    np.frombuffer(b"".join(blobs), dtype=FLOAT32).reshape(len(rows), dimensions),
+                )
+        finally:
+            cursor.close()

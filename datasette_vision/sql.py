@@ -12,9 +12,10 @@ import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from datasette_vision import garbage
 from datasette_vision.errors import InvalidImage, InvalidVector, VisionError
 from datasette_vision.lazy import Lazy
-from datasette_vision.sqltable import FUNCTIONS
+from datasette_vision.sqltable import FUNCTIONS, SqlFunction
 
 if TYPE_CHECKING:
     from datasette_vision.indexes import KeepAwake
@@ -50,10 +51,11 @@ class Registration:
 
             return Functions(vision(), foreign_embed, Searcher(vision(), search_wait_s, keep_awake))
 
+        garbage.elsewhere.watch()
         functions = self.functions = Lazy(make)
         self._bound: dict[int, list[tuple[str, int, Callable[..., Any]]]] = {}
         self._bind: Callable[[int], list[tuple[str, int, Callable[..., Any]]]] = lambda address: [
-            (function.name, arity, _scalar(function.name, functions, on_error, address))
+            (function.name, arity, _scalar(function, functions, on_error, address))
             for function in FUNCTIONS
             if function.reads_tables
             for arity in function.arities
@@ -68,7 +70,7 @@ class Registration:
                 continue
             if function.reads_tables:
                 continue
-            wrapped = _scalar(function.name, functions, on_error)
+            wrapped = _scalar(function, functions, on_error)
             self._scalars += [(function.name, arity, wrapped) for arity in function.arities]
 
     def register(self, connection: sqlite3.Connection) -> None:
@@ -100,9 +102,10 @@ def _connection_at(address: int) -> sqlite3.Connection:
 
 
 def _scalar(
-    name: str, functions: Lazy[Functions], on_error: Callable[[str], None], address: int | None = None
+    function: SqlFunction, functions: Lazy[Functions], on_error: Callable[[str], None], address: int | None = None
 ) -> Callable[..., Any]:
     """Return what SQLite calls. With the address of a connection, the implementation gets that first."""
+    name = function.name
     implementation: Callable[..., Any] | None = None
 
     def call(*arguments: Any) -> Any:
@@ -111,10 +114,14 @@ def _scalar(
             return None
         try:
             if implementation is None:
-                implementation = getattr(functions.get(), name)
-            if address is not None:
-                return implementation(_connection_at(address), *arguments)
-            return implementation(*arguments)
+                with garbage.elsewhere:
+                    implementation = getattr(functions.get(), name)
+            if function.instant:
+                return implementation(*arguments)
+            with garbage.elsewhere:
+                if address is not None:
+                    return implementation(_connection_at(address), *arguments)
+                return implementation(*arguments)
         except (InvalidImage, InvalidVector):
             return None  # a row's bad data: vision_error() says what is wrong with it
         except Exception as error:
@@ -131,7 +138,8 @@ def _aggregate(name: str, functions: Lazy[Functions], on_error: Callable[[str], 
         def step(self, value: Any) -> None:
             try:
                 if self.inner is None:
-                    self.inner = getattr(functions.get(), name)()
+                    with garbage.elsewhere:
+                        self.inner = getattr(functions.get(), name)()
                 if value is not None:
                     self.inner.step(value)
             except (InvalidImage, InvalidVector):

@@ -20,6 +20,7 @@ class SqlFunction:
     variadic: bool = False
     reads_tables: bool = False  # on the connection that calls it
     drop_in: bool = False  # stands in for datasette-llm-embed's function of the same name
+    instant: bool = False  # never waits for another thread or a lock: see garbage.py
 
     @property
     def signature(self) -> str:
@@ -76,6 +77,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "of two models, which cannot be compared.",
         "select name from emoji join _vision_emoji using (hexcode)\n"
         "order by vision_similarity(embedding, vision_embed('purple heart')) desc limit 3",
+        instant=True,
     ),
     SqlFunction(
         "vision_average",
@@ -86,6 +88,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "  select vision_average(embedding) from emoji join _vision_emoji using (hexcode)\n"
         "  where subgroup = 'food-fruit')) desc limit 3",
         aggregate=True,
+        instant=True,
     ),
     SqlFunction(
         "vision_combine",
@@ -95,6 +98,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "select name from emoji join _vision_emoji using (hexcode) order by vision_similarity(embedding,\n"
         "  vision_combine(vision_embed('fruit'), 1, vision_embed('red'), -0.5)) desc limit 3",
         variadic=True,
+        instant=True,
     ),
     SqlFunction(
         "vision_to_json",
@@ -102,6 +106,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         (),
         "An embedding as a JSON array of floats.",
         "select vision_to_json(vision_from_json('[0.5, 0.25]')) as embedding",
+        instant=True,
     ),
     SqlFunction(
         "vision_from_json",
@@ -109,6 +114,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         (),
         "A JSON array of floats as an embedding, unchanged in length. NULL for anything else.",
         "select hex(vision_from_json('[1, 0.5]')) as embedding",
+        instant=True,
     ),
     SqlFunction(
         "vision_from_base64",
@@ -117,6 +123,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "An embedding from base64 of its float32 values, as JSON APIs send it: so that it can travel in a parameter. "
         "NULL for anything else.",
         "select vision_to_json(vision_from_base64('AACAPwAAAD8=')) as embedding",
+        instant=True,
     ),
     SqlFunction(
         "vision_classify",
@@ -170,6 +177,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "JSON object: `format`, `width`, `height`, `orientation` (the EXIF number, 1 to 8; width and height are of the "
         "upright picture) and `bytes`.",
         f"select json_extract(vision_info({_APPLE}), '$.format') as format",
+        instant=True,
     ),
     SqlFunction(
         "vision_thumbnail",
@@ -203,6 +211,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "Drop-in: as vision_similarity().",
         "select round(llm_embed_cosine(vision_from_json('[1, 0]'), vision_from_json('[1, 1]')), 4) as cosine",
         drop_in=True,
+        instant=True,
     ),
     SqlFunction(
         "llm_embed_decode",
@@ -211,6 +220,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "Drop-in: an embedding as a JSON array of floats, each float32 written as the float64 it equals.",
         "select llm_embed_decode(vision_from_json('[0.5, 0.25]')) as floats",
         drop_in=True,
+        instant=True,
     ),
     SqlFunction(
         "llm_embed_average",
@@ -221,5 +231,6 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "from (select '[1, 0]' as value union all select '[0, 1]')",
         aggregate=True,
         drop_in=True,
+        instant=True,
     ),
 )

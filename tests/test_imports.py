@@ -24,6 +24,7 @@ LAYERS: dict[str, int] = {
     "errors": 0,
     "lazy": 0,
     "caller": 0,
+    "garbage": 0,
     "vectors": 1,
     "imageformats": 1,
     "imagemodes": 1,
