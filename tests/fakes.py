@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from datasette_vision.encoder import LoadSession, load_on
 
@@ -76,17 +75,39 @@ def text_graph(path: Path, size: int) -> None:
     )
 
 
+def byte_letters() -> list[str]:
+    """The letters that a byte-level tokenizer has for bytes: printable ones are themselves, others begin at U+0100."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)]
+
+
 def save_tokenizer(path: Path) -> None:
     """One token a byte, between a start and an end token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: index for index, letter in enumerate(alphabet)}
+    vocabulary = {letter: index for index, letter in enumerate(sorted(byte_letters()))}
     vocabulary |= {"<pad>": PAD, "<start>": START, "<end>": END}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", START), ("<end>", END)]
-    )
-    tokenizer.save(str(path))
+    content = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<start>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "<end>", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {
+                token: {"id": token, "ids": [number], "tokens": [token]}
+                for token, number in (("<start>", START), ("<end>", END))
+            },
+        },
+        "decoder": None,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }
+    path.write_text(json.dumps(content), "utf-8")
 
 
 def write_manifest(folder: Path, changes: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 PAD, BEGIN, END = "<pad>", "<begin>", "<end>"
 PAD_ID = 0
@@ -10,7 +10,7 @@ VOCABULARY = 8192
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """A self-contained tokenizer: NFKC and lower case, cut at white space, then into bytes that are merged again."""
+    """A self-contained tokenizer: NFKC and lower case, single spaces, then words of bytes that are merged again."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -19,12 +19,14 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
             normalizers.Replace("\ufe0f", ""),
             normalizers.Replace("\u0000", " "),
             normalizers.Replace("_", " "),
+            normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),
+            # Every word begins with a space, the first as well. ByteLevel(add_prefix_space=True) says the same, and
+            # tokenizers 1.0 does not know it.
+            normalizers.Prepend(" "),
         ]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=True)]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
