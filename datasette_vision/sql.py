@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision import garbage
-from datasette_vision.errors import InvalidImage, InvalidVector, VisionError
+from datasette_vision.errors import DeadlineExceeded, InvalidImage, InvalidVector, VisionError
 from datasette_vision.lazy import Lazy
 from datasette_vision.sqltable import FUNCTIONS, SqlFunction
 
@@ -31,6 +31,7 @@ class Registration:
     `vision` is asked for at the first call. `drop_in` adds the llm_embed… family; `foreign_embed(model, input)` answers
     llm_embed() for models that are not ours. SQLite and Python between them replace the message of an exception by one
     that says nothing: `on_error` gets the real one, on the thread that runs the query, before the query fails.
+    `stop` is called when the query's time is up, and says whether it has interrupted the query; else that is an error.
     `search_wait_s` is how long a query waits while vision_search() reads a table for the first time, and
     `keep_awake(name)` gives the block in which it then makes searching faster, in the background.
     """
@@ -42,6 +43,7 @@ class Registration:
         drop_in: bool = True,
         foreign_embed: ForeignEmbed | None = None,
         on_error: Callable[[str], None] = lambda message: None,
+        stop: Callable[[DeadlineExceeded], bool] = lambda error: False,
         search_wait_s: float | None = None,
         keep_awake: KeepAwake | None = None,
     ) -> None:
@@ -55,7 +57,7 @@ class Registration:
         functions = self.functions = Lazy(make)
         self._bound: dict[int, list[tuple[str, int, Callable[..., Any]]]] = {}
         self._bind: Callable[[int], list[tuple[str, int, Callable[..., Any]]]] = lambda address: [
-            (function.name, arity, _scalar(function, functions, on_error, address))
+            (function.name, arity, _scalar(function, functions, on_error, stop, address))
             for function in FUNCTIONS
             if function.reads_tables
             for arity in function.arities
@@ -70,7 +72,7 @@ class Registration:
                 continue
             if function.reads_tables:
                 continue
-            wrapped = _scalar(function, functions, on_error)
+            wrapped = _scalar(function, functions, on_error, stop)
             self._scalars += [(function.name, arity, wrapped) for arity in function.arities]
 
     def register(self, connection: sqlite3.Connection) -> None:
@@ -102,7 +104,11 @@ def _connection_at(address: int) -> sqlite3.Connection:
 
 
 def _scalar(
-    function: SqlFunction, functions: Lazy[Functions], on_error: Callable[[str], None], address: int | None = None
+    function: SqlFunction,
+    functions: Lazy[Functions],
+    on_error: Callable[[str], None],
+    stop: Callable[[DeadlineExceeded], bool],
+    address: int | None = None,
 ) -> Callable[..., Any]:
     """Return what SQLite calls. With the address of a connection, the implementation gets that first."""
     name = function.name
@@ -124,6 +130,10 @@ def _scalar(
                 return implementation(*arguments)
         except (InvalidImage, InvalidVector):
             return None  # a row's bad data: vision_error() says what is wrong with it
+        except DeadlineExceeded as error:
+            if stop(error):
+                return None  # to a query that has been interrupted
+            raise _reported(name, error, on_error) from None
         except Exception as error:
             raise _reported(name, error, on_error) from None
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasette_vision import images, vectors
+from datasette_vision.caller import current
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidImage, UnknownModel
 from datasette_vision.search import Searcher
 from datasette_vision.vectors import Vector
@@ -125,13 +126,17 @@ class Functions:
                 image = images.from_text(image)
             except InvalidImage as error:
                 return str(error)
-        return images.error(_blob(image, "an image BLOB or TEXT"), self._vision.limits)
+        blob = _blob(image, "an image BLOB or TEXT")
+        current().admit()
+        return images.error(blob, self._vision.limits)
 
     def vision_info(self, image: Any) -> str:
         return _json(images.info(_image(image)))
 
     def vision_thumbnail(self, image: Any, pixels: Any) -> bytes:
-        return images.thumbnail(_image(image), _count(pixels, "pixels"), self._vision.limits)
+        blob, size = _image(image), _count(pixels, "pixels")
+        current().admit()
+        return images.thumbnail(blob, size, self._vision.limits)
 
     # Models
 

@@ -1,6 +1,7 @@
 """The Datasette plugin: hooks, and nothing that is needed outside of Datasette."""
 
 from datasette_vision.plugin.hooks import (
+    actor_from_request,
     asgi_wrapper,
     cross_origin,
     menu_links,
@@ -12,6 +13,7 @@ from datasette_vision.plugin.hooks import (
     register_enrichments,
     register_routes,
     render_cell,
+    request_of_queries,
     row_actions,
     shutdown,
     side_table_opinion,
@@ -24,6 +26,7 @@ from datasette_vision.plugin.hooks import (
 )
 
 __all__ = [
+    "actor_from_request",
     "asgi_wrapper",
     "cross_origin",
     "menu_links",
@@ -35,6 +38,7 @@ __all__ = [
     "register_enrichments",
     "register_routes",
     "render_cell",
+    "request_of_queries",
     "row_actions",
     "shutdown",
     "side_table_opinion",

@@ -24,16 +24,18 @@ from datasette_vision.plugin import (
     links,
     pages,
     permissions,
+    queries,
     routes,
     sidepermissions,
-    sql_errors,
     table,
 )
 from datasette_vision.plugin.cli import vision_group
+from datasette_vision.plugin.query_rules import rules_of
 from datasette_vision.plugin.state import state_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+    from datasette.utils.asgi import Request
 
     from datasette_vision.plugin.activity import Application
 
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 @hookimpl
 def startup(datasette: Datasette) -> None:
     """Check the configuration, so that a mistake in it stops the start, and begin to preload."""
-    sql_errors.install()
+    queries.install(rules_of)
     state_of(datasette).start()
 
 
@@ -49,6 +51,18 @@ def startup(datasette: Datasette) -> None:
 def asgi_wrapper(datasette: Datasette) -> Callable[[Application], Application]:
     """Stay awake while there is work, and end in good order."""
     return state_of(datasette).watch
+
+
+@hookimpl(specname="asgi_wrapper")
+def request_of_queries(datasette: Datasette) -> Callable[[Application], Application]:
+    """Let queries know which request they belong to."""
+    return queries.watch
+
+
+@hookimpl(tryfirst=True)
+def actor_from_request(request: Request) -> None:
+    """Name nobody, but remember the request: Datasette asks this of each, and then gives it its actor."""
+    queries.note_request(request)
 
 
 @hookimpl(optionalhook=True)
@@ -60,7 +74,7 @@ def shutdown(datasette: Datasette) -> None:
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
     """Register the SQL functions."""
-    sql_errors.install()  # connections may be made before the start
+    queries.install(rules_of)  # connections may be made before the start
     state_of(datasette).sql.register(conn)
 
 

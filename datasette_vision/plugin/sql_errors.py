@@ -5,28 +5,26 @@ and Datasette's views show that, before any hook is asked. So sql.register() tel
 thread that runs the query; and whatever Datasette runs on a connection is run here under explained(), on that same
 thread, which puts the message into the sqlite3 error as it passes. No two queries can mix: a thread runs one at a time.
 
-Datasette has no hook around a query. The one place that all reads go through is Database.execute_fn (0.65) or
-Database._execute_fn (1.0), and likewise for writes: those are wrapped.
+An error that is kept, as QueryInterrupted keeps one, holds its traceback, whose frames hold the query's cursor. Freed
+later on another thread, that cursor makes it wait for whatever query its connection runs then. So the frames are
+emptied here, on the thread of the query.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
+import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from datasette.utils.sqlite import sqlite3
-
-if TYPE_CHECKING:
-    from datasette.database import Database
 
 T = TypeVar("T")
 
 # How CPython's messages for a failed function or aggregate begin.
 GENERIC = "user-defined "
 HINT = " (was it given TEXT that is not valid UTF-8?)"
-WRAPPED = ("_execute_fn", "_execute_write_fn"), ("execute_fn", "execute_write_fn")
 
 _thread = threading.local()
 
@@ -44,33 +42,14 @@ def explained(function: Callable[..., T]) -> Callable[..., T]:
         _thread.message = None
         try:
             return function(*arguments, **named)
-        except sqlite3.Error as error:
+        except Exception as error:
             text = str(error)
-            if text.startswith(GENERIC):
+            if isinstance(error, sqlite3.Error) and text.startswith(GENERIC):
                 # Nothing remembered: the function was not even entered, or it is another plugin's.
                 error.args = (_thread.message or text + HINT,)
+            traceback.clear_frames(error.__traceback__)
             raise
         finally:
             _thread.message = None
 
     return run
-
-
-def install() -> None:
-    """Wrap what runs queries. Does nothing the second time."""
-    from datasette.database import Database
-
-    private, public = WRAPPED
-    for name in private if hasattr(Database, private[0]) else public:
-        original = getattr(Database, name)
-        if not hasattr(original, "explains_sql_errors"):
-            setattr(Database, name, _wrap(original))
-
-
-def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    async def wrapper(self: Database, fn: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        return await original(self, explained(fn), *arguments, **named)
-
-    wrapper.explains_sql_errors = True  # type: ignore[attr-defined]
-    return wrapper

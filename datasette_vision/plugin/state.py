@@ -14,7 +14,7 @@ from datasette_vision import sql
 from datasette_vision.config import Config
 from datasette_vision.errors import ConfigError, VisionError
 from datasette_vision.lazy import Lazy
-from datasette_vision.plugin import activity, sql_errors
+from datasette_vision.plugin import activity, queries, sql_errors
 from datasette_vision.plugin.auto_embed import AutoEmbed
 from datasette_vision.plugin.ending import Ending
 from datasette_vision.plugin.timings import Timeline
@@ -59,6 +59,7 @@ class PluginState:
             drop_in=not self.has_llm_embed_plugin,
             foreign_embed=self.foreign_embed,
             on_error=sql_errors.remember,
+            stop=queries.stop,
             # Some of the time that a query has is needed for the search itself.
             search_wait_s=0.6 * datasette.setting("sql_time_limit_ms") / 1000,
             keep_awake=self.activity.keep_awake,

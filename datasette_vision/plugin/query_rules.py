@@ -1,0 +1,41 @@
+"""What holds for the queries of one Datasette: whose they are, what they may compute, and how many at a time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from datasette_vision.plugin import permissions
+from datasette_vision.plugin.desk import client_of, desk_of
+from datasette_vision.plugin.queries import Places, Rules
+from datasette_vision.plugin.state import state_of
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request
+
+ATTRIBUTE = "_datasette_vision_query_rules"
+# One for each tower of a dual encoder.
+LOAD_THREADS = 2
+
+
+def rules_of(datasette: Datasette) -> Rules:
+    """Return the rules for the queries of this Datasette, made at the first call."""
+    rules = getattr(datasette, ATTRIBUTE, None)
+    if rules is None:
+        rules = vars(datasette).setdefault(ATTRIBUTE, _make(datasette))
+    return rules
+
+
+def _make(datasette: Datasette) -> Rules:
+    async def may_infer(request: Request) -> bool:
+        return await permissions.may(datasette, request.actor, permissions.INFER)
+
+    def charge(client: str, texts: int, images: int) -> None:
+        desk_of(datasette).limits.charge(client, texts + images)
+
+    loads = ThreadPoolExecutor(LOAD_THREADS, "datasette-vision-loads")
+    state_of(datasette).before_close.append(lambda: loads.shutdown(wait=False))
+    # All threads for SQL but one, which pages need.
+    places = Places(max(1, datasette.setting("num_sql_threads") - 1))
+    return Rules(client_of, may_infer, charge, places, loads)
