@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from datasette_vision import generations, indexwork
+from datasette_vision.caller import current
 from datasette_vision.connections import database_path, open_to_read, snapshot
 from datasette_vision.errors import Busy
 from datasette_vision.generations import State
@@ -91,6 +92,7 @@ class Indexes:
             if path == "" and connection.in_transaction:
                 # Nobody else can open a database in memory, and what is not committed is for this connection alone.
                 return None
+            current().admit()  # the threads of a server must not all wait here
             reading = self._read(key, entry, connection, wanted, dimensions)
             if not reading.done.wait(self._wait_s):
                 raise Busy(

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from datasette_vision import generations, hnsw, indexentry, indexes, indexfile, indexwork, sql, vectors
-from datasette_vision.errors import Busy
+from datasette_vision.caller import Caller, acting
+from datasette_vision.errors import Busy, DeadlineExceeded
 from datasette_vision.hnsw import Graph
 from datasette_vision.indexentry import Entry
 from datasette_vision.schema import Row, SideTable
@@ -606,6 +607,24 @@ def test_a_query_does_not_wait_for_ever(
     shared.searcher.indexes._wait_s = None
     check(shared, connection)
     assert reads == ["read"]
+    connection.close()
+
+
+def test_a_query_that_would_wait_asks_to_be_admitted_first(shared: Shared, reads: list[str]) -> None:
+    admitted: list[dict[str, object]] = []
+
+    def refuse(**work: object) -> None:
+        admitted.append(work)
+        raise DeadlineExceeded("later")
+
+    connection = shared.connect()
+    with acting(Caller(admit=refuse)), pytest.raises(DeadlineExceeded, match="later"):
+        shared.search(connection, MATRIX[0])
+    assert admitted == [{}]
+    assert reads == []
+    check(shared, connection)
+    with acting(Caller(admit=refuse)):  # there is nothing to wait for now
+        assert shared.search(connection, MATRIX[0])
     connection.close()
 
 
