@@ -18,9 +18,7 @@ import hashlib
 import json
 import mmap
 import os
-import secrets
 import struct
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,13 +28,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from datasette_vision.eightbit import Coded, Flat, Mask
 from datasette_vision.hnsw import Graph, new_graph
+from datasette_vision.unfinished import remove_leftovers, unfinished
 
 MAGIC = b"\nvision1"
 FORMAT = 1
 END = struct.Struct("<Q32s8s")
 # usearch writes the number of vectors and their bytes (2 x 4 bytes), the vectors, then all else.
 GRAPH_HEAD = 8
-STALE_S = 3600.0
 
 
 class UnusableIndex(Exception):
@@ -55,10 +53,9 @@ class Saved:
 def save(path: Path, about: dict[str, Any], base: Flat | Graph, alive: Mask | None, dimensions: int) -> None:
     """Write an index, in place of what was there. Raises OSError; what was there stays then."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clean(path)
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
+    remove_leftovers(path.parent, f".{path.name}-*.tmp")
     header: dict[str, Any] = {"format": FORMAT, "dimensions": dimensions, "about": about, "parts": {}}
-    try:
+    with unfinished(path, ".tmp") as temporary:
         if isinstance(base, Graph):
             header |= {"kind": "graph", "expansion": base.expansion}
             base.graph.save(str(temporary))
@@ -72,7 +69,6 @@ def save(path: Path, about: dict[str, Any], base: Flat | Graph, alive: Mask | No
                 }
         else:
             header["kind"] = "flat"
-            temporary.touch()
         with temporary.open("r+b") as file:
             file.seek(0, os.SEEK_END)
             if isinstance(base, Flat):
@@ -85,9 +81,6 @@ def save(path: Path, about: dict[str, Any], base: Flat | Graph, alive: Mask | No
             file.write(text + END.pack(len(text), hashlib.sha256(text).digest(), MAGIC))
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Saved:
@@ -177,11 +170,3 @@ def _part(file: BinaryIO, start: int, end: int) -> dict[str, Any]:
         digest.update(piece)
         left -= len(piece)
     return {"from": start, "to": end, "sha256": digest.hexdigest()}
-
-
-def _clean(path: Path) -> None:
-    """Remove what others left half-written, once it is sure that nobody writes to it any more."""
-    for leftover in path.parent.glob(f".{path.name}-*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > STALE_S:
-                leftover.unlink()

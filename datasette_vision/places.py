@@ -12,19 +12,20 @@ import functools
 import os
 import re
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasette_vision.errors import ExtraMissing, InvalidArgument, StorageFailed, VisionError
+from datasette_vision.unfinished import remove_leftovers, unfinished
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
 # Stores where a file appears when it is closed. Elsewhere a name shows what is half-written, and a rename mends that.
 WHOLE_WHEN_CLOSED = ("s3://", "gs://", "gcs://", "abfs://", "abfss://", "az://", "hf://")
 
-STALE_S = 3600.0
+# How names end of files in the making.
+PART = ".part"
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,22 @@ class Place:
                 with self.filesystem.open_output_stream(self.path) as stream:
                     stream.write(content)
                 return
-            folder, _, name = self.path.rpartition("/")
-            temporary = f"{folder}/.{name}-{secrets.token_hex(4)}.part"
-            try:
-                with self.filesystem.open_output_stream(temporary) as stream:
-                    stream.write(content)
-                if not self.root:
-                    with Path(temporary).open("rb") as whole:
+            if not self.root:
+                with unfinished(Path(self.path), PART) as temporary:
+                    with self.filesystem.open_output_stream(str(temporary)) as stream:
+                        stream.write(content)
+                    with temporary.open("rb") as whole:
                         os.fsync(whole.fileno())
-                self.filesystem.move(temporary, self.path)
+                return
+            folder, _, name = self.path.rpartition("/")
+            other = f"{folder}/.{name}-{secrets.token_hex(4)}{PART}"
+            try:
+                with self.filesystem.open_output_stream(other) as stream:
+                    stream.write(content)
+                self.filesystem.move(other, self.path)
             except BaseException:
                 with contextlib.suppress(Exception):
-                    self.filesystem.delete_file(temporary)
+                    self.filesystem.delete_file(other)
                 raise
 
     def remove(self) -> None:
@@ -130,12 +135,10 @@ class Place:
             self.filesystem.delete_file(self.path)
 
     def clear_up(self) -> None:
-        """Remove what killed processes had half-written in this folder, of this machine, an hour ago or longer."""
+        """Remove what killed processes had half-written in this folder, of this machine. Raises StorageFailed."""
         if not self.root:
             with storage_errors(self.address):
-                for path in Path(self.path).glob(".*.part"):
-                    if time.time() - path.stat().st_mtime > STALE_S:
-                        path.unlink(missing_ok=True)
+                remove_leftovers(Path(self.path), f".*{PART}")
 
     def make_folder(self) -> None:
         """Make a folder, and those above it, where it is not there yet. Raises StorageFailed."""

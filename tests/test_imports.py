@@ -25,6 +25,7 @@ LAYERS: dict[str, int] = {
     "lazy": 0,
     "caller": 0,
     "garbage": 0,
+    "unfinished": 0,
     "vectors": 1,
     "imageformats": 1,
     "imagemodes": 1,

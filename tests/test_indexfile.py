@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from datasette_vision import hnsw, indexfile
 from datasette_vision.eightbit import empty
 from datasette_vision.index import Index
 from datasette_vision.indexfile import UnusableIndex
+from datasette_vision.unfinished import unfinished
 from tests.test_index import clustered, flat, graph
 
 MATRIX = clustered(500)
@@ -156,19 +156,17 @@ def test_a_kill_while_saving_leaves_what_was_there(path: Path) -> None:
         indexfile.verify(path)
         seen.add(indexfile.load(path).about["which"])
     assert seen <= {"old", "new"}
-    leftovers = [file for file in path.parent.iterdir() if file != path]
-    for file in leftovers:
-        os.utime(file, (time.time() - 7200, time.time() - 7200))
     indexfile.save(path, {"which": "last"}, flat(MATRIX), None, 64)
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_what_is_being_written_by_another_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
-    others = path.with_name(f".{path.name}-0123.tmp")
-    others.touch()
-    indexfile.save(path, {}, flat(MATRIX), None, 64)
-    assert others.exists()
+    with unfinished(path, ".tmp") as others:
+        indexfile.save(path, {}, flat(MATRIX), None, 64)
+        assert sorted(path.parent.iterdir()) == sorted([others, path])
+        others.write_bytes(b"the other's")
+    assert path.read_bytes() == b"the other's"
 
 
 def test_a_folder_that_cannot_be_written(path: Path) -> None:

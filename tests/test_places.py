@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 import uuid
 from pathlib import Path
 
@@ -13,6 +11,7 @@ pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 
 from datasette_vision.errors import ExtraMissing, InvalidArgument, StorageFailed
 from datasette_vision.places import Place, place
+from datasette_vision.unfinished import unfinished
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -70,12 +69,14 @@ def test_what_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_left_half_written_goes_after_an_hour(tmp_path: Path) -> None:
-    for name, age in ((".part-1.parquet-12345678.part", 4000), (".part-2.parquet-12345678.part", 60), (".other", 4000)):
-        (tmp_path / name).write_bytes(b"")
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    place(str(tmp_path)).clear_up()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other", ".part-2.parquet-12345678.part"]
+def test_what_a_killed_process_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    left, other = tmp_path / ".part-1.parquet-12345678.part", tmp_path / ".other"
+    left.write_bytes(b"half")
+    other.write_bytes(b"")
+    with unfinished(tmp_path / "part-2.parquet", ".part") as written:
+        place(str(tmp_path)).clear_up()
+        assert sorted(tmp_path.iterdir()) == sorted([other, written])
+    assert sorted(tmp_path.iterdir()) == [other, tmp_path / "part-2.parquet"]
 
 
 def test_errors_name_the_place(folder: Place) -> None:
