@@ -279,6 +279,9 @@ async def test_mistakes_of_http(api: Api) -> None:
     assert error(await api.post("embed", content=b"x", headers={"content-type": "text/plain"}), 415)
     head = await api.datasette.client.request("HEAD", "/-/vision/models")
     assert (head.status_code, head.content) == (200, b"")
+    page = await api.datasette.client.request("PUT", "/-/vision/docs")
+    assert (page.status_code, page.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+    assert page.text == "expected one of GET, HEAD, OPTIONS, found PUT"
 
 
 @pytest.mark.asyncio

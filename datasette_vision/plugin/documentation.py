@@ -12,7 +12,7 @@ from datasette_vision.plugin import openapi
 from datasette_vision.plugin.desk import Call
 from datasette_vision.plugin.examples import Example
 from datasette_vision.plugin.inputs import EXPECTED
-from datasette_vision.plugin.responses import answer
+from datasette_vision.plugin.responses import answer, page_error
 from datasette_vision.plugin.routes import GET, PREFIX, Route
 
 if TYPE_CHECKING:
@@ -114,6 +114,6 @@ def routes(described: Callable[[], Sequence[Route]]) -> tuple[Route, ...]:
             methods=(GET,),
             strict=False,
             media_type=HTML,
-            refused=None,
+            refused=page_error,
         ),
     )

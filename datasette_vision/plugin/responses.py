@@ -94,6 +94,14 @@ def error_answer(datasette: Datasette, error: Exception) -> Response:
     return answer(datasette, error_body([message_of(error)], status), status, headers)
 
 
+def page_error(datasette: Datasette, error: Exception) -> Response:
+    """Return the response of a page that is refused, as text. Raises what Datasette has a page of its own for."""
+    if not isinstance(error, (VisionError, RequestError)):
+        raise error
+    status, headers = status_of(error)
+    return respond(datasette, message_of(error), "text/plain; charset=utf-8", status, headers)
+
+
 def guarded(handler: Handler, refused: Callable[[Datasette, Exception], Response] = error_answer) -> Handler:
     """Wrap a handler so that whatever it raises is answered in JSON, by `refused`; the unforeseen is logged."""
 

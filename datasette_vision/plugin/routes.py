@@ -46,9 +46,8 @@ class Route:
     parameters: tuple[Parameter, ...] = ()
     answer: Schema | None = None
     media_type: str = "application/json"
-    # How this route answers an error: OpenAI's clients expect another form than Datasette's, and None leaves it to
-    # Datasette, for pages.
-    refused: Callable[[Datasette, Exception], Response] | None = error_answer
+    # How this route answers an error: OpenAI's clients expect another form than Datasette's, and people a page.
+    refused: Callable[[Datasette, Exception], Response] = error_answer
     error: Schema = field(default_factory=lambda: schemas.ERROR)
     # Whether the parameters stand in the address even of what is posted.
     in_address: bool = False
@@ -72,8 +71,7 @@ class Route:
     async def view(self, datasette: Datasette, request: Request) -> Response:
         """Answer a request: what Datasette's router calls."""
         began = time.perf_counter()
-        answered = self._answer if self.refused is None else guarded(self._answer, self._refused)
-        response: Response = await answered(datasette, request)
+        response: Response = await guarded(self._answer, self._refused)(datasette, request)
         if request.method == "HEAD":
             response.body = ""
         desk_of(datasette).measures.request(self.name, _method(request), response.status, time.perf_counter() - began)
@@ -81,7 +79,7 @@ class Route:
 
     def _refused(self, datasette: Datasette, error: Exception) -> Response:
         desk_of(datasette).measures.error(self.name, error)
-        return (self.refused or error_answer)(datasette, error)
+        return self.refused(datasette, error)
 
     async def _answer(self, datasette: Datasette, request: Request) -> Response:
         if request.method == "OPTIONS":
