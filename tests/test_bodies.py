@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import Any
+from urllib.parse import parse_qsl, unquote
 
 import httpx
 import pytest
 from datasette.utils.asgi import Request
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datasette_vision.config import Config
 from datasette_vision.errors import Busy
-from datasette_vision.plugin import bodies
-from datasette_vision.plugin.bodies import FORM, INLINE_BYTES, JSON, MULTIPART, Field, parse, read_fields
-from datasette_vision.plugin.limits import Limits
+from datasette_vision.plugin.bodies import (
+    ESCAPED_STEP,
+    FORM,
+    INLINE_BYTES,
+    JSON,
+    MULTIPART,
+    Field,
+    memory_of,
+    parse,
+    read_fields,
+)
+from datasette_vision.plugin.limits import REQUEST_BYTES, Limits
 from datasette_vision.plugin.responses import RequestError
 
 
@@ -102,9 +115,14 @@ BAD = [
     (JSON, b"[" * 100_000, "expected JSON"),
     (JSON, b'{"a": ' + b"9" * 5000 + b"}", "expected JSON"),
     (FORM, b"\xff", "expected a form in UTF-8"),
+    (JSON, '{"a": "b"}'.encode("utf-16"), "expected JSON"),
+    (JSON, b"{" + b",".join(b'"%d":1' % number for number in range(10_001)) + b"}", "expected at most 10,000 fields"),
     (FORM, b"a&" * 10_001, "expected at most 10,000 fields"),
     (MULTIPART, b"", "expected a boundary"),
+    (f"{MULTIPART}; boundary={'x' * 71}", b"", "expected a multipart body whose boundary has at most 70 characters"),
     (f"{MULTIPART}; boundary={'x' * 1000}", b"", "expected a multipart body"),
+    (f"{MULTIPART}; boundary=x", b"--x\r\nA" + b"a" * 10_000 + b": b\r\n\r\n\r\n--x--", "header"),
+    (f"{MULTIPART}; boundary=x", b"--x\r\n" + b"A: b\r\n" * 10_000 + b"\r\n\r\n--x--", "header"),
     (f"{MULTIPART}; boundary=x", b"", "ends too early"),
     (f"{MULTIPART}; boundary=x", b"nonsense", "expected a multipart body"),
     (f"{MULTIPART}; boundary=x", b"--x\r\n\r\nno name\r\n--x--\r\n", "expected a name"),
@@ -130,15 +148,169 @@ async def test_bad_bodies(content_type: str, body: bytes, message: str) -> None:
     assert refusal.value.status == 400
 
 
+def part(head: bytes, content: bytes) -> bytes:
+    return b"--x\r\nContent-Disposition: form-data; " + head + b"\r\n\r\n" + content + b"\r\n"
+
+
+TEN = 10_000
+SIZE = 300_000
+EMOJI = "\U0001f600".encode()
+# Bodies whose values are many times as large as they are, and plain ones.
+GROWING: dict[str, tuple[str, bytes]] = {
+    "plain form": (FORM, b"text=" + b"A" * SIZE),
+    "escapes": (FORM, b"text=" + b"%41" * TEN * 10),
+    "escapes apart": (FORM, b"text=" + b"%41a" * TEN * 10),
+    "plus signs": (FORM, b"text=" + b"+" * SIZE),
+    "wide form": (FORM, b"text=" + b"A" * SIZE + EMOJI),
+    "escaped wide form": (FORM, b"text=" + b"A" * SIZE + b"%F0%9F%98%80"),
+    "tiny fields": (FORM, b"a=&" * (TEN - 1)),
+    "one string": (JSON, b'{"image":"' + b"A" * SIZE + b'"}'),
+    "wide string": (JSON, b'{"text":"' + b"A" * SIZE + EMOJI + b'"}'),
+    "wide string of two bytes": (JSON, b'{"text":"' + b"A" * SIZE + "\u4e00".encode() + b'"}'),
+    "escaped wide string": (JSON, b'{"text":"' + b"A" * SIZE + b'\\ud83d\\ude00"}'),
+    "escaped string of two bytes": (JSON, b'{"text":"' + b"A" * SIZE + b'\\u4E00"}'),
+    "escaped line ends": (JSON, b'{"text":"' + b"\\n" * SIZE + b'"}'),
+    "objects": (JSON, b'{"inputs":[' + b"{}," * TEN * 5 + b"1]}"),
+    "objects of one": (JSON, b'{"inputs":[' + b'{"a":1},' * TEN * 5 + b"1]}"),
+    "objects of their own keys": (
+        JSON, b'{"inputs":[' + b",".join(b'{"%x":1}' % number for number in range(TEN * 5)) + b"]}"
+    ),
+    "keys": (JSON, b'{"a":{' + b",".join(b'"%x":1' % number for number in range(TEN * 5)) + b"}}"),
+    "arrays": (JSON, b'{"inputs":[' + b"[]," * TEN * 5 + b"1]}"),
+    "arrays of one": (JSON, b'{"inputs":[' + b"[1]," * TEN * 5 + b"1]}"),
+    "strings": (JSON, b'{"inputs":[' + b'"ab",' * TEN * 5 + b"1]}"),
+    "strings of two bytes": (JSON, b'{"inputs":[' + '"\u4e00\u4e00",'.encode() * TEN * 5 + b"1]}"),
+    "floats": (JSON, b'{"inputs":[' + b"0.5," * TEN * 5 + b"1]}"),
+    "whole numbers": (JSON, b'{"inputs":[' + b"12345678901234567890," * TEN + b"1]}"),
+    "a long number": (JSON, b'{"a":0.' + b"1" * SIZE + b"}"),
+    "the same key again": (JSON, b"{" + b'"a":"bcd",' * TEN * 5 + b'"a":1}'),
+    "a file": (MULTIPART, part(b'name="image"; filename="a"', b"A" * SIZE) + b"--x--\r\n"),
+    "a file of line ends": (MULTIPART, part(b'name="image"; filename="a"', b"\r\n-" * TEN * 10) + b"--x--\r\n"),
+    "files": (MULTIPART, part(b'name="image"; filename="a"', b"A") * (TEN - 1) + b"--x--\r\n"),
+    "texts": (MULTIPART, part(b'name="text"', EMOJI) * (TEN - 1) + b"--x--\r\n"),
+    "a wide text": (MULTIPART, part(b'name="text"', b"A" * SIZE + EMOJI) + b"--x--\r\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_the_memory_of_a_body_is_known_before_it_is_parsed(name: str) -> None:
+    media_type, body = GROWING[name]
+    parse(body, media_type, f"{media_type}; boundary=x")  # what is imported and cached at the first use
+    known = memory_of(body, media_type)
+    tracemalloc.start()
+    try:
+        fields = parse(body, media_type, f"{media_type}; boundary=x")
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert fields
+    assert held <= known + REQUEST_BYTES
+    # Beside the values, the text of the body as one str, and another copy of what is being read.
+    width = 4 if "wide" in name else 2 if "two bytes" in name else 1
+    assert peak <= known + (width + 1) * len(body) + 100_000
+
+
 @pytest.mark.asyncio
 async def test_json_that_would_grow_in_memory() -> None:
-    for value in (b"{},", b"[],", b"1,"):
-        with pytest.raises(RequestError, match="at most 1,000,000 values in JSON") as refusal:
-            await read(Sender(b'{"inputs": [' + value * 1_000_000 + b"1]}"))
+    for value in (b"{},", b"[],", b"1,", b'"",'):
+        with pytest.raises(RequestError, match="expected application/json whose values take at most 48,000") as refusal:
+            await read(Sender(b'{"inputs": [' + value * 1_200_000 + b"1]}"))
         assert refusal.value.status == 413
+    with pytest.raises(RequestError, match="whose values take at most 48,000,000 bytes of memory") as refusal:
+        await read(Sender(b'{"text": "' + b"A" * 12_000_000 + EMOJI + b'"}'))
+    assert refusal.value.status == 413
     numbers = b",".join([b"0.123456"] * 768)
     [field] = await read(Sender(b'{"inputs": [' + b",".join([b'{"embedding": [' + numbers + b"]}"] * 1000) + b"]}"))
     assert len(field.value) == 1000
+
+
+@pytest.mark.asyncio
+async def test_a_form_that_should_have_been_multipart() -> None:
+    sender = Sender(*[b"text=" + b"%41" * 30_000] * 12)
+    with pytest.raises(RequestError, match=r"at most 1,000,000 bytes of application/x-www.*multipart") as refusal:
+        await read(sender, FORM)
+    assert refusal.value.status == 413
+    assert sender.sent < 1_100_000
+    sender = Sender(b"x")
+    with pytest.raises(RequestError, match="at most 1,000,000 bytes of application/x-www-form-urlencoded"):
+        await read(sender, FORM, content_length="1000001")
+    assert sender.sent == 0
+
+
+@pytest.mark.asyncio
+async def test_long_texts_in_multipart() -> None:
+    content = f"{MULTIPART}; boundary=x"
+    [field] = await read(Sender(part(b'name="image"', b"A" * 3_000_000) + b"--x--\r\n"), content)
+    assert field.value == "A" * 3_000_000  # base64
+    with pytest.raises(RequestError, match="at most 1,000,000 bytes of text in multipart/form-data") as refusal:
+        await read(Sender(part(b'name="text"', b"A" * 600_000 + EMOJI) * 2 + b"--x--\r\n"), content)
+    assert refusal.value.status == 413
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_is_compressed() -> None:
+    with pytest.raises(RequestError, match="expected a body without a Content-Encoding, found gzip") as refusal:
+        await read(Sender(b"{}"), content_encoding="gzip")
+    assert refusal.value.status == 415
+    assert await read(Sender(b"{}"), content_encoding="identity") == []
+
+
+@given(st.binary(max_size=100) | st.text("a=&+%41f\xe9;", max_size=100).map(str.encode))
+def test_a_form_is_read_as_the_standard_library_reads_it(text: bytes) -> None:
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError:
+        with pytest.raises(RequestError, match="expected a form in UTF-8"):
+            parse(text, FORM, FORM)
+    else:
+        expected = [Field(name, value) for name, value in parse_qsl(decoded, keep_blank_values=True)]
+        assert parse(text, FORM, FORM) == expected
+
+
+@given(st.integers(ESCAPED_STEP - 4, ESCAPED_STEP + 4), st.sampled_from(["%C3%A9", "%4", "%%41", "%zz%41", "é"]))
+def test_escapes_are_not_cut_in_two(place: int, escape: str) -> None:
+    text = "a" * place + escape + "b" * 10
+    assert parse(text.encode(), FORM, FORM) == [Field(unquote(text), "")]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters='"\\'), min_size=1),
+            st.binary() | st.text(st.characters(blacklist_categories=("Cs",))),
+        )
+    )
+)
+def test_a_multipart_body_brings_back_what_was_put_in(fields: list[tuple[str, bytes | str]]) -> None:
+    body = b"".join(
+        part(
+            f'name="{name}"'.encode() + (b'; filename="f"' if isinstance(value, bytes) else b""),
+            value if isinstance(value, bytes) else value.encode(),
+        ).replace(b"--x", b"--=_boundary_of_this_test", 1)
+        for name, value in fields
+    )
+    found = parse(
+        body + b"--=_boundary_of_this_test--\r\n", MULTIPART, f'{MULTIPART}; boundary="=_boundary_of_this_test"'
+    )
+    assert found == [Field(name, value) for name, value in fields]
+
+
+TOKENS = [
+    b"--x", b"--x--", b"\r\n", b"\r", b"\n", b"--", b"-", b"x", b": ", b";", b'"', b"\\", b"=", b"\0", b"\xff",
+    b"a" * 90, b"Content-Disposition: form-data; ", b'name="a"', b'filename="b"', b"name*=utf-8''%41",
+    b"{", b"}", b"[", b"]", b",", b'"a":', b"1e999", b"null", b"\\ud800", b"%", b"%4", b"%ff", b"&", b"+",
+]  # fmt: skip
+
+
+@given(st.sampled_from([JSON, FORM, MULTIPART]), st.lists(st.sampled_from(TOKENS), max_size=60).map(b"".join))
+def test_any_bytes_are_fields_or_refused(media_type: str, body: bytes) -> None:
+    status = 200
+    try:
+        fields = parse(body, media_type, f"{media_type}; boundary=x")
+        assert all(isinstance(field.name, str) for field in fields)
+    except RequestError as refusal:
+        status = refusal.status
+    assert status in (200, 400, 413)
 
 
 @pytest.mark.asyncio
@@ -171,25 +343,81 @@ async def test_no_more_is_read_than_may_be_sent() -> None:
 
 @pytest.mark.asyncio
 async def test_bodies_held_together_are_bounded() -> None:
-    limits = Limits(Config(max_request_mb=0.001))
+    limits = Limits(Config(max_request_mb=1))
     with limits.share("b") as other, limits.share("c") as third:
-        other.take_bytes(1000)
-        third.take_bytes(950)
-        with pytest.raises(Busy):
-            await read(Sender(b"x" * 100), limits=limits)
+        other.hold(1_000_000)
+        third.hold(950_000)
+        with pytest.raises(Busy, match="other requests hold the memory"):
+            await read(Sender(b"x" * 300_000), limits=limits)
+        [field] = await read(Sender(b'{"text": "small bodies always have room"}'), limits=limits)
+        assert field.name == "text"
+    assert limits.bytes == 0
 
 
 @pytest.mark.asyncio
-async def test_a_client_that_goes_away_or_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_body_becomes_is_held_until_its_request_is_answered() -> None:
+    limits = Limits(Config())
+    body = b'{"inputs": [' + b"{}," * 10_000 + b"1]}"
+    with limits.share("a") as share:
+        await read_fields(request(Sender(body)), share, offload)
+        assert limits.bytes >= memory_of(body, JSON) > 20 * len(body)
+    assert limits.bytes == 0
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Dripping(Sender):
+    """A client that takes `seconds` for each chunk."""
+
+    def __init__(self, clock: Clock, seconds: float, *chunks: bytes) -> None:
+        super().__init__(*chunks)
+        self.clock, self.seconds = clock, seconds
+
+    async def __call__(self) -> dict[str, Any]:
+        self.clock.now += self.seconds
+        return await super().__call__()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("seconds", "chunk", "first"),
+    [(9, b" ", b""), (9, b" ", b" " * 5_000_000), (2, b" " * 32_000, b""), (0.1, b"", b"")],
+    ids=["a byte now and then", "much, and then a byte now and then", "half the rate", "chunks of nothing"],
+)
+async def test_a_body_that_comes_too_slowly(seconds: float, chunk: bytes, first: bytes) -> None:
+    clock = Clock()
+    sender = Dripping(clock, seconds, first, *[chunk] * 1000)
+    with pytest.raises(RequestError, match="at 32,000 bytes a second or more, found one that is 10 seconds") as refusal:
+        await read(sender, limits=Limits(Config(), clock))
+    assert refusal.value.status == 408
+    assert clock.now <= 30
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_comes_slowly_enough() -> None:
+    clock = Clock()
+    body = b'{"text": "' + b"x" * 1_600_000 + b'"}'
+    chunks = [body[start : start + 160_000] for start in range(0, len(body), 160_000)]
+    [field] = await read(Dripping(clock, 4.9, *chunks), limits=Limits(Config(), clock))
+    assert len(field.value) == 1_600_000
+    assert clock.now > 45
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_goes_away_or_falls_silent() -> None:
     with pytest.raises(RequestError, match="went away"):
         await read(Sender(b"{", then="http.disconnect"))
 
     class Silent(Sender):
         async def __call__(self) -> dict[str, Any]:
-            await asyncio.sleep(60)
+            await asyncio.sleep(3600)
             raise AssertionError
 
-    monkeypatch.setattr(bodies, "CHUNK_TIMEOUT_S", 0.01)
-    with pytest.raises(RequestError, match="nothing more came") as refusal:
-        await read(Silent())
+    with pytest.raises(RequestError, match="expected a body that comes at") as refusal:
+        await read(Silent(), limits=Limits(Config(), patience_s=0.01))
     assert refusal.value.status == 408

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 
 from datasette_vision.config import Config
 from datasette_vision.errors import Busy
-from datasette_vision.plugin.limits import MAX_CLIENTS, Limits, RateLimit
+from datasette_vision.plugin.limits import MAX_CLIENTS, SMALL_BYTES, Limits, RateLimit
 from datasette_vision.plugin.responses import RequestError
 
 
@@ -19,26 +21,93 @@ def limits(**config: Any) -> Limits:
 def test_a_request_that_is_too_large() -> None:
     with limits(max_request_mb=0.001).share("a") as share:
         share.expect_bytes(1000)
-        share.take_bytes(600)
-        share.take_bytes(400)
         with pytest.raises(RequestError, match=r"at most 1,000 bytes \(max_request_mb\)") as refusal:
-            share.take_bytes(1)
-        assert refusal.value.status == 413
-        with pytest.raises(RequestError):
             share.expect_bytes(1001)
+        assert refusal.value.status == 413
 
 
 def test_large_requests_together() -> None:
-    all_of_them = limits(max_request_mb=0.001)
-    with all_of_them.share("a") as one, all_of_them.share("a") as other, all_of_them.share("a") as third:
-        one.take_bytes(1000)
-        other.take_bytes(600)
-        third.take_bytes(400)
-        with pytest.raises(Busy):
-            third.take_bytes(1)
+    all_of_them = limits(max_request_mb=1)
+    with all_of_them.share("a") as one, all_of_them.share("b") as other, all_of_them.share("c") as third:
+        one.hold(1_000_000)
+        other.hold(600_000)
+        third.hold(400_000)
+        with pytest.raises(Busy, match="other requests hold the memory"):
+            third.hold(400_001)
+        assert (third.bytes, all_of_them.bytes) == (400_000, 2_000_000)
+        one.hold(300_000)
+        third.hold(1_100_000)
     assert all_of_them.bytes == 0
+
+
+def test_one_client_leaves_room_for_others() -> None:
+    all_of_them = limits(max_request_mb=1)
+    with all_of_them.share("a") as one, all_of_them.share("a") as other, all_of_them.share("b") as of_another:
+        one.hold(1_000_000)
+        other.hold(500_000)
+        with pytest.raises(Busy, match="your other requests"):
+            other.hold(500_001)
+        of_another.hold(500_000)
+
+
+def test_small_requests_have_room_of_their_own() -> None:
+    all_of_them = limits(max_request_mb=32)
+    with ExitStack() as held:
+        for client in "ab":
+            held.enter_context(all_of_them.share(client)).hold(32_000_000)
+        with pytest.raises(Busy):
+            held.enter_context(all_of_them.share("c")).hold(SMALL_BYTES + 1)
+        held.enter_context(all_of_them.share("c")).hold(SMALL_BYTES)
+        # One client takes a quarter of it at most, however small its requests are.
+        shares = [held.enter_context(all_of_them.share("d")) for _ in range(16)]
+        for share in shares[:15]:
+            share.hold(SMALL_BYTES)
+        with pytest.raises(Busy, match="your other requests"):
+            shares[15].hold(SMALL_BYTES)
+        held.enter_context(all_of_them.share("e")).hold(SMALL_BYTES)
+    assert all_of_them.bytes == 0
+
+
+def test_a_request_that_grows_moves_out_of_the_room_for_small_ones() -> None:
+    all_of_them = limits()
     with all_of_them.share("a") as share:
-        share.take_bytes(1000)
+        share.hold(SMALL_BYTES)
+        assert (all_of_them.small.held, all_of_them.large.held) == (SMALL_BYTES, 0)
+        share.hold(SMALL_BYTES + 1)
+        assert (all_of_them.small.held, all_of_them.large.held) == (0, SMALL_BYTES + 1)
+        share.hold(5)
+        assert (all_of_them.small.held, all_of_them.large.held) == (5, 0)
+
+
+def test_answers_that_are_held() -> None:
+    all_of_them = limits(max_request_mb=1)
+    with all_of_them.answer("a") as one, all_of_them.answer("a") as other, all_of_them.answer("b") as of_another:
+        with pytest.raises(RequestError, match="whose answer has at most 1,000,000 bytes") as refusal:
+            one(1_000_001)
+        assert refusal.value.status == 413
+        one(600_000)
+        with pytest.raises(Busy, match="your other requests"):
+            other(400_001)
+        of_another(1_000_000)
+    with all_of_them.answer("a") as one:
+        one(1_000_000)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_lost_in_a_room(seed: int) -> None:
+    """Whatever is held and refused, in the end all of it is free again."""
+    chance = random.Random(seed)
+    all_of_them = limits(max_request_mb=1)
+    with ExitStack() as held:
+        shares = [held.enter_context(all_of_them.share(chance.choice("abc"))) for _ in range(10)]
+        for _ in range(500):
+            with suppress(Busy):
+                chance.choice(shares).hold(chance.choice([0, 1, SMALL_BYTES, SMALL_BYTES + 1, 700_000, 1_500_000]))
+            assert all_of_them.bytes == sum(share.bytes for share in shares)
+            assert all_of_them.large.held <= 2_000_000
+    assert all_of_them.bytes == 0
+    assert not all_of_them.large._clients
+    assert not all_of_them.small._clients
 
 
 def test_inputs_in_hand() -> None:
@@ -60,7 +129,7 @@ def test_everything_is_given_back_when_a_request_fails() -> None:
     def fail() -> None:
         with all_of_them.share("a") as share:
             share.take_inputs(3)
-            share.take_bytes(5)
+            share.hold(5)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -1,38 +1,60 @@
-"""What a request says, whichever way it is written: in its address, as JSON, as a form, or as files in a form."""
+"""What a request says, whichever way it is written: in its address, as JSON, as a form, or as files in a form.
+
+No body takes more memory than the limits say, whatever is in it. Some bytes of JSON become forty times as many, and an
+escaped form eighty: so what the values of a body take is reckoned before it is parsed, and held by the request's share.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from datasette_vision.plugin.limits import Share
+from datasette_vision.plugin.limits import REQUEST_BYTES, Share
+from datasette_vision.plugin.pace import LEAST_RATE, PATIENCE_S, Pace, TooSlow
 from datasette_vision.plugin.responses import RequestError, too_large
 
 if TYPE_CHECKING:
     from datasette.utils.asgi import Request
 
-CHUNK_TIMEOUT_S = 30.0
-# Bodies larger than this are parsed on a thread: this much JSON takes about a millisecond.
+# Bodies larger than this are parsed on a thread, one at a time: this much JSON takes about a millisecond.
 INLINE_BYTES = 262_144
 MAX_PARTS = 10_000
-# Values in JSON take up to 25 times the memory that they take in the body: "{}," becomes 72 bytes. Pictures hold none
-# of the characters that are counted, and 1,000 embeddings of 768 floats are below this.
-MAX_JSON_VALUES = 1_000_000
+# An urlencoded form holds texts; images belong in multipart/form-data, where they need no escaping.
+MAX_FORM_BYTES = 1_000_000
+# The header of a part of a multipart body, which says what it is called.
+MAX_HEADER_BYTES = 8_192
+# RFC 2046, section 5.1.1
+MAX_BOUNDARY = 70
+# What a value in JSON takes at most on CPython 3.10 to 3.14, by the character that comes with it: a float and its place
+# in an array; an entry of an object, while the object grows; an object or array; half a string, without its characters.
+JSON_BYTES = {b",": 40, b":": 100, b"{": 64, b"[": 64, b'"': 30}
+# What a field of a form takes, without its characters.
+FIELD_BYTES = 300
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
 # Fields that are not ours: the token of Datasette 0.65's forms, and Datasette's own, as in its addresses.
 IGNORED = ("csrftoken",)
+ESCAPED = re.compile(rb"(?:%[0-9A-Fa-f]{2})+")
+# So much text is unescaped at a time: the pieces that re.sub() puts together take fifty times as much.
+ESCAPED_STEP = 16_384
+# Escapes of characters beyond Latin-1, and of those that come in pairs, beyond the basic plane.
+WIDE_ESCAPE = re.compile(rb"\\u(?!00)")
+WIDER_ESCAPE = re.compile(rb"\\u[dD][89abAB]")
+# First bytes in UTF-8 of the same.
+WIDE_BYTE = re.compile(rb"[\xc4-\xff]")
+WIDER_BYTE = re.compile(rb"[\xf0-\xff]")
 
 
 Offload = Callable[..., Awaitable[Any]]
+Body: TypeAlias = bytes | bytearray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Field:
     """A name and a value. In a form or an address the value is str, or bytes of a file; in JSON, what JSON can say."""
 
@@ -44,63 +66,125 @@ class Field:
 async def read_fields(request: Request, share: Share, offload: Offload) -> list[Field]:
     """Return the fields of a request, in order: those of its address, and of its body when it is posted.
 
-    The body is never read further than it may be long; a large one is parsed by `offload(function, *arguments)`, away
-    from the event loop. Raises RequestError or Busy.
+    A large body is parsed by `offload(function, *arguments)`, away from the event loop. Raises RequestError or Busy.
     """
-    fields = [Field(name, value) for name, value in _pairs(request.query_string)]
+    fields = [Field(name, value) for name, value in _pairs(request.query_string.encode())]
     if request.method == "POST":
-        media_type, _, _ = request.headers.get("content-type", "").partition(";")
-        media_type = media_type.strip().lower()
+        content_type = request.headers.get("content-type", "")
+        media_type = content_type.partition(";")[0].strip().lower()
         if media_type not in (JSON, FORM, MULTIPART):
             raise RequestError(
-                415, f"expected a Content-Type of {JSON}, {MULTIPART} or {FORM}, found {media_type or 'none'}"
+                415, f"expected a Content-Type of {JSON}, {MULTIPART} or {FORM}, found {media_type[:100] or 'none'}"
             )
-        body = await read_body(request, share)
-        arguments = body, media_type, request.headers.get("content-type", "")
-        fields += parse(*arguments) if len(body) <= INLINE_BYTES else await offload(parse, *arguments)
+        fields += await read_form(request, share, offload, media_type)
     return [field for field in fields if field.name not in IGNORED and not field.name.startswith("_")]
 
 
-async def read_body(request: Request, share: Share) -> bytes:
-    """Return the body of a request, counted by `share` as it comes in. Raises RequestError or Busy."""
+async def read_form(request: Request, share: Share, offload: Offload, media_type: str) -> list[Field]:
+    """Return the fields of the body of a request, which is of this media type. Raises RequestError or Busy."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise RequestError(415, f"expected a body without a Content-Encoding, found {encoding[:100]}")
+    body = await read_body(request, share, media_type)
+    try:
+        taken = memory_of(body, media_type)
+        if taken > share.max_held_bytes:
+            raise too_large(
+                f"expected {media_type} whose values take at most {share.max_held_bytes:,} bytes of memory, found"
+                f" {len(body):,} bytes that would take {taken:,}: send less at a time, and images as {MULTIPART}"
+            )
+        share.hold(max(share.bytes, taken + REQUEST_BYTES))
+        arguments = body, media_type, request.headers.get("content-type", "")
+        if len(body) <= INLINE_BYTES:
+            return parse(*arguments)
+        # What parsing itself needs is bounded by there being one at a time.
+        async with share.parsing:
+            fields: list[Field] = await offload(parse, *arguments)
+        return fields
+    finally:
+        with contextlib.suppress(BufferError):  # cancelled, while a thread still reads it
+            body.clear()
+
+
+async def read_body(request: Request, share: Share, media_type: str) -> bytearray:
+    """Return the body of a request, held by `share` as it comes in.
+
+    Raises RequestError when it is too large, or comes too slowly, and Busy when there is no room for it.
+    """
     length = request.headers.get("content-length", "")
     if length.isdecimal():
-        share.expect_bytes(int(length))
-    chunks = []
+        _expect(int(length[:20]), media_type, share)
+    body = bytearray()
+    share.hold(REQUEST_BYTES)
+    pace = Pace(share.patience_s, share.clock)
     more = True
     while more:
         try:
-            message = await asyncio.wait_for(request.receive(), CHUNK_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            raise RequestError(408, f"nothing more came for {CHUNK_TIMEOUT_S:.0f} seconds") from None
+            message = await pace.wait(request.receive())
+            chunk = message.get("body", b"")
+            pace.moved(len(chunk))
+        except TooSlow:
+            raise RequestError(
+                408,
+                f"expected a body that comes at {LEAST_RATE:,} bytes a second or more, found one that is"
+                f" {PATIENCE_S:g} seconds late",
+            ) from None
         if message["type"] == "http.disconnect":
             raise RequestError(400, "the client went away")
-        chunk = message.get("body", b"")
-        share.take_bytes(len(chunk))
-        chunks.append(chunk)
+        _expect(len(body) + len(chunk), media_type, share)
+        share.hold(share.bytes + len(chunk))
+        body += chunk
         more = message.get("more_body", False)
-    return b"".join(chunks)
+    return body
 
 
-def parse(body: bytes, media_type: str, content_type: str) -> list[Field]:
+def _expect(count: int, media_type: str, share: Share) -> None:
+    """Raise a 413 for a body of more bytes than its kind may have."""
+    share.expect_bytes(count)
+    if media_type == FORM and count > MAX_FORM_BYTES:
+        raise too_large(
+            f"expected at most {MAX_FORM_BYTES:,} bytes of {FORM}, found more: send images as {MULTIPART} or {JSON}"
+        )
+
+
+def memory_of(body: Body, media_type: str) -> int:
+    """Return the bytes of memory that the values of a body take at most, once it is parsed."""
+    if media_type == JSON:
+        return len(body) * _width(body) + sum(body.count(sign) * size for sign, size in JSON_BYTES.items())
+    if media_type == FORM:
+        # A character takes up to 4 bytes, when there is one in its text that needs them.
+        return 4 * len(body) + FIELD_BYTES * (body.count(b"&") + 1)
+    # Text other than ASCII is bounded as that of a form is.
+    parts = min(MAX_PARTS, body.count(b"\n--"))
+    return len(body) + 3 * min(len(body), MAX_FORM_BYTES) + FIELD_BYTES * parts
+
+
+def _width(body: Body) -> int:
+    """Return how many bytes a character takes in a str that holds all of a JSON body's."""
+    if WIDER_BYTE.search(body) or WIDER_ESCAPE.search(body):
+        return 4
+    return 2 if WIDE_BYTE.search(body) or WIDE_ESCAPE.search(body) else 1
+
+
+def parse(body: Body, media_type: str, content_type: str) -> list[Field]:
     """Return the fields of a body. Raises RequestError when it is not what its media type says."""
     if media_type == JSON:
-        return [Field(name, value, True) for name, value in parse_json(body).items()]
+        values = parse_json(body)
+        if len(values) > MAX_PARTS:
+            raise RequestError(400, f"expected at most {MAX_PARTS:,} fields, found {len(values):,}")
+        return [Field(name, value, True) for name, value in values.items()]
     if media_type == FORM:
         try:
-            text = body.decode("utf-8")
+            return [Field(name, value) for name, value in _pairs(body, "strict")]
         except UnicodeDecodeError:
             raise RequestError(400, "expected a form in UTF-8, found other bytes") from None
-        return [Field(name, value) for name, value in _pairs(text)]
     return _parse_multipart(body, content_type)
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
+def parse_json(body: Body) -> dict[str, Any]:
     """Return the object that a body is, in JSON. Raises RequestError for anything else, NaN included."""
-    if len(body) > INLINE_BYTES and sum(map(body.count, (b"{", b"[", b","))) > MAX_JSON_VALUES:
-        raise too_large(f"expected at most {MAX_JSON_VALUES:,} values in JSON, found more")
     try:
-        value = json.loads(body, parse_constant=_no_constant)
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         detail = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
         raise RequestError(400, f"expected JSON, found a body that is not{detail}") from None
@@ -113,20 +197,51 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _pairs(query: str) -> list[tuple[str, str]]:
-    try:
-        return parse_qsl(query, keep_blank_values=True, max_num_fields=MAX_PARTS)
-    except ValueError:
-        raise RequestError(400, f"expected at most {MAX_PARTS:,} fields, found more") from None
+def _pairs(query: Body, errors: str = "replace") -> list[tuple[str, str]]:
+    """Return the names and values of an urlencoded text, as urllib.parse.parse_qsl() does, which takes 80 times the
+    memory for escapes.
+
+    `errors` says what is done with bytes that are not UTF-8, in the text itself and not in its escapes.
+    """
+    if query.count(b"&") >= MAX_PARTS:
+        raise RequestError(400, f"expected at most {MAX_PARTS:,} fields, found more")
+    pairs = []
+    for pair in query.split(b"&"):
+        if pair:
+            name, _, value = pair.partition(b"=")
+            pairs.append((_unescaped(name, errors), _unescaped(value, errors)))
+    return pairs
 
 
-def _parse_multipart(body: bytes, content_type: str) -> list[Field]:
+def _unescaped(text: Body, errors: str) -> str:
+    text = text.replace(b"+", b" ")
+    if b"%" not in text:
+        return text.decode("utf-8", errors)
+    text.decode("utf-8", errors)
+    plain = bytearray()
+    start = 0
+    while start < len(text):
+        end = start + ESCAPED_STEP
+        cut = text.rfind(b"%", end - 2, end)
+        if end < len(text) and cut != -1:
+            end = cut  # an escape stays whole
+        plain += ESCAPED.sub(lambda run: bytes.fromhex(run[0].replace(b"%", b"").decode()), text[start:end])
+        start = end
+    return plain.decode("utf-8", "replace")
+
+
+def _parse_multipart(body: Body, content_type: str) -> list[Field]:
     from python_multipart.exceptions import FormParserError  # not needed at start
     from python_multipart.multipart import parse_options_header
 
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    boundary = parse_options_header(content_type[:MAX_HEADER_BYTES])[1].get(b"boundary")
     if not boundary:
         raise RequestError(400, "expected a boundary in the Content-Type of a multipart body, found none")
+    if len(boundary) > MAX_BOUNDARY:
+        raise RequestError(
+            400,
+            f"expected a multipart body whose boundary has at most {MAX_BOUNDARY} characters, found {len(boundary)}",
+        )
     parts = _Parts()
     try:
         parts.parse(body, boundary)
@@ -140,29 +255,38 @@ class _Parts:
 
     def __init__(self) -> None:
         self.fields: list[Field] = []
-        self._header: list[bytes] = [b"", b""]
+        self._header = (bytearray(), bytearray())
+        self._header_bytes = 0
         self._disposition = b""
         self._data: list[bytes] = []
         self._ended = False
+        self._wide_bytes = 0
 
-    def parse(self, body: bytes, boundary: bytes) -> None:
+    def parse(self, body: Body, boundary: bytes) -> None:
         from python_multipart.multipart import MultipartParser
 
         def begin() -> None:
-            self._disposition, self._data = b"", []
+            self._disposition, self._data, self._header_bytes = b"", [], 0
             if len(self.fields) >= MAX_PARTS:
                 raise RequestError(400, f"expected at most {MAX_PARTS:,} fields, found more")
 
-        def name(data: bytes, start: int, end: int) -> None:
-            self._header[0] += data[start:end]
+        def written(place: int) -> Callable[[bytes, int, int], None]:
+            def write(data: bytes, start: int, end: int) -> None:
+                self._header_bytes += end - start
+                if self._header_bytes > MAX_HEADER_BYTES:
+                    raise RequestError(
+                        400, f"expected at most {MAX_HEADER_BYTES:,} bytes of headers in a part, found more"
+                    )
+                self._header[place].extend(data[start:end])
 
-        def value(data: bytes, start: int, end: int) -> None:
-            self._header[1] += data[start:end]
+            return write
 
         def header() -> None:
-            if self._header[0].lower() == b"content-disposition":
-                self._disposition = self._header[1]
-            self._header = [b"", b""]
+            name, value = self._header
+            if name.lower() == b"content-disposition":
+                self._disposition = bytes(value)
+            name.clear()
+            value.clear()
 
         def finish() -> None:
             self._ended = True
@@ -171,15 +295,15 @@ class _Parts:
             boundary,
             {
                 "on_part_begin": begin,
-                "on_part_data": lambda data, start, end: self._data.append(data[start:end]),
+                "on_part_data": lambda data, start, end: self._data.append(bytes(memoryview(data)[start:end])),
                 "on_part_end": self._add,
-                "on_header_field": name,
-                "on_header_value": value,
+                "on_header_field": written(0),
+                "on_header_value": written(1),
                 "on_header_end": header,
                 "on_end": finish,
             },
         )
-        parser.write(body)
+        parser.write(body)  # type: ignore[arg-type]  # it reads a bytearray as well, and copies nothing
         parser.finalize()
         if not self._ended:
             raise RequestError(400, "expected a multipart body, found one that ends too early")
@@ -190,10 +314,20 @@ class _Parts:
         _, options = parse_options_header(self._disposition)
         if b"name" not in options:
             raise RequestError(400, "expected a name for each part of a multipart body, found one without")
-        content: bytes | str = b"".join(self._data)
-        if b"filename" not in options:
-            try:
-                content = content.decode("utf-8")  # type: ignore[union-attr]
-            except UnicodeDecodeError:
-                raise RequestError(400, "expected fields in UTF-8, found other bytes") from None
-        self.fields.append(Field(options[b"name"].decode("utf-8", "replace"), content))
+        content = b"".join(self._data)
+        self._data = []
+        value = content if b"filename" in options else self._text(content)
+        self.fields.append(Field(options[b"name"].decode("utf-8", "replace"), value))
+
+    def _text(self, content: bytes) -> str:
+        if not content.isascii():
+            self._wide_bytes += len(content)
+            if self._wide_bytes > MAX_FORM_BYTES:
+                raise too_large(
+                    f"expected at most {MAX_FORM_BYTES:,} bytes of text in {MULTIPART}, other than ASCII, found more:"
+                    f" send texts as {JSON}"
+                )
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError:
+            raise RequestError(400, "expected fields in UTF-8, found other bytes") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -108,7 +108,12 @@ def client_of(request: Request) -> str:
     actor = request.actor or {}
     if "id" in actor:
         return f"actor {actor['id']}"
-    return f"address {(request.scope.get('client') or ['unknown'])[0]}"
+    return address_of(request.scope)
+
+
+def address_of(scope: Mapping[str, Any]) -> str:
+    """Name the address that a request comes from."""
+    return f"address {(scope.get('client') or ['unknown'])[0]}"
 
 
 async def outcomes(futures: Sequence[Future[T]]) -> list[T | VisionError]:

@@ -1,10 +1,11 @@
 """What a server takes on at a time, so that its memory stays bounded and everybody gets a turn.
 
-Used from the event loop alone, so without locks.
+Used from the event loop alone, so without locks, but for the rate, which SQL threads charge too.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -12,10 +13,18 @@ from contextlib import contextmanager
 
 from datasette_vision.config import Config
 from datasette_vision.errors import Busy
+from datasette_vision.plugin.pace import PATIENCE_S
 from datasette_vision.plugin.responses import too_large, too_many
 
-# Bodies that are held in memory together, in largest requests.
-LARGEST_REQUESTS = 2
+# Bodies that are held in memory together, in largest requests; and what one client may hold of that.
+LARGEST_REQUESTS = 2.0
+CLIENT_LARGEST_REQUESTS = 1.5
+# Bodies up to this size have room of their own, so that large ones never keep them out.
+SMALL_BYTES = 262_144
+LEAST_SMALL_ROOM = 16 * SMALL_BYTES
+CLIENTS_OF_SMALL_ROOM = 4
+# What a request takes beside its body: it bounds how many may be unfinished.
+REQUEST_BYTES = 4096
 # Clients whose use is remembered. Who is forgotten begins anew.
 MAX_CLIENTS = 10_000
 
@@ -23,13 +32,28 @@ MAX_CLIENTS = 10_000
 class Limits:
     """The limits of one server, and what is in hand now."""
 
-    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: Config, clock: Callable[[], float] = time.monotonic, patience_s: float = PATIENCE_S
+    ) -> None:
         self.max_request_bytes = int(config.max_request_mb * 1_000_000)
         self.max_inputs = min(config.max_inputs, config.max_queue)
         self.max_queue = config.max_queue
         self.inputs = 0
-        self.bytes = 0
+        largest = self.max_request_bytes
+        self.max_held_bytes = int(CLIENT_LARGEST_REQUESTS * largest)
+        self.large = Room(int(LARGEST_REQUESTS * largest), self.max_held_bytes)
+        small = max(LEAST_SMALL_ROOM, largest // 2)
+        self.small = Room(small, small // CLIENTS_OF_SMALL_ROOM)
+        self._answers = Room(int(LARGEST_REQUESTS * largest), largest)
+        self.parsing = asyncio.Lock()
+        self.patience_s = patience_s
+        self.clock = clock
         self._rate = RateLimit(config.rate_limit, clock) if config.rate_limit is not None else None
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that requests hold now."""
+        return self.small.held + self.large.held
 
     @contextmanager
     def share(self, client: str) -> Iterator[Share]:
@@ -39,12 +63,59 @@ class Limits:
             yield share
         finally:
             self.inputs -= share.inputs
-            self.bytes -= share.bytes
+            share.hold(0)
+
+    @contextmanager
+    def answer(self, client: str) -> Iterator[Callable[[int], None]]:
+        """Give what counts the bytes of a client's large answer, once, until the block ends: when it is sent.
+
+        It raises a 413 for one that is too large, and Busy when too many wait to be taken.
+        """
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            if count > self._answers.each:
+                raise too_large(
+                    f"expected a request whose answer has at most {self._answers.each:,} bytes (max_request_mb), found"
+                    f" {count:,}: ask for less at a time"
+                )
+            self._answers.move(client, 0, count)
+            held = count
+
+        try:
+            yield hold
+        finally:
+            self._answers.move(client, held, 0)
 
     def charge(self, client: str, inputs: int) -> None:
         """Count inputs against a client's rate. Raises the 429 of one that has had its share."""
         if self._rate is not None:
             self._rate.charge(client, inputs)
+
+
+class Room:
+    """Bytes that may be held at a time, by all clients together and by each."""
+
+    def __init__(self, total: int, each: int) -> None:
+        self.total = total
+        self.each = each
+        self.held = 0
+        self._clients: dict[str, int] = {}
+
+    def move(self, client: str, before: int, after: int) -> None:
+        """Hold `after` bytes for a client in the place of `before`. Raises Busy, and nothing changes."""
+        own = self._clients.get(client, 0) - before + after
+        if after > before:
+            if own > self.each:
+                raise Busy("your other requests are still being answered: try again in a moment")
+            if self.held - before + after > self.total:
+                raise Busy("other requests hold the memory that there is for them: try again in a moment")
+        self.held += after - before
+        if own:
+            self._clients[client] = own
+        else:
+            self._clients.pop(client, None)
 
 
 class Share:
@@ -53,8 +124,29 @@ class Share:
     def __init__(self, limits: Limits, client: str) -> None:
         self._limits = limits
         self._client = client
+        self._room = limits.small
         self.inputs = 0
         self.bytes = 0
+
+    @property
+    def max_held_bytes(self) -> int:
+        """The bytes that a request may ever hold: its body, or what it is parsed into."""
+        return self._limits.max_held_bytes
+
+    @property
+    def parsing(self) -> asyncio.Lock:
+        """Held while a large body is parsed."""
+        return self._limits.parsing
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that a client may be behind with its body."""
+        return self._limits.patience_s
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The clock of these limits, in seconds."""
+        return self._limits.clock
 
     def expect_bytes(self, count: int) -> None:
         """Raise a 413 when a request says that it will send more than it may."""
@@ -64,13 +156,19 @@ class Share:
                 " found a larger one"
             )
 
-    def take_bytes(self, count: int) -> None:
-        """Hold bytes of a body as they come in. Raises a 413, or Busy when others hold too many now."""
-        self.expect_bytes(self.bytes + count)
-        if self._limits.bytes + count > LARGEST_REQUESTS * self._limits.max_request_bytes:
-            raise Busy("other large requests are being answered: try again in a moment")
-        self.bytes += count
-        self._limits.bytes += count
+    def hold(self, total: int) -> None:
+        """Hold so many bytes of memory, in the place of those held before. Raises Busy, and nothing changes.
+
+        Up to SMALL_BYTES come out of the room for small requests.
+        """
+        room = self._limits.small if total <= SMALL_BYTES else self._limits.large
+        if room is self._room:
+            room.move(self._client, self.bytes, total)
+        else:
+            room.move(self._client, 0, total)
+            self._room.move(self._client, self.bytes, 0)
+            self._room = room
+        self.bytes = total
 
     def take_inputs(self, count: int) -> None:
         """Hold a place for each input. Raises a 413, a 429, or Busy when all places are taken."""

@@ -11,6 +11,11 @@ from datasette_vision.errors import InvalidArgument
 from datasette_vision.plugin.bodies import Field
 from datasette_vision.plugin.schemas import Schema
 
+# What a message quotes of a value at most: characters, values of an array or object, and arrays within arrays.
+SHOWN_CHARS = 60
+SHOWN_VALUES = 10
+SHOWN_DEPTH = 3
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -93,13 +98,29 @@ def refuse_unknown(fields: Sequence[Field], known: Sequence[str]) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message quotes it, cut short."""
+    """Return a value as a message quotes it, cut short. A large value takes no longer than a small one."""
+    cut = _cut(value, SHOWN_DEPTH)
+    if isinstance(cut, str) and not isinstance(value, str):
+        return cut
+    written = json.dumps(cut, default=str)
+    return written if len(written) <= SHOWN_CHARS else written[:SHOWN_CHARS] + "…"
+
+
+def _cut(value: Any, depth: int) -> Any:
+    """Return the beginning of a value, or what it is in words."""
     if isinstance(value, bytes):
         return f"a file of {len(value):,} bytes"
-    if isinstance(value, (list, dict)) and len(value) > 10:
+    if isinstance(value, str):
+        return value[: SHOWN_CHARS + 1]
+    if isinstance(value, int) and value.bit_length() > 4 * SHOWN_CHARS:
+        return f"a number of {value.bit_length():,} bits"
+    if isinstance(value, (list, dict)) and (len(value) > SHOWN_VALUES or not depth):
         return f"{len(value):,} values"
-    written = json.dumps(value, default=str)
-    return written if len(written) <= 60 else written[:60] + "…"
+    if isinstance(value, list):
+        return [_cut(inner, depth - 1) for inner in value]
+    if isinstance(value, dict):
+        return {_cut(name, depth - 1): _cut(inner, depth - 1) for name, inner in value.items()}
+    return value
 
 
 LABEL = {

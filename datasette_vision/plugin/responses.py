@@ -56,7 +56,8 @@ def respond(
     """Return a response of any kind, with the CORS headers of `datasette --cors`."""
     from datasette.utils.asgi import Response
 
-    return Response(body, status, {**cors_headers(datasette), **(headers or {})}, content_type)
+    # A str would be held beside its bytes while the answer is sent.
+    return Response(body.encode(), status, {**cors_headers(datasette), **(headers or {})}, content_type)
 
 
 def dumps(value: object) -> str:

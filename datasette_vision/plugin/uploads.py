@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from datasette_vision.plugin.bodies import INLINE_BYTES, MULTIPART, parse, read_body
+from datasette_vision.plugin.bodies import MULTIPART, read_form
 from datasette_vision.plugin.desk import client_of, desk_of
 from datasette_vision.plugin.responses import RequestError
 
@@ -36,9 +36,7 @@ async def upload(datasette: Datasette, request: Request) -> AsyncIterator[Upload
     if content_type.partition(";")[0].strip().lower() != MULTIPART:
         raise RequestError(415, f"expected a form of {MULTIPART}")
     with desk.limits.share(client_of(request)) as share:
-        body = await read_body(request, share)
-        arguments = body, MULTIPART, content_type
-        found = parse(*arguments) if len(body) <= INLINE_BYTES else await desk.call(parse, *arguments)
+        found = await read_form(request, share, desk.call, MULTIPART)
         share.take_inputs(1)
         files = [field.value for field in found if isinstance(field.value, bytes) and field.value]
         fields = {field.name: field.value for field in found if isinstance(field.value, str)}
