@@ -35,8 +35,11 @@ REFUSAL = "this request comes with cookies or a password, and from a page of ano
 
 def is_ours(datasette: Datasette, scope: Mapping[str, Any]) -> bool:
     """Say whether a request posts to an address of the plugin."""
-    if scope["type"] != "http" or scope["method"] != POST:
-        return False
+    return scope["type"] == "http" and scope["method"] == POST and is_own_path(datasette, scope)
+
+
+def is_own_path(datasette: Datasette, scope: Mapping[str, Any]) -> bool:
+    """Say whether an address of HTTP is one of the plugin's."""
     path = _path(datasette, scope)
     return path == PREFIX or path.startswith(PREFIX + "/")
 

@@ -15,6 +15,7 @@ import click
 from datasette import hookimpl
 
 from datasette_vision.plugin import (
+    answers,
     cells,
     cli_bulk,
     cli_files,
@@ -164,6 +165,12 @@ def register_routes() -> list[tuple[str, Any]]:
 def cross_origin(datasette: Datasette) -> Any:
     """Refuse foreign pages with a visitor's cookies, and let others post to the API, with --cors."""
     return crossorigin.wrapper(datasette, table.ROUTES)
+
+
+@hookimpl(specname="asgi_wrapper")
+def slow_clients(datasette: Datasette) -> Any:
+    """Hold no answer for a client that does not take it."""
+    return answers.wrapper(datasette)
 
 
 @hookimpl(optionalhook=True)
