@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from datasette_vision import configvalues as values
-from datasette_vision.configvalues import Allow
+from datasette_vision.configvalues import Allow, Proxies
 from datasette_vision.errors import ConfigError
 
 BUNDLED_MODEL = "tiny-emoji"
@@ -41,6 +41,15 @@ class AutoEmbed:
 
 
 @dataclass(frozen=True)
+class RateLimits:
+    """Images and texts a minute for each client (None: unlimited), saved up for so many seconds."""
+
+    images: int | None = None
+    texts: int | None = None
+    burst_seconds: float = 60
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration. Every field has a default that serves."""
 
@@ -61,7 +70,8 @@ class Config:
     max_labels: int = 1000
     max_request_mb: float = 32
     max_inputs: int = 1000
-    rate_limit: int | None = None
+    rate_limit: int | RateLimits | None = None
+    trusted_proxies: Proxies | None = None
     allow: Allow | None = None
     allow_metrics: Allow | None = None
     shutdown_seconds: float = 9
@@ -119,6 +129,12 @@ def _auto_embed(value: Any) -> AutoEmbed | None:
     return AutoEmbed(**_read(value, AUTO_EMBED_KEYS, "auto_embed."))
 
 
+def _rate_limit(value: Any) -> int | RateLimits:
+    if not isinstance(value, Mapping):
+        return values.whole(1, 1_000_000)(value)
+    return RateLimits(**_read(value, RATE_LIMIT_KEYS, "rate_limit."))
+
+
 def _models(value: Any) -> Mapping[str, ModelConfig]:
     if not isinstance(value, Mapping):
         raise ValueError
@@ -162,6 +178,17 @@ TABLES = 'a list of "database/table"'
 AUTO_EMBED_KEYS = (
     Key("tables", "the tables", f"{TABLES}, or true (all)", _tables),
     Key("interval", "seconds between two looks", "a number above 0, at most 86400", values.positive(86_400)),
+)
+PER_MINUTE = "a whole number from 1 to 1000000"
+RATE_LIMIT_KEYS = (
+    Key("images", "images a minute", PER_MINUTE, values.whole(1, 1_000_000)),
+    Key("texts", "texts, labels and embeddings a minute", PER_MINUTE, values.whole(1, 1_000_000)),
+    Key(
+        "burst_seconds",
+        "seconds that a client who asks for nothing saves up",
+        "a number above 0, at most 86400",
+        values.positive(86_400),
+    ),
 )
 MODEL_KEYS = (THREADS, PROVIDERS, REPLICAS, MAX_BATCH_SIZE, MAX_QUEUE, UNLOAD_AFTER)
 KEYS = (
@@ -221,9 +248,18 @@ KEYS = (
     ),
     Key(
         "rate_limit",
-        "inputs a minute over HTTP for each actor, or address of who has none; unlimited by default",
-        "a whole number from 1 to 1000000",
-        values.whole(1, 1_000_000),
+        "inputs a minute over HTTP, SQL included, for each actor, or address of who has none; as an object, images and"
+        " texts are counted apart, and burst_seconds (60) is how long a client saves up; unlimited by default",
+        "a whole number from 1 to 1000000, or an object of images, texts and burst_seconds",
+        _rate_limit,
+    ),
+    Key(
+        "trusted_proxies",
+        "what may tell the address of a client: so many proxies in front, each adding to X-Forwarded-For; those of"
+        ' networks, as ["10.0.0.0/8"]; or Fly.io\'s, on a machine there; by default nothing, and a header counts for'
+        " nothing",
+        'a whole number from 1 to 10, a list of networks, or "fly"',
+        values.proxies,
     ),
     Key(
         "allow",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 # An allow block of Datasette: everybody, nobody, or whose properties match.
 Allow: TypeAlias = bool | Mapping[str, Any]
+# Whose headers tell where a request comes from: so many proxies, those of networks, or Fly.io's.
+FLY: Final = "fly"
+Proxies: TypeAlias = int | tuple[str, ...] | Literal["fly"]
 
 
 def whole(minimum: int, maximum: int) -> Callable[[Any], int]:
@@ -60,3 +64,17 @@ def allow(value: Any) -> Allow:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError
     return MappingProxyType(dict(value))
+
+
+def proxies(value: Any) -> Proxies:
+    """Read which proxies are trusted."""
+    if value == FLY:
+        return FLY
+    if not isinstance(value, list):
+        return whole(1, 10)(value)
+    networks = names(value)
+    if not networks:
+        raise ValueError
+    for network in networks:
+        ipaddress.ip_network(network)
+    return networks

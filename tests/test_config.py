@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datasette_vision.config import KEYS, MODEL_KEYS, AutoEmbed, Config, ModelConfig
+from datasette_vision.config import KEYS, MODEL_KEYS, AutoEmbed, Config, ModelConfig, RateLimits
 from datasette_vision.errors import ConfigError
 
 WHERE = "plugins.datasette-vision"
@@ -42,6 +42,7 @@ def test_defaults() -> None:
         "max_request_mb": 32,
         "max_inputs": 1000,
         "rate_limit": None,
+        "trusted_proxies": None,
         "allow": None,
         "allow_metrics": None,
         "shutdown_seconds": 9,
@@ -86,7 +87,16 @@ VALUES: dict[str, tuple[list[Any], list[Any], str]] = {
     "max_labels": ([1, 100_000], [0, 100_001, *WHOLE], "a whole number from 1 to 100000"),
     "max_request_mb": ([0.001, 32, 2000], SIZE, "a number above 0, at most 2000"),
     "max_inputs": ([1, 1_000_000], [0, 1_000_001, *WHOLE], "a whole number from 1 to 1000000"),
-    "rate_limit": ([1, 1_000_000], [0, 1_000_001, *WHOLE], "a whole number from 1 to 1000000"),
+    "rate_limit": (
+        [1, 1_000_000],
+        [0, 1_000_001, *(value for value in WHOLE if value != {})],
+        "a whole number from 1 to 1000000, or an object of images, texts and burst_seconds",
+    ),
+    "trusted_proxies": (
+        [1, 10, ["10.0.0.0/8"], ["127.0.0.1", "::1", "fd00::/8"], "fly"],
+        [0, 11, True, None, "flyio", [], [""], ["proxy"], ["10.0.0.1/8"], "127.0.0.1", {}],
+        'a whole number from 1 to 10, a list of networks, or "fly"',
+    ),
     **dict.fromkeys(("allow", "allow_metrics"), (
         [True, False, {}, {"id": "root"}, {"id": ["a", "b"], "unauthenticated": True}],
         [None, "root", 1, [], ["root"], {1: 2}],
@@ -125,6 +135,25 @@ def test_bad_values_within_auto_embed() -> None:
     assert error({"auto_embed": {"interval": 0}}).startswith(f"{where}.interval: expected a number above 0")
     message = f'{where}.tables: expected a list of "database/table", or true (all), found false'
     assert error({"auto_embed": {"tables": False}}) == message
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({}, RateLimits()),
+        ({"images": 600}, RateLimits(images=600)),
+        ({"images": 600, "texts": 3600, "burst_seconds": 0.5}, RateLimits(600, 3600, 0.5)),
+    ],
+)
+def test_rate_limits_by_kind(value: Any, expected: RateLimits) -> None:
+    assert Config.from_mapping({"rate_limit": value}).rate_limit == expected
+
+
+def test_bad_values_within_rate_limit() -> None:
+    where = f"{WHERE}.rate_limit"
+    assert error({"rate_limit": {"image": 5}}) == f'{where}: unknown key "image"; did you mean images?'
+    assert error({"rate_limit": {"texts": 0}}) == f"{where}.texts: expected a whole number from 1 to 1000000, found 0"
+    assert error({"rate_limit": {"burst_seconds": 0}}).startswith(f"{where}.burst_seconds: expected a number above 0")
 
 
 def test_every_key_is_tested() -> None:
@@ -166,8 +195,8 @@ def test_bad_values(key: str, value: Any, expected: str) -> None:
             {"colour": "red"},
             f'{WHERE}: unknown key "colour"; allowed are models_dir, default_model, default_classifier, preload, '
             "threads, providers, replicas, max_batch_size, max_queue, unload_after, cache_mb, max_image_mb, "
-            "max_image_megapixels, max_text_chars, max_labels, max_request_mb, max_inputs, rate_limit, allow, "
-            "allow_metrics, shutdown_seconds, auto_embed, models",
+            "max_image_megapixels, max_text_chars, max_labels, max_request_mb, max_inputs, rate_limit, "
+            "trusted_proxies, allow, allow_metrics, shutdown_seconds, auto_embed, models",
         ),
         ({"models": {"clip": {"thread": 1}}}, f'{WHERE}.models.clip: unknown key "thread"; did you mean threads?'),
         (

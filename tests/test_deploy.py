@@ -19,7 +19,7 @@ import pytest
 from datasette.app import Datasette
 
 import datasette_vision
-from datasette_vision.config import Config
+from datasette_vision.config import Config, RateLimits
 from datasette_vision.plugin.compatibility import IS_1_0
 from tests import pictures, repositories
 from tests.servers import Server, serve
@@ -138,6 +138,10 @@ def test_metadata_is_what_the_plugins_accept() -> None:
     assert config.preload == (config.default_model,)
     assert config.max_image_megapixels < Config().max_image_megapixels
     assert config.max_queue < Config().max_queue
+    # 16 MB hold an image of max_image_mb as base64.
+    assert config.max_image_mb * 4 / 3 <= config.max_request_mb < Config().max_request_mb
+    assert config.rate_limit == RateLimits(images=600, texts=3600, burst_seconds=30)
+    assert config.trusted_proxies == "fly"
     named = {"config": METADATA} if IS_1_0 else {"metadata": METADATA}
     assert datasette_scale_to_zero.get_config(Datasette(**named))["duration"] == 600
 

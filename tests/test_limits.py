@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+import threading
 from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 
-from datasette_vision.config import Config
+from datasette_vision.config import Config, RateLimits
 from datasette_vision.errors import Busy
-from datasette_vision.plugin.limits import MAX_CLIENTS, SMALL_BYTES, Limits, RateLimit
+from datasette_vision.plugin.limits import SHARED_PLACES, SMALL_BYTES, Limits, RateLimit
 from datasette_vision.plugin.responses import RequestError
 
 
@@ -114,12 +115,12 @@ def test_inputs_in_hand() -> None:
     all_of_them = limits(max_queue=10, max_inputs=8)
     with all_of_them.share("a") as one, all_of_them.share("b") as other:
         with pytest.raises(RequestError, match=r"at most 8 inputs in a request \(max_inputs\), found 9") as refusal:
-            one.take_inputs(9)
+            one.take_inputs(texts=9)
         assert refusal.value.status == 413
-        one.take_inputs(8)
-        other.take_inputs(2)
+        one.take_inputs(texts=5, images=3)
+        other.take_inputs(images=2)
         with pytest.raises(Busy, match=r"10 inputs are waiting already \(max_queue\)"):
-            other.take_inputs(1)
+            other.take_inputs(texts=1)
     assert all_of_them.inputs == 0
 
 
@@ -128,7 +129,7 @@ def test_everything_is_given_back_when_a_request_fails() -> None:
 
     def fail() -> None:
         with all_of_them.share("a") as share:
-            share.take_inputs(3)
+            share.take_inputs(texts=3)
             share.hold(5)
             raise ZeroDivisionError
 
@@ -151,47 +152,111 @@ class Clock:
 def test_rate() -> None:
     clock = Clock()
     rate = RateLimit(60, clock)
-    for _ in range(60):
-        rate.charge("a", 1)
+    for kind in range(60):
+        rate.charge("a", kind % 2, 1 - kind % 2)
     with pytest.raises(RequestError, match=r"at most 60 inputs a minute \(rate_limit\)") as refusal:
-        rate.charge("a", 1)
+        rate.charge("a", 1, 0)
     assert refusal.value.status == 429
     assert refusal.value.headers == {"retry-after": "1"}
-    rate.charge("b", 1)  # another client has its own
+    rate.charge("b", 1, 0)  # another client has its own
     clock.now = 1.0
-    rate.charge("a", 1)
+    rate.charge("a", 1, 0)
     clock.now = 1000.0
     for _ in range(60):  # no more than a minute's worth is saved up
-        rate.charge("a", 1)
+        rate.charge("a", 1, 0)
     with pytest.raises(RequestError):
-        rate.charge("a", 1)
+        rate.charge("a", 1, 0)
+
+
+def test_images_and_texts_are_counted_apart() -> None:
+    clock = Clock()
+    rate = RateLimit(RateLimits(images=60, texts=600, burst_seconds=10), clock)
+    rate.charge("a", 0, 10)
+    with pytest.raises(RequestError, match=r"at most 60 images a minute \(rate_limit\)"):
+        rate.charge("a", 1, 1)
+    rate.charge("a", 100, 0)  # what was refused has taken nothing
+    with pytest.raises(RequestError, match=r"at most 600 texts a minute \(rate_limit\)") as refusal:
+        rate.charge("a", 1, 0)
+    assert refusal.value.headers == {"retry-after": "1"}
+    clock.now = 0.1
+    rate.charge("a", 1, 0)
+    with pytest.raises(RequestError):
+        rate.charge("a", 0, 1)
+
+
+def test_what_has_no_rate_is_unlimited() -> None:
+    rate = RateLimit(RateLimits(images=1), Clock())
+    for _ in range(100):
+        rate.charge("a", 1000, 0)
+    rate.charge("a", 0, 1)
+    with pytest.raises(RequestError):
+        rate.charge("a", 0, 1)
+
+
+def test_a_slow_rate_lets_one_through_at_a_time() -> None:
+    clock = Clock()
+    rate = RateLimit(RateLimits(images=1, burst_seconds=1), clock)
+    rate.charge("a", 0, 1)
+    with pytest.raises(RequestError):
+        rate.charge("a", 0, 1)
+    clock.now = 60
+    rate.charge("a", 0, 1)
 
 
 def test_a_request_above_the_rate_passes_and_is_paid_for_afterwards() -> None:
     clock = Clock()
     rate = RateLimit(60, clock)
-    rate.charge("a", 100)
+    rate.charge("a", 100, 0)
     with pytest.raises(RequestError) as refusal:
-        rate.charge("a", 1)
+        rate.charge("a", 1, 0)
     assert refusal.value.headers == {"retry-after": "41"}
     clock.now = 40.5
     with pytest.raises(RequestError):
-        rate.charge("a", 1)
+        rate.charge("a", 1, 0)
     clock.now = 41.0
-    rate.charge("a", 1)
+    rate.charge("a", 1, 0)
 
 
 def test_so_many_clients_are_remembered_and_no_more() -> None:
-    rate = RateLimit(1, Clock())
-    for number in range(MAX_CLIENTS + 10):
-        rate.charge(str(number), 1)
-    assert len(rate._left) == MAX_CLIENTS
+    """Coming from many addresses makes nobody be forgotten, and costs no memory."""
+    clock = Clock()
+    rate = RateLimit(60, clock, max_clients=1000)
+    rate.charge("a", 60, 0)
+    refused = 0
+    for number in range(50_000):
+        try:
+            rate.charge(f"address {number}", 60, 0)
+        except RequestError:
+            refused += 1
+    assert refused == 50_000 - 999 - SHARED_PLACES
+    assert len(rate._buckets["inputs"]) == 1000 + SHARED_PLACES
     with pytest.raises(RequestError):
-        rate.charge(str(MAX_CLIENTS), 1)
-    rate.charge("0", 1)  # forgotten
+        rate.charge("a", 1, 0)
+    clock.now = 60
+    for number in range(50_000, 50_999):  # who has all again is forgotten
+        rate.charge(f"address {number}", 60, 0)
+    assert len(rate._buckets["inputs"]) <= 1000
+
+
+def test_many_threads_charge_one_client() -> None:
+    rate = RateLimit(10_000, Clock())
+    passed = []
+
+    def charge() -> None:
+        with suppress(RequestError):
+            for _ in range(2000):
+                rate.charge("a", 1, 0)
+                passed.append(1)
+
+    threads = [threading.Thread(target=charge) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(passed) == 10_000
 
 
 def test_no_rate_by_default() -> None:
     with limits().share("a") as share:
         for _ in range(10_000):
-            share.charge(1000)
+            share.charge(texts=1000, images=1000)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import Busy
 from datasette_vision.plugin.crossorigin import is_own_path
-from datasette_vision.plugin.desk import address_of, desk_of
+from datasette_vision.plugin.desk import desk_of
 from datasette_vision.plugin.limits import SMALL_BYTES
 from datasette_vision.plugin.pace import LEAST_RATE, Pace, TooSlow
 from datasette_vision.plugin.responses import RequestError, error_body, message_of, status_of
@@ -40,12 +40,13 @@ def wrapper(datasette: Datasette) -> Callable[[Application], Application]:
             if scope["type"] != "http":
                 await application(scope, receive, send)
                 return
-            limits = desk_of(datasette).limits
+            desk = desk_of(datasette)
+            limits = desk.limits
             sender = _Sender(send, Pace(limits.patience_s))
             if not is_own_path(datasette, scope):
                 await application(scope, receive, sender.send)
                 return
-            with limits.answer(address_of(scope)) as hold:
+            with limits.answer(desk.clients.address(scope)) as hold:
                 sender.hold = hold
                 await application(scope, receive, sender.send)
 

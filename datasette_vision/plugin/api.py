@@ -96,7 +96,7 @@ def count_labels(call: Call, model: str, text: str) -> None:
 
     vision = call.desk.vision
     if vision.label_sets.get((model, text)) is None:
-        call.share.charge(len(parse_labels(text, vision.config.max_labels).labels))
+        call.share.charge(texts=len(parse_labels(text, vision.config.max_labels).labels))
 
 
 def results(

@@ -19,8 +19,9 @@ T = TypeVar("T")
 
 def take(call: Call, inputs: Sequence[Input]) -> None:
     """Hold a place for each input, and count it. Raises a 413, a 429 or Busy."""
-    call.share.take_inputs(len(inputs))
-    for kind, count in Counter(item.kind for item in inputs).items():
+    counts = Counter(item.kind for item in inputs)
+    call.share.take_inputs(texts=len(inputs) - counts[IMAGE], images=counts[IMAGE])
+    for kind, count in counts.items():
         call.desk.measures.items[call.route, kind] += count
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from datasette_vision.errors import Busy, VisionError
 from datasette_vision.lazy import Lazy
 from datasette_vision.plugin.bodies import Field
+from datasette_vision.plugin.clients import Clients
 from datasette_vision.plugin.limits import Limits, Share
 from datasette_vision.plugin.measures import Measures
 from datasette_vision.plugin.state import state_of
@@ -39,6 +40,7 @@ class Desk:
         self._vision = state.vision
         self._intake: Lazy[Intake] = Lazy(self._make_intake)
         self.limits = Limits(state.config)
+        self.clients = Clients(state.config.trusted_proxies)
         self.measures = Measures()
         state.before_close.append(self.close)
 
@@ -101,19 +103,6 @@ class Call:
     share: Share
     fields: Sequence[Field]
     route: str
-
-
-def client_of(request: Request) -> str:
-    """Name who asks, for the rate limit: the actor, or else the address."""
-    actor = request.actor or {}
-    if "id" in actor:
-        return f"actor {actor['id']}"
-    return address_of(request.scope)
-
-
-def address_of(scope: Mapping[str, Any]) -> str:
-    """Name the address that a request comes from."""
-    return f"address {(scope.get('client') or ['unknown'])[0]}"
 
 
 async def outcomes(futures: Sequence[Future[T]]) -> list[T | VisionError]:

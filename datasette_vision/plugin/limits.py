@@ -6,12 +6,13 @@ Used from the event loop alone, so without locks, but for the rate, which SQL th
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from datasette_vision.config import Config
+from datasette_vision.config import Config, RateLimits
 from datasette_vision.errors import Busy
 from datasette_vision.plugin.pace import PATIENCE_S
 from datasette_vision.plugin.responses import too_large, too_many
@@ -25,8 +26,11 @@ LEAST_SMALL_ROOM = 16 * SMALL_BYTES
 CLIENTS_OF_SMALL_ROOM = 4
 # What a request takes beside its body: it bounds how many may be unfinished.
 REQUEST_BYTES = 4096
-# Clients whose use is remembered. Who is forgotten begins anew.
+# Clients whose use is remembered, and the places that newcomers share while there are more.
 MAX_CLIENTS = 10_000
+SHARED_PLACES = 256
+# Times are added up in floats: so much of an input may be missing.
+ROUNDING = 0.001
 
 
 class Limits:
@@ -88,10 +92,10 @@ class Limits:
         finally:
             self._answers.move(client, held, 0)
 
-    def charge(self, client: str, inputs: int) -> None:
-        """Count inputs against a client's rate. Raises the 429 of one that has had its share."""
+    def charge(self, client: str, texts: int = 0, images: int = 0) -> None:
+        """Count inputs against a client's rate. Raises the 429 of one that has had its share. Thread-safe."""
         if self._rate is not None:
-            self._rate.charge(client, inputs)
+            self._rate.charge(client, texts, images)
 
 
 class Room:
@@ -170,47 +174,97 @@ class Share:
             self._room = room
         self.bytes = total
 
-    def take_inputs(self, count: int) -> None:
-        """Hold a place for each input. Raises a 413, a 429, or Busy when all places are taken."""
+    def take_inputs(self, *, texts: int = 0, images: int = 0) -> None:
+        """Hold a place for each input. Raises a 413, a 429, or Busy when all places are taken.
+
+        Embeddings count as texts.
+        """
+        count = texts + images
         if count > self._limits.max_inputs:
             raise too_large(
                 f"expected at most {self._limits.max_inputs:,} inputs in a request (max_inputs), found {count:,}"
             )
         if self._limits.inputs + count > self._limits.max_queue:
             raise Busy(f"{self._limits.inputs:,} inputs are waiting already (max_queue): try again in a moment")
-        self.charge(count)
+        self.charge(texts=texts, images=images)
         self.inputs += count
         self._limits.inputs += count
 
-    def charge(self, count: int) -> None:
+    def charge(self, *, texts: int = 0, images: int = 0) -> None:
         """Count work against the client's rate. Raises a 429."""
-        self._limits.charge(self._client, count)
+        self._limits.charge(self._client, texts, images)
 
 
 class RateLimit:
-    """So many inputs a minute for each client, saved up for a minute at most.
+    """So many inputs a minute for each client, or so many images and texts, saved up for a while. Thread-safe.
 
     A request passes while anything is left, whatever its size, and what it takes too much is made up for by waiting: so
     a limit lower than a request's inputs makes it rare and not impossible.
     """
 
-    def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
-        self._per_minute = per_minute
-        self._per_second = per_minute / 60
+    def __init__(
+        self, limit: int | RateLimits, clock: Callable[[], float] = time.monotonic, max_clients: int = MAX_CLIENTS
+    ) -> None:
+        self._lock = threading.Lock()
         self._clock = clock
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> (inputs left, when)
+        rates = {"inputs": limit} if isinstance(limit, int) else {"images": limit.images, "texts": limit.texts}
+        burst_s = 60.0 if isinstance(limit, int) else limit.burst_seconds
+        self._buckets = {
+            kind: Buckets(per_minute, burst_s, max_clients) for kind, per_minute in rates.items() if per_minute
+        }
 
-    def charge(self, client: str, inputs: int) -> None:
-        """Take inputs off what a client has left. Raises a 429 that says when there will be some."""
-        now = self._clock()
-        left, when = self._left.pop(client, (float(self._per_minute), now))
-        left = min(self._per_minute, left + (now - when) * self._per_second)
-        refused = left < 1
-        self._left[client] = (left if refused else left - inputs), now
-        if len(self._left) > MAX_CLIENTS:
-            self._left.popitem(last=False)
-        if refused:
-            raise too_many(
-                f"expected at most {self._per_minute:,} inputs a minute (rate_limit): try again later",
-                (1 - left) / self._per_second,
-            )
+    def charge(self, client: str, texts: int, images: int) -> None:
+        """Take inputs off what a client has left. Raises a 429 that says when there will be some, and takes nothing."""
+        counts = {"inputs": texts + images, "texts": texts, "images": images}
+        with self._lock:
+            now = self._clock()
+            asked = [(kind, buckets) for kind, buckets in self._buckets.items() if counts[kind]]
+            for kind, buckets in asked:
+                left = buckets.left(client, now)
+                if left < 1 - ROUNDING:
+                    raise too_many(
+                        f"expected at most {buckets.per_minute:,} {kind} a minute (rate_limit): try again later",
+                        (1 - left) * 60 / buckets.per_minute,
+                    )
+            for kind, buckets in asked:
+                buckets.take(client, counts[kind], now)
+
+
+class Buckets:
+    """What each client has left of one kind of input.
+
+    Remembered is when a client's bucket will be full again, and only of clients whose bucket is not: forgetting a full
+    one changes nothing. So nobody can have a bucket forgotten that he has emptied, whatever addresses he comes from:
+    when there are too many, newcomers share a few.
+    """
+
+    def __init__(self, per_minute: int, burst_s: float, max_clients: int) -> None:
+        self.per_minute = per_minute
+        self._second = per_minute / 60
+        self._most = max(1.0, burst_s * self._second)
+        self._max_clients = max_clients
+        self._full_at: dict[str | int, float] = {}
+        self._swept_at = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._full_at)
+
+    def left(self, client: str, now: float) -> float:
+        """Return how many inputs a client has left, below 0 what it took too much."""
+        return self._most - max(0.0, self._full_at.get(self._place(client, now), now) - now) * self._second
+
+    def take(self, client: str, count: int, now: float) -> None:
+        """Take inputs off what a client has left."""
+        place = self._place(client, now)
+        self._full_at[place] = max(now, self._full_at.get(place, now)) + count / self._second
+
+    def _place(self, client: str, now: float) -> str | int:
+        if client in self._full_at or len(self._full_at) < self._max_clients:
+            return client
+        if now >= self._swept_at + 1:  # not at every request
+            self._swept_at = now
+            self._full_at = {place: full_at for place, full_at in self._full_at.items() if full_at > now}
+            if len(self._full_at) < self._max_clients:
+                return client
+        # Python salts the hash of a str: nobody can choose whose place to share.
+        return hash(client) % SHARED_PLACES

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from datasette_vision.plugin import permissions
-from datasette_vision.plugin.desk import client_of, desk_of
+from datasette_vision.plugin.desk import desk_of
 from datasette_vision.plugin.queries import Places, Rules
 from datasette_vision.plugin.state import state_of
 
@@ -32,10 +32,10 @@ def _make(datasette: Datasette) -> Rules:
         return await permissions.may(datasette, request.actor, permissions.INFER)
 
     def charge(client: str, texts: int, images: int) -> None:
-        desk_of(datasette).limits.charge(client, texts + images)
+        desk_of(datasette).limits.charge(client, texts, images)
 
     loads = ThreadPoolExecutor(LOAD_THREADS, "datasette-vision-loads")
     state_of(datasette).before_close.append(lambda: loads.shutdown(wait=False))
     # All threads for SQL but one, which pages need.
     places = Places(max(1, datasette.setting("num_sql_threads") - 1))
-    return Rules(client_of, may_infer, charge, places, loads)
+    return Rules(lambda request: desk_of(datasette).clients.name(request), may_infer, charge, places, loads)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette_vision.plugin import permissions, schemas
 from datasette_vision.plugin.bodies import read_fields
-from datasette_vision.plugin.desk import Call, client_of, desk_of
+from datasette_vision.plugin.desk import Call, desk_of
 from datasette_vision.plugin.examples import Example
 from datasette_vision.plugin.parameters import Parameter, refuse_unknown
 from datasette_vision.plugin.responses import RequestError, cors_headers, error_answer, guarded
@@ -92,7 +92,7 @@ class Route:
         desk = desk_of(datasette)
         if self.kinds or self.body is not None:
             await desk.ready()
-        with desk.limits.share(client_of(request)) as share:
+        with desk.limits.share(desk.clients.name(request)) as share:
             fields = await read_fields(request, share, desk.call)
             if self.strict:
                 refuse_unknown(fields, self.known())

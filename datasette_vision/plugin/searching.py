@@ -11,7 +11,7 @@ from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, NotEmbe
 from datasette_vision.plugin import embedded as embedded_tables
 from datasette_vision.plugin import search_sql
 from datasette_vision.plugin.compatibility import filter_arguments, query_path
-from datasette_vision.plugin.desk import client_of, desk_of, outcomes
+from datasette_vision.plugin.desk import desk_of, outcomes
 from datasette_vision.plugin.embedded import Embedded
 from datasette_vision.plugin.permissions import viewable_table
 from datasette_vision.plugin.search_request import SearchRequest
@@ -183,8 +183,8 @@ async def _warm(datasette: Datasette, http: Request, search: Search) -> None:
         return
     desk = desk_of(datasette)
     await desk.ready()
-    with desk.limits.share(client_of(http)) as share:
-        share.take_inputs(len(texts))
+    with desk.limits.share(desk.clients.name(http)) as share:
+        share.take_inputs(texts=len(texts))
         for outcome in await outcomes(desk.intake.embed_texts(texts, search.model)):
             if isinstance(outcome, VisionError):
                 raise outcome

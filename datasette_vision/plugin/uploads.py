@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datasette_vision.plugin.bodies import MULTIPART, read_form
-from datasette_vision.plugin.desk import client_of, desk_of
+from datasette_vision.plugin.desk import desk_of
 from datasette_vision.plugin.responses import RequestError
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ async def upload(datasette: Datasette, request: Request) -> AsyncIterator[Upload
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != MULTIPART:
         raise RequestError(415, f"expected a form of {MULTIPART}")
-    with desk.limits.share(client_of(request)) as share:
+    with desk.limits.share(desk.clients.name(request)) as share:
         found = await read_form(request, share, desk.call, MULTIPART)
-        share.take_inputs(1)
+        share.take_inputs(images=1)
         files = [field.value for field in found if isinstance(field.value, bytes) and field.value]
         fields = {field.name: field.value for field in found if isinstance(field.value, str)}
         yield Upload(fields, files[0] if files else b"")
