@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import functools
 import logging
 import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Generic, TypeVar
 
 from datasette_vision import memory
-from datasette_vision.errors import Busy, EngineFailure, ModelCorrupt, VisionError
+from datasette_vision.caller import Caller, current
+from datasette_vision.errors import Busy, DeadlineExceeded, EngineFailure, ModelCorrupt, VisionError
+from datasette_vision.fair import Turns, Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,8 @@ EXIT_TIMEOUT_S = 10.0
 # over, the C library gives it back in 10 ms.
 BURST_ITEMS = 16
 BURST_OVER_S = 1.0
+# The time of a batch is foreseen from the best of so many before it: one that had to wait for a core says nothing.
+MEASURED_BATCHES = 8
 
 _open: weakref.WeakSet[Batcher[Any, Any]] = weakref.WeakSet()
 
@@ -44,13 +50,36 @@ def _end_work() -> None:
         batcher.join(EXIT_TIMEOUT_S)
 
 
+class _Queued(Waiting[Result], Generic[Item, Result]):
+    """An item in the queue, and the future of its result. `keep` gets the result before those who wait for it."""
+
+    def __init__(
+        self,
+        item: Item,
+        keep: Callable[[Result], None] | None,
+        caller: Caller,
+        leave: Callable[[Waiting[Result]], None],
+    ) -> None:
+        super().__init__(caller, leave)
+        self.item = item
+        self.keep = keep
+
+
 class Batcher(Generic[Item, Result]):
     """Runs `run(items) -> results` for callers on many threads.
 
     An idle batcher starts at once: it never waits for company. What arrives while it works is taken as the next batch,
-    at most `max_batch_size` items of it. When a batch fails, its items are tried alone, so that a bad one fails alone.
-    More than `max_queue` waiting items are refused with Busy, at once. Worker threads start at the first item; one that
-    dies fails the items it had and is replaced.
+    at most `max_batch_size` items of it, and no more than can be computed in `batch_s` seconds, as far as that can be
+    foreseen: an item takes time in proportion to `size(item)`, and is padded to the largest of its batch. When a batch
+    fails, its items are tried alone, so that a bad one fails alone.
+
+    Items are taken in turns: clients first, then the callers of a client (caller.py), each in the order they came. An
+    item whose caller's deadline has passed is not computed. At most `max_queue` items wait. When the queue is full, a
+    new item takes the place of the newest of the client that has the most there, which fails with Busy; where the new
+    item's own client has as many, the item is refused with Busy. Bulk work (`offer`, `map`) gives way instead.
+
+    `ready` is called before each batch, and its time does not count: it loads what `run` needs. Worker threads start at
+    the first item; one that dies fails the items it had and is replaced.
     """
 
     def __init__(
@@ -61,13 +90,22 @@ class Batcher(Generic[Item, Result]):
         max_queue: int = 1024,
         workers: int = 1,
         name: str = "batcher",
+        batch_s: float | None = None,
+        size: Callable[[Item], int] = lambda item: 1,
+        ready: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._run = run
+        self._ready = ready
+        self._clock = clock
+        self._size = size
+        self._batch_s = batch_s
+        self._paces: deque[float] = deque(maxlen=MEASURED_BATCHES)  # seconds for an item of size 1
         self.max_batch_size = max_batch_size
         self.workers = workers
         self._max_queue = max_queue
         self._name = name
-        self._waiting: deque[tuple[Item, Future[Result]]] = deque()
+        self._waiting: Turns[_Queued[Item, Result]] = Turns()
         self._changed = threading.Condition()
         self._threads: set[threading.Thread] = set()
         self._idle = 0
@@ -93,49 +131,74 @@ class Batcher(Generic[Item, Result]):
         """How many items wait to be computed."""
         return len(self._waiting)
 
-    def submit(self, item: Item) -> Future[Result]:
-        """Queue one item. Raises Busy when the queue is full or closed."""
-        future: Future[Result] = Future()
+    def submit(self, item: Item, keep: Callable[[Result], None] | None = None) -> Future[Result]:
+        """Queue one item for the current caller. Raises Busy when the queue is full or closed.
+
+        `keep` gets the result on the worker's thread, even when nobody waits for it any more.
+        """
+        return self._add(item, keep, crowding=True)
+
+    def _add(self, item: Item, keep: Callable[[Result], None] | None, *, crowding: bool) -> Future[Result]:
+        entry = _Queued(item, keep, current(), self._leave)
+        crowded_out = None
         with self._changed:
             if self._closed:
                 raise Busy("the server is shutting down")
             if len(self._waiting) >= self._max_queue:
-                raise Busy(f"{self._max_queue:,} inputs are waiting already: try again in a moment")
-            self._waiting.append((item, future))
+                crowded_out = self._waiting.crowd_out(entry.caller.client) if crowding else None
+                if crowded_out is None:
+                    raise Busy(f"{self._max_queue:,} inputs are waiting already: try again in a moment")
+            self._waiting.add(entry, entry.caller)
             try:
                 if len(self._waiting) > self._idle:
                     self._start_worker()
             except RuntimeError as error:
                 if not self._threads:
-                    self._waiting.pop()
+                    self._waiting.remove(entry, entry.caller)
                     logger.error("%s: no worker can be started: %s", self._name, error)
                     raise Busy("the system has no thread left for inference: try again in a moment") from None
             self._changed.notify()
-        return future
+        if crowded_out is not None:
+            _fail(crowded_out, Busy("others wait, and most of what does is yours: try again in a moment"))
+        return entry
 
-    def offer(self, item: Item) -> Future[Result] | None:
+    def _leave(self, entry: Waiting[Result]) -> None:
+        """Free the place of an entry that was cancelled."""
+        with self._changed:
+            self._waiting.remove(entry, entry.caller)  # type: ignore[arg-type]
+
+    def offer(self, item: Item, keep: Callable[[Result], None] | None = None) -> Future[Result] | None:
         """Queue one item; when others fill the queue, give way for a moment and return None: for bulk work.
 
         Raises Busy when the batcher is closed.
         """
         try:
-            return self.submit(item)
+            return self._add(item, keep, crowding=False)
         except Busy:
             if self._closed:
                 raise
             time.sleep(0.005)
             return None
 
-    def __call__(self, item: Item) -> Result:
-        """Queue one item and wait for its result."""
-        return self._wait(self.submit(item))
+    def __call__(self, item: Item, keep: Callable[[Result], None] | None = None) -> Result:
+        """Queue one item and wait for its result. Raises DeadlineExceeded when the caller's time is up before."""
+        return self._wait(self.submit(item, keep))
 
-    def map(self, items: Iterable[Item]) -> Iterator[Result | VisionError]:
-        """Yield a result, or the error, for each item in order, holding at most two batches of the queue at a time."""
+    def map(
+        self, items: Iterable[Item], keep: Callable[[int, Result], None] | None = None
+    ) -> Generator[Result | VisionError, None, None]:
+        """Yield a result, or the error, for each item in order, holding at most two batches of the queue at a time.
+
+        `keep` gets the position of an item and its result, as soon as it is there. Raises DeadlineExceeded when the
+        caller's time is up; what is still in the queue then is not computed.
+        """
         pending: deque[Future[Result]] = deque()
+        caller = current()
         try:
-            for item in items:
-                while (future := self.offer(item)) is None:
+            for position, item in enumerate(items):
+                kept = None if keep is None else functools.partial(keep, position)
+                while (future := self.offer(item, kept)) is None:
+                    caller.seconds_left(ANSWER_TIMEOUT_S)
                     if pending:
                         yield self._outcome(pending.popleft())
                 pending.append(future)
@@ -158,10 +221,10 @@ class Batcher(Generic[Item, Result]):
         """Refuse new items and those that wait; what is being computed is finished."""
         with self._changed:
             self._closed = True
-            waiting, self._waiting = list(self._waiting), deque()
+            waiting = self._take_all()
             self._changed.notify_all()
-        for _, future in waiting:
-            _fail(future, Busy("the server is shutting down"))
+        for entry in waiting:
+            _fail(entry, Busy("the server is shutting down"))
 
     def join(self, timeout_s: float) -> None:
         """Wait until the workers of a closed batcher have ended."""
@@ -170,16 +233,27 @@ class Batcher(Generic[Item, Result]):
         for thread in threads:
             thread.join(timeout_s)
 
+    def _take_all(self) -> list[_Queued[Item, Result]]:
+        """Empty the queue. Called with the lock held."""
+        return [entry for entry in iter(self._waiting.pop, None) if entry is not None]
+
     def _wait(self, future: Future[Result]) -> Result:
+        caller = current()
         try:
-            return future.result(ANSWER_TIMEOUT_S)
+            return future.result(caller.seconds_left(ANSWER_TIMEOUT_S))
         except FutureTimeout:
             future.cancel()
+            caller.seconds_left(ANSWER_TIMEOUT_S)  # raises where it was the caller's own time
             raise Busy(f"no answer within {ANSWER_TIMEOUT_S:.0f} seconds: try again later") from None
+        except DeadlineExceeded:
+            future.cancel()
+            raise
 
     def _outcome(self, future: Future[Result]) -> Result | VisionError:
         try:
             return self._wait(future)
+        except DeadlineExceeded:
+            raise
         except VisionError as error:
             return error
 
@@ -195,7 +269,7 @@ class Batcher(Generic[Item, Result]):
                 raise
 
     def _work(self) -> None:
-        batch: list[tuple[Item, Future[Result]]] | None = None
+        batch: list[_Queued[Item, Result]] | None = None
         try:
             while (batch := self._take()) is not None:
                 if batch:
@@ -205,8 +279,8 @@ class Batcher(Generic[Item, Result]):
         except BaseException as error:
             # Not an error of the input (those are answered below) but the end of this thread.
             logger.exception("a worker of %s died", self._name)
-            for _, future in batch or ():
-                _fail(future, EngineFailure(f"an inference worker died ({type(error).__name__}) and is being replaced"))
+            for entry in batch or ():
+                _fail(entry, EngineFailure(f"an inference worker died ({type(error).__name__}) and is being replaced"))
         finally:
             with self._changed:
                 self._threads.discard(threading.current_thread())
@@ -219,27 +293,47 @@ class Batcher(Generic[Item, Result]):
             self._start_worker()
         except RuntimeError:
             if not self._threads:
-                for _, future in self._waiting:
-                    _fail(future, Busy("the system has no thread left for inference: try again in a moment"))
-                self._waiting.clear()
+                for entry in self._take_all():
+                    _fail(entry, Busy("the system has no thread left for inference: try again in a moment"))
 
-    def _take(self) -> list[tuple[Item, Future[Result]]] | None:
+    def _take(self) -> list[_Queued[Item, Result]] | None:
         """Wait for work and take a batch of it. An empty list: a burst is over. None: the batcher is closed."""
-        with self._changed:
-            while True:
+        while True:
+            late: list[_Queued[Item, Result]] = []
+            with self._changed:
                 if not self._wait_for_work():
                     self._untrimmed = 0
                     return []
                 if not self._waiting:
                     return None
-                batch: list[tuple[Item, Future[Result]]] = []
-                while self._waiting and len(batch) < self.max_batch_size:
-                    entry = self._waiting.popleft()
-                    if entry[1].set_running_or_notify_cancel():
-                        batch.append(entry)
-                if batch:
-                    self._untrimmed += len(batch)
-                    return batch
+                batch = self._next_batch(late)
+                self._untrimmed += len(batch)
+            for entry in late:
+                _fail(entry, DeadlineExceeded("the time that this query or request has was up before its turn came"))
+            if batch:
+                return batch
+
+    def _next_batch(self, late: list[_Queued[Item, Result]]) -> list[_Queued[Item, Result]]:
+        """Take what is computed together next; what nobody waits for any more goes to `late`. With the lock held."""
+        batch: list[_Queued[Item, Result]] = []
+        largest, now = 0, time.monotonic()
+        while len(batch) < self.max_batch_size and (entry := self._waiting.first()) is not None:
+            deadline = entry.caller.deadline
+            if deadline is not None and deadline <= now:
+                late.append(entry)
+            else:
+                size = max(largest, self._size(entry.item))
+                if batch and not self._in_time((len(batch) + 1) * size):
+                    break
+                if entry.set_running_or_notify_cancel():
+                    largest = size
+                    batch.append(entry)
+            self._waiting.pop()
+        return batch
+
+    def _in_time(self, size: int) -> bool:
+        """Whether a batch of this size, padding included, can be computed in time. Of the first that is not known."""
+        return self._batch_s is None or (bool(self._paces) and min(self._paces) * size <= self._batch_s)
 
     def _wait_for_work(self) -> bool:
         """Wait until there is work, or none to come; False: nothing came after a burst. Called with the lock held."""
@@ -255,26 +349,30 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._idle -= 1
 
-    def _answer(self, batch: list[tuple[Item, Future[Result]]]) -> None:
-        began = time.perf_counter()
+    def _answer(self, batch: list[_Queued[Item, Result]]) -> None:
         try:
-            results = self._run([item for item, _ in batch])
+            self._ready()
+            began = self._clock()
+            results = self._run([entry.item for entry in batch])
             if len(results) != len(batch):
                 raise EngineFailure(f"expected {len(batch)} results of a batch, found {len(results)}")
         except Exception as error:
             if len(batch) == 1 or isinstance(error, ModelCorrupt):
-                for _, future in batch:
-                    _fail(future, _translate(error))
+                for entry in batch:
+                    _fail(entry, _translate(error))
                 return
             for entry in batch:
                 self._answer([entry])
             return
-        took = time.perf_counter() - began
+        took = self._clock() - began
         with self._changed:
             self.sizes[len(batch)] += 1
             self.seconds += took
-        for (_, future), result in zip(batch, results, strict=True):
-            future.set_result(result)
+            self._paces.append(took / (len(batch) * max(1, *(self._size(entry.item) for entry in batch))))
+        for entry, result in zip(batch, results, strict=True):
+            if entry.keep is not None:
+                entry.keep(result)
+            entry.set_result(result)
 
 
 def _translate(error: Exception) -> VisionError:
@@ -284,6 +382,6 @@ def _translate(error: Exception) -> VisionError:
     return EngineFailure("inference failed on this input; the log says why")
 
 
-def _fail(future: Future[Result], error: VisionError) -> None:
-    if not future.done():
+def _fail(future: Future[Any], error: VisionError) -> None:
+    with contextlib.suppress(InvalidStateError):  # it is answered already, or cancelled
         future.set_exception(error)

@@ -16,7 +16,8 @@ import pytest
 from datasette_vision import batcher as batching
 from datasette_vision import memory
 from datasette_vision.batcher import Batcher
-from datasette_vision.errors import Busy, EngineFailure, InvalidText, ModelCorrupt, VisionError
+from datasette_vision.caller import Caller, acting
+from datasette_vision.errors import Busy, DeadlineExceeded, EngineFailure, InvalidText, ModelCorrupt, VisionError
 
 
 class Doubler:
@@ -307,3 +308,166 @@ def test_close_answers_what_waits_then_refuses(doubler: Doubler, batcher: Batche
     assert [future.result(0) for future in (first, *waiting)] == [0, 2, 4]
     with pytest.raises(Busy, match="shutting down"):
         batcher.submit(3)
+
+
+# Fairness
+
+
+ANN, BOB = Caller("ann"), Caller("bob")
+
+
+def submit_for(batcher: Batcher[int, int], caller: Caller, *items: int) -> list[Future[int]]:
+    with acting(caller):
+        return [batcher.submit(item) for item in items]
+
+
+def test_one_word_is_in_the_next_batch_however_much_another_client_has_queued(doubler: Doubler) -> None:
+    batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=4, max_queue=1000)
+    occupy(doubler, batcher)
+    many = submit_for(batcher, ANN, *range(1, 301))
+    (one,) = submit_for(batcher, BOB, 1000)
+    doubler.gate.set()
+    assert one.result(30) == 2000
+    assert [future.result(30) for future in many] == [2 * item for item in range(1, 301)]
+    assert doubler.batches[1] == [1, 1000, 2, 3]
+    batcher.close()
+
+
+def test_bulk_work_takes_turns_with_a_client(doubler: Doubler) -> None:
+    batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=2, max_queue=1000)
+    occupy(doubler, batcher)
+    found: list[object] = []
+    bulk = threading.Thread(target=lambda: found.extend(batcher.map(range(100, 104))))
+    bulk.start()
+    while batcher.waiting < 4:
+        threading.Event().wait(0.01)
+    futures = submit_for(batcher, ANN, 1, 2, 3, 4)
+    doubler.gate.set()
+    bulk.join(30)
+    assert [future.result(30) for future in futures] == [2, 4, 6, 8]
+    assert found == [200, 202, 204, 206]
+    assert [sorted(batch) for batch in doubler.batches[1:]] == [[1, 100], [2, 101], [3, 102], [4, 103]]
+    batcher.close()
+
+
+def test_a_client_that_fills_the_queue_makes_room_for_another(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    occupy(doubler, batcher)
+    many = submit_for(batcher, ANN, *range(1, 9))
+    with pytest.raises(Busy, match=r"^8 inputs are waiting already"):
+        submit_for(batcher, ANN, 9)
+    few = submit_for(batcher, BOB, 20, 21, 22, 23)
+    for future in many[4:]:
+        with pytest.raises(Busy, match="most of what does is yours"):
+            future.result(0)
+    with pytest.raises(Busy, match=r"^8 inputs are waiting already"):
+        submit_for(batcher, BOB, 24)  # they have as many as each other
+    assert batcher.waiting == 8
+    doubler.gate.set()
+    assert [future.result(30) for future in (*many[:4], *few)] == [2, 4, 6, 8, 40, 42, 44, 46]
+
+
+def test_a_place_is_free_as_soon_as_its_item_is_given_up(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    occupy(doubler, batcher)
+    futures = [batcher.submit(item) for item in range(8)]
+    assert futures[3].cancel()
+    assert batcher.waiting == 7
+    assert futures[3].cancel()  # again: nothing more happens
+    last = batcher.submit(8)
+    assert batcher.waiting == 8
+    doubler.gate.set()
+    assert last.result(30) == 16
+    assert doubler.batches == [[0], [0, 1, 2, 4], [5, 6, 7, 8]]
+
+
+def test_the_time_of_a_batch_is_bounded(doubler: Doubler) -> None:
+    now = [0.0]
+
+    def run(items: list[int]) -> list[int]:
+        results = doubler(items)
+        now[0] += 0.01 * len(items) * max(items)  # padded to the largest
+        return results
+
+    batcher: Batcher[int, int] = Batcher(
+        run, max_batch_size=32, batch_s=0.255, size=lambda item: item, clock=lambda: now[0]
+    )
+    occupy(doubler, batcher, 1)
+    futures = [batcher.submit(item) for item in (5, 5, 5, 5, 5, 5, 10, 2, 50, 1, 1)]
+    doubler.gate.set()
+    for future in futures:
+        future.result(30)
+    # One that takes longer is alone.
+    assert doubler.batches == [[1], [5, 5, 5, 5, 5], [5, 10], [2], [50], [1, 1]]
+    batcher.close()
+
+
+def test_how_long_a_batch_takes_is_not_known_before_the_first(doubler: Doubler) -> None:
+    batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=4, batch_s=1000.0)
+    occupy(doubler, batcher)
+    futures = [batcher.submit(item) for item in range(1, 8)]
+    doubler.gate.set()
+    for future in futures:
+        future.result(30)
+    assert [len(batch) for batch in doubler.batches] == [1, 4, 3]
+    batcher.close()
+
+
+# Deadlines
+
+
+def test_an_answer_that_comes_too_late_is_not_waited_for_but_kept(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    doubler.gate.clear()
+    kept: list[int] = []
+    stored = threading.Event()
+
+    def keep(result: int) -> None:
+        kept.append(result)
+        stored.set()
+
+    with acting(Caller(deadline=time.monotonic() + 0.2)), pytest.raises(DeadlineExceeded):
+        batcher(1, keep)
+    doubler.gate.set()
+    assert stored.wait(30)
+    assert kept == [2]
+
+
+def test_what_waits_for_nobody_is_not_computed(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    occupy(doubler, batcher)
+    with acting(Caller(deadline=time.monotonic() + 0.2)), pytest.raises(DeadlineExceeded):
+        batcher(1)
+    assert batcher.waiting == 0
+    late = Caller(deadline=time.monotonic() + 0.2)
+    (unattended,) = submit_for(batcher, late, 2)  # a future that nobody waits for yet
+    while time.monotonic() < (late.deadline or 0):
+        threading.Event().wait(0.01)
+    doubler.gate.set()
+    with pytest.raises(DeadlineExceeded, match="before its turn came"):
+        unattended.result(30)
+    assert batcher(3) == 6
+    assert doubler.batches == [[0], [3]]
+
+
+def test_a_map_ends_at_the_deadline_and_keeps_what_it_got(doubler: Doubler, batcher: Batcher[int, int]) -> None:
+    def run(items: list[int]) -> list[int]:
+        if max(items) > 6:
+            doubler.gate.clear()
+        return doubler(items)
+
+    batcher._run = run
+    kept: dict[int, int] = {}
+    with acting(Caller(deadline=time.monotonic() + 1)), pytest.raises(DeadlineExceeded):
+        list(batcher.map(range(1, 100), kept.__setitem__))
+    assert batcher.waiting == 0
+    done = dict(kept)
+    assert len(done) >= 3
+    assert done.items() <= {position: 2 * (position + 1) for position in range(99)}.items()
+
+
+def test_a_map_that_gives_way_ends_at_the_deadline(doubler: Doubler) -> None:
+    batcher: Batcher[int, int] = Batcher(doubler, max_queue=1)
+    occupy(doubler, batcher)
+    submit_for(batcher, ANN, 1)
+    with acting(Caller(deadline=time.monotonic() + 0.2)), pytest.raises(DeadlineExceeded):
+        list(batcher.map([2]))
+    doubler.gate.set()
+    batcher.close()
+    assert doubler.batches == [[0], [1]]

@@ -40,6 +40,7 @@ LAYERS: dict[str, int] = {
     "tokenizer": 2,
     "encoder": 2,
     "classifier": 2,
+    "fair": 2,
     "batcher": 2,
     "operators": 2,
     "cache": 2,
