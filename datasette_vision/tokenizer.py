@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import string
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,19 @@ from datasette_vision.errors import ModelCorrupt
 from datasette_vision.models.manifest import TextTower
 
 logger = logging.getLogger(__name__)
+
+# The first part of a text that is tokenised, in characters for each token that the tower reads. English has 4 or 5.
+PART_CHARS_PER_TOKEN = 16
+# When that is not enough, the next part is so many times as long: all together at most 2.4 times the text.
+GROWTH = 4
+# What comes after a token changes it only when it is near: a word goes on, an accent follows, the name of a special
+# token ends. Even of a word of 100,000 letters byte pairs are merged from its beginning, so that a cut changes its end.
+MARGIN_TOKENS = 128
+# But any number of accents on one letter are brought into an order first, and each is up to 4 tokens.
+MARGIN_ACCENTS = 16
+LAST_RUN = re.compile(r"\S+\Z")
+# What a text is made of that shows which special tokens come before and which behind it.
+SAMPLES = ("a", "1", ".", "\u4e2d")
 
 
 class Tokenizer:
@@ -32,19 +47,54 @@ class Tokenizer:
         except Exception as error:
             logger.error("%s: %s: %s", path, library, error)
             raise ModelCorrupt(f"{path}: expected a tokenizer; the log says why it cannot be read") from None
-        # Special tokens count, and stay: a CLIP text tower reads its answer at the end token.
         if hasattr(tokenizers, "Truncation"):  # 1.0
             self._tokenizer.padding = None
-            self._tokenizer.truncation = tokenizers.Truncation(tower.context_length)
+            self._tokenizer.truncation = None
             self._check_word_ends(path, library)
         else:
             self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(max_length=tower.context_length)
+            self._tokenizer.no_truncation()
         self._tower = tower
+        # Special tokens count, and stay: a CLIP text tower reads its answer at the end token.
+        self._before, self._after = self._special_tokens(path)
+        self._room = max(0, tower.context_length - len(self._before) - len(self._after))
+        # A number may be cut into threes from its end, by a regular expression that looks ahead.
+        self._looks_ahead = b"(?=" in path.read_bytes()
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, special tokens included, at most context_length of them."""
-        return self._tokenizer.encode(_well_formed(text)).ids
+        """Return the token ids of a text, special tokens included, at most context_length of them.
+
+        They are those of the whole text, but no more of it is looked at than they take: a text of 100,000 characters
+        costs what its first words do, unless it is made up so that what comes first depends on what comes last.
+        """
+        text = _well_formed(text)
+        length = PART_CHARS_PER_TOKEN * self._tower.context_length
+        ids: list[int] | None = None
+        while length < len(text) and ids is None:
+            ids = self._begins(text[:length])
+            length *= GROWTH
+        if ids is None:
+            ids = self._content(text)
+        return [*self._before, *ids[: self._room], *self._after]
+
+    def _begins(self, part: str) -> list[int] | None:
+        """Return the tokens that the tower reads of any text that begins with this part, None when more is needed."""
+        if all(map(unicodedata.combining, part[-MARGIN_ACCENTS:])):
+            return None
+        ids = self._content(LAST_RUN.sub("", part) if self._looks_ahead else part)
+        return ids if len(ids) >= self._room + MARGIN_TOKENS else None
+
+    def _content(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _special_tokens(self, path: Path) -> tuple[list[int], list[int]]:
+        """Return the tokens that come before every text, and those behind it."""
+        for sample in SAMPLES:
+            whole, inner = self._tokenizer.encode(sample).ids, self._content(sample)
+            for start in range(len(whole) - len(inner) + 1) if inner else ():
+                if whole[start : start + len(inner)] == inner:
+                    return whole[:start], whole[start + len(inner) :]
+        raise ModelCorrupt(f"{path}: expected a tokenizer that has tokens for one of {', '.join(SAMPLES)}, found none")
 
     def _check_word_ends(self, path: Path, library: str) -> None:
         """Raise ModelCorrupt when a word of one letter does not end with the file's end_of_word_suffix.

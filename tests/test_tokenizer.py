@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -259,3 +260,119 @@ def test_the_bundled_tokenizer_is_the_one_that_cuts_at_white_space_first(tmp_pat
     before, now = tiny_emoji(tmp_path / "tokenizer.json"), tiny_emoji()
     for text in odd_texts():
         assert now.encode(text) == before.encode(text), text
+
+
+# No more of a text is looked at than is read
+
+
+def save_merging_tokenizer(path: Path) -> None:
+    """Merged byte pairs, a normaliser, special tokens, and numbers that are cut into threes from their end."""
+    if tokenizers.__version__.startswith("1."):
+        pytest.skip("tokenizers 1.0 trains none")
+    from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d{1,3}(?=(\d{3})*(?!\d))"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<start>", "<end>", "<a long special token>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(
+        ["the cat and the hat; aaaa aaaaaaaa abab abababab 123 456 élan ... !!! " * 9], trainer
+    )
+    start, end = (tokenizer.token_to_id(token) for token in special[:2])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", start), ("<end>", end)]
+    )
+    tokenizer.save(str(path))
+
+
+@pytest.fixture(scope="module")
+def merging(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("merging") / "tokenizer.json"
+    save_merging_tokenizer(path)
+    return path
+
+
+@functools.cache
+def reference(path: Path, context_length: int) -> Any:
+    found: Any = tokenizers.Tokenizer.from_file(str(path))
+    if hasattr(tokenizers, "Truncation"):  # 1.0
+        found.truncation = tokenizers.Truncation(context_length)
+    else:
+        found.enable_truncation(max_length=context_length)
+    return found
+
+
+def whole(path: Path, context_length: int, text: str) -> list[int]:
+    """Return the tokens as the library truncates them, after it has tokenised the whole text."""
+    return reference(path, context_length).encode(text).ids
+
+
+LENGTHS = (300, 3000, 30_000)
+FRAGMENTS = [
+    *(" ", "  ", "\n", "\t", " " * 50, " " * 300, "\u00a0", "\u200d"),
+    *("a", "b", "ab", "the", "cat", "Hat", "x" * 60, "aaaa", "1", "12", "1" * 77, "456"),
+    *("<start>", "<end>", "<|endoftext|>", "<", "<a long special token>", "<a long", "...", "!", "-", "'s"),
+    *("é", "e\u0301", "\u0301", "\u0323", "ﬁ", "ß", "İ", "Ⅷ", "漢字", "😀", "👩\u200d👧"),
+]
+
+
+@pytest.mark.parametrize("context_length", [4, 16, 77])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_tokens_are_those_of_the_whole_text(path: Path, merging: Path, context_length: int, seed: int) -> None:
+    generator = random.Random(seed)
+    for tokenizer_path in (path, merging, BUNDLED):
+        tokenizer = make(tokenizer_path, context_length)
+        for _ in range(60):
+            some = generator.sample(FRAGMENTS, generator.choice([1, 2, 3, len(FRAGMENTS)]))
+            text = "".join(generator.choices(some, k=generator.choice([10, 100, 1000])))[: generator.choice(LENGTHS)]
+            assert tokenizer.encode(text) == whole(tokenizer_path, context_length, text), (some, len(text))
+
+
+@pytest.mark.parametrize("text", ["word " * 20_000, "x" * 100_000, "1" * 100_000, "漢" * 100_000, "<start>" * 14_000])
+def test_a_long_text_costs_what_is_read_of_it(path: Path, text: str) -> None:
+    tokenizer = make(path, 77)
+    looked_at: list[int] = []
+    content = tokenizer._content
+    tokenizer._content = lambda part: looked_at.append(len(part)) or content(part)  # type: ignore[func-returns-value,method-assign]
+    assert tokenizer.encode(text) == whole(path, 77, text)
+    assert sum(looked_at) < 2000
+
+
+def test_spaces_are_passed_over_in_growing_parts(merging: Path) -> None:
+    tokenizer = make(merging, 77)
+    looked_at: list[int] = []
+    content = tokenizer._content
+    tokenizer._content = lambda part: looked_at.append(len(part)) or content(part)  # type: ignore[func-returns-value,method-assign]
+    text = " " * 80_000 + "the cat " * 2500
+    assert tokenizer.encode(text) == whole(merging, 77, text)
+    assert sum(looked_at) < 2.4 * len(text)
+
+
+def test_what_comes_last_may_change_what_comes_first(merging: Path) -> None:
+    """Where a number is cut depends on its length; accents are brought into an order before all else."""
+    tokenizer = make(merging, 16)
+    tokens = {tuple(tokenizer.encode("1" + "23" * 5000 + "4" * count)) for count in range(3)}
+    assert len(tokens) == 3
+    accents = "e" + "\u0301" * 3000
+    assert tokenizer.encode(accents) != tokenizer.encode(accents + "\u0323")
+    for text in ("1" + "23" * 5000, accents, accents + "\u0323"):
+        assert tokenizer.encode(text) == whole(merging, 16, text)
+
+
+def test_a_tokenizer_without_tokens_is_corrupt(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    content = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelCorrupt, match=r"expected a tokenizer that has tokens for one of a, 1"):
+        make(path)
