@@ -42,6 +42,10 @@ class DualEncoder:
         self.text_tower: Lazy[Session] = Lazy(lambda: load(model.path(text.file), text_inputs, text.output))
         self.tokenizer: Lazy[Tokenizer] = Lazy(lambda: Tokenizer(model.path(text.tokenizer), text))
 
+    def padded_length(self, sequence: list[int]) -> int:
+        """Return how many tokens the text tower reads of a tokenised text when that is alone in a batch."""
+        return self._text.context_length if self._text.padding == "max_length" else len(sequence)
+
     def encode_tokens(self, sequences: Sequence[list[int]]) -> NDArray[np.float32]:
         """Embed n tokenised texts: -> (n, d) float32, not normalised."""
         session = self.text_tower.get()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 from datasette_vision import images, serving, vectors
 from datasette_vision.budget import PixelBudget
 from datasette_vision.cache import EmbeddingCache, LabelSets
+from datasette_vision.caller import current
 from datasette_vision.config import Config
 from datasette_vision.encoder import load_on
 from datasette_vision.errors import InvalidImage, InvalidText, InvalidVector, VisionError, WrongTask
@@ -25,6 +28,10 @@ LABEL_SETS_SHARE = 0.25
 
 class Vision:
     """Embeds, compares and classifies, with the models that are installed. Thread-safe.
+
+    Work is done for the current caller (caller.py): its `admit` is asked before inputs are tokenised or decoded that
+    the cache does not hold, once for all inputs of a call. When its deadline passes, DeadlineExceeded is raised, and
+    what is not being computed yet never is; embeddings that were made are in the cache for the next attempt.
 
     `load` makes a loader of graphs for a number of threads and execution providers; tests put their own there.
     """
@@ -60,8 +67,8 @@ class Vision:
         key = self.text_key(service, text)
         vector = self.cache.get(key)
         if vector is None:
-            vector = service.texts(service.tokenise(text))
-            self.cache.put(key, vector)
+            current().admit(texts=1, load=service.to_load("text"))
+            vector = service.texts(service.tokenise(text), self.keeping(key))
         return vectors.normalise(vector) if normalised else vector
 
     def embed_texts(self, texts: Sequence[str], model: str | None = None) -> Matrix:
@@ -70,12 +77,17 @@ class Vision:
         keys = [self.text_key(service, text) for text in texts]
         found = [self.cache.get(key) for key in keys]
         missing = [position for position, vector in enumerate(found) if vector is None]
-        outcomes = service.texts.map(service.tokenise(texts[position]) for position in missing)
-        for position, outcome in zip(missing, outcomes, strict=True):
-            if isinstance(outcome, VisionError):
-                raise outcome
-            self.cache.put(keys[position], outcome)
-            found[position] = outcome
+        if missing:
+            current().admit(texts=len(missing), load=service.to_load("text"))
+        outcomes = service.texts.map(
+            (service.tokenise(texts[position]) for position in missing),
+            lambda number, vector: self.cache.put(keys[missing[number]], vector),
+        )
+        with contextlib.closing(outcomes):
+            for position, outcome in zip(missing, outcomes, strict=True):
+                if isinstance(outcome, VisionError):
+                    raise outcome
+                found[position] = outcome
         matrix = np.empty((len(texts), service.manifest.dimensions), dtype=np.float32)
         for row, vector in enumerate(found):
             matrix[row] = vector
@@ -90,8 +102,8 @@ class Vision:
         key = self.image_key(service, image)
         vector = self.cache.get(key)
         if vector is None:
-            vector = service.images(self.pixels(service, image))
-            self.cache.put(key, vector)
+            current().admit(images=1, load=service.to_load("image"))
+            vector = service.images(self.pixels(service, image), self.keeping(key))
         return vectors.normalise(vector) if normalised else vector
 
     def embed_images(self, sources: Iterable[bytes], model: str | None = None) -> Iterator[Vector | VisionError]:
@@ -105,6 +117,7 @@ class Vision:
 
         def decoded() -> Iterator[Pixels]:
             for position, source in enumerate(sources):
+                current().admit(images=1, load=service.to_load("image"))
                 try:
                     pixels = self.pixels(service, source)
                 except VisionError as error:
@@ -181,6 +194,7 @@ class Vision:
         """
         service = self.classifier(model)
         if isinstance(service, ClassifierService):
+            current().admit(images=1, load=service.to_load("image"))
             return self.label(service.images(self.pixels(service, image)), model, k)
         return self.label(self.embed_image(image, service.manifest.name), model, k)
 
@@ -274,6 +288,10 @@ class Vision:
         spec = service.manifest.preprocess
         with self._decoding.holding() as reserve:
             return spec(images.decode(image, limits=self.limits, target=spec.target, reserve=reserve))
+
+    def keeping(self, key: bytes) -> Callable[[Vector], None]:
+        """Return what keeps an embedding in the cache: for a queue, which calls it even when nobody waits any more."""
+        return functools.partial(self.cache.put, key)
 
     def image_key(self, service: Service, image: bytes) -> bytes:
         """Name the embedding of an image in the cache."""
