@@ -20,6 +20,11 @@ Vector = NDArray[np.float32]
 Matrix = NDArray[np.float32]
 
 FLOAT32 = np.dtype("<f4")
+# Models make some thousand floats. Whoever sends more wants our memory: as JSON or as Python's numbers they are tens
+# of bytes each.
+MAX_DIMENSIONS = 100_000
+# The longest that repr() writes a float in, and what stands between two.
+CHARS_A_FLOAT = 32
 
 
 def encode(vector: Vector | Sequence[float]) -> bytes:
@@ -30,14 +35,16 @@ def encode(vector: Vector | Sequence[float]) -> bytes:
 def decode(blob: bytes, dimensions: int | None = None) -> Vector:
     """Read a BLOB as an embedding of shape (d,).
 
-    Raises InvalidVector when its length is not that of whole float32 values (or not of `dimensions` of them), or when
-    it holds a NaN or an infinity.
+    Raises InvalidVector when its length is not that of whole float32 values (or not of `dimensions` of them), or of
+    more than MAX_DIMENSIONS, or when it holds a NaN or an infinity.
     """
     size = len(blob)
     if dimensions is not None and size != 4 * dimensions:
         raise InvalidVector(f"expected an embedding of {dimensions} floats, {4 * dimensions} bytes, found {size} bytes")
     if size == 0 or size % 4:
         raise InvalidVector(f"expected an embedding, a BLOB of 4 bytes a float, found {size} bytes")
+    if size > 4 * MAX_DIMENSIONS:
+        raise InvalidVector(f"expected an embedding of at most {MAX_DIMENSIONS:,} floats, found {size:,} bytes")
     vector = np.frombuffer(blob, dtype=FLOAT32)
     if not np.isfinite(vector).all():
         raise InvalidVector("expected an embedding of finite floats, found a NaN or an infinity in it")
@@ -114,6 +121,7 @@ def to_json(vector: Vector) -> str:
 
 def from_json(text: str) -> Vector:
     """Read a JSON array of numbers as an embedding. Raises InvalidVector when it is anything else."""
+    _check_length(text, CHARS_A_FLOAT * MAX_DIMENSIONS)
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -137,12 +145,20 @@ def from_base64(text: str) -> Vector:
 
     Either alphabet, with or without the = at the end. Raises InvalidVector when it is anything else.
     """
+    _check_length(text, 6 * MAX_DIMENSIONS)
     try:
         standard = text.strip().rstrip("=").replace("-", "+").replace("_", "/")
         blob = base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
     except ValueError:
         raise InvalidVector("expected base64 of float32 values, found text that is not base64") from None
     return decode(blob)
+
+
+def _check_length(text: str, most: int) -> None:
+    if len(text) > most:
+        raise InvalidVector(
+            f"expected an embedding of at most {MAX_DIMENSIONS:,} floats, found {len(text):,} characters"
+        )
 
 
 def _kind(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 
@@ -275,3 +276,17 @@ def test_text_that_is_no_embedding(text: str, message: str) -> None:
     with pytest.raises(InvalidVector) as caught:
         vectors.from_json(text)
     assert str(caught.value) == message
+
+
+def test_an_embedding_of_more_floats_than_any_model_makes_is_refused() -> None:
+    most = vectors.MAX_DIMENSIONS
+    assert len(vectors.decode(bytes(4 * most))) == most
+    assert len(vectors.from_json(vectors.to_json(np.full(most, -1.17549435e-38, dtype=np.float32)))) == most
+    assert len(vectors.from_base64(base64.b64encode(bytes(4 * most)).decode())) == most
+    for refused in (
+        lambda: vectors.decode(bytes(4 * most + 4)),
+        lambda: vectors.from_base64(base64.b64encode(bytes(5 * most)).decode()),
+        lambda: vectors.from_json("[" + "1," * 20 * most + "1]"),
+    ):
+        with pytest.raises(InvalidVector, match="at most 100,000 floats"):
+            refused()
