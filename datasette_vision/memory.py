@@ -1,24 +1,56 @@
-"""How much memory this process holds, and giving back what it no longer needs."""
+"""How much memory this process holds and may hold, and giving back what it no longer needs."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 from pathlib import Path
 
+from datasette_vision.cgroups import CGROUPS, MEMBERSHIP, folders
 from datasette_vision.garbage import elsewhere
 
 STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
 
 
 def resident_mib() -> float | None:
     """Return the resident memory of this process in MiB, or None where the system has no /proc to tell it."""
-    try:
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmRSS:"))
-    except OSError:
-        return None
-    return int(line.split()[1]) / 1024
+    held = _kibibytes(STATUS, "VmRSS:")
+    return None if held is None else held / 1024
+
+
+def available_bytes(
+    cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP, meminfo: Path = MEMINFO, status: Path = STATUS
+) -> int | None:
+    """Return how many bytes this process may hold in all: at most what its container is limited to.
+
+    That is the least limit of its control groups and of those above them, or what the machine has free besides what the
+    process holds already, if that is less. None where the system does not tell.
+    """
+    limits = [limit for folder in folders("memory", cgroups, membership) if (limit := _limit(folder)) is not None]
+    machine = _kibibytes(meminfo, "MemAvailable:")
+    if machine is not None:
+        limits.append(1024 * (machine + (_kibibytes(status, "VmRSS:") or 0)))
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)
+
+
+def _limit(folder: Path) -> int | None:
+    """Return the limit of a control group, version 2 or 1, in bytes, or None."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            return int((folder / name).read_text("utf-8"))
+    return None
+
+
+def _kibibytes(path: Path, name: str) -> int | None:
+    """Return the number in kB that stands behind a name, in a file of /proc."""
+    with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
+        return int(next(line for line in path.read_text("utf-8").splitlines() if line.startswith(name)).split()[1])
+    return None
 
 
 def give_back() -> None:

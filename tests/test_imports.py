@@ -45,6 +45,7 @@ LAYERS: dict[str, int] = {
     "operators": 2,
     "cache": 2,
     "memory": 2,
+    "cgroups": 2,
     "cores": 2,
     "eightbit": 2,
     "hnsw": 2,

@@ -28,6 +28,7 @@ from datasette_vision.plugin import (
     queries,
     routes,
     sidepermissions,
+    sqlite_limits,
     table,
 )
 from datasette_vision.plugin.cli import vision_group
@@ -74,8 +75,9 @@ def shutdown(datasette: Datasette) -> None:
 
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
-    """Register the SQL functions."""
+    """Register the SQL functions, and bound the memory of queries."""
     queries.install(rules_of)  # connections may be made before the start
+    sqlite_limits.limit(conn)
     state_of(datasette).sql.register(conn)
 
 

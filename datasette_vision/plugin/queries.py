@@ -6,7 +6,8 @@ writes through their write twins: those are wrapped here, and Database.execute, 
 A query of a request runs under a Caller (datasette_vision.caller). When one of its functions is about to compute what
 no cache holds, the query may turn out to need something that a SQL thread must not wait for: the permission, which only
 the event loop can ask for; a model, which takes a second to load; or one of the places for queries that compute. There
-is one place fewer than Datasette has threads for SQL, so that pages are served whatever such queries do. The query is
+is one place fewer than Datasette has threads for SQL, so that pages are served whatever such queries do. Other queries
+hold threads as well: no client has all of them (shares.py), nor all memory (row_memory.py). The query is
 then paused: it is interrupted, its thread is free, and it runs again from its start once it has what it needs. A SELECT
 can be run again. A write cannot, so its permission is asked for before it runs, and it has a thread of its own.
 """
@@ -27,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from datasette_vision.caller import Caller, acting
 from datasette_vision.errors import Busy, DeadlineExceeded, NotPermitted
+from datasette_vision.plugin.row_memory import Counted, Held, RowMemory
+from datasette_vision.plugin.shares import Shares
 from datasette_vision.plugin.sql_errors import explained
 
 if TYPE_CHECKING:
@@ -50,10 +53,14 @@ WRAPPED = ("_execute_fn", "_execute_write_fn"), ("execute_fn", "execute_write_fn
 
 @dataclass
 class RequestState:
-    """A request on its way through Datasette, and what was found out for it. `may_infer` is None until asked."""
+    """A request on its way through Datasette, and what was found out for it. `may_infer` is None until asked.
+
+    `held` is the memory that the answers of its queries take, until its own answer has been sent.
+    """
 
     request: Request | None = None
     may_infer: bool | None = None
+    held: Held | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +78,15 @@ class Rules:
 
     `client_of` names whom a request comes from. `may_infer` says whether whoever asks may have a model compute.
     `charge(client, texts, images)` counts inputs against a client's rate, and raises when that is used up. `loads` runs
-    what loads models.
+    what loads models. `shares` are of the threads for SQL, `row_memory` is what the rows of their answers may take.
     """
 
     client_of: Callable[[Request], str]
     may_infer: Callable[[Request], Awaitable[bool]]
     charge: Callable[[str, int, int], None]
     places: Places
+    shares: Shares
+    row_memory: RowMemory
     loads: Executor
 
 
@@ -171,11 +180,14 @@ def watch(application: Application) -> Application:
         if scope["type"] != "http":
             await application(scope, receive, send)
             return
-        token = _request.set(RequestState())
+        state = RequestState()
+        token = _request.set(state)
         try:
             await application(scope, receive, send)
         finally:
             _request.reset(token)
+            if state.held is not None:
+                state.held.release()
 
     return watched
 
@@ -244,21 +256,24 @@ def _wrap_read(
         client = rules.client_of(state.request)
         needs = Needs()
         admit = functools.partial(_admit, rules, state, client, needs)
+        state.held = state.held or rules.row_memory.hold(client, state.request.scope.get("path", ""))
+        held_rows = state.held
 
         @functools.wraps(fn)
         def run(connection: Connection, *inner: Any, **keywords: Any) -> Any:
             seconds = limit.seconds if limit else self.ds.sql_time_limit_ms / 1000
             caller = Caller(client, time.monotonic() + seconds, admit)
-            return _run(
-                caller, needs, limit, connection, functools.partial(explained(fn), connection, *inner, **keywords)
-            )
+            # Only what Database.execute() runs is kept in memory as a whole.
+            given = Counted(connection, held_rows) if limit else connection
+            return _run(caller, needs, limit, connection, functools.partial(explained(fn), given, *inner, **keywords))
 
         async with contextlib.AsyncExitStack() as held:
-            for _ in range(MAX_PAUSES):
-                result = await original(self, run, *arguments, **named)
-                if not isinstance(result, Paused):
-                    return result
+            for pauses in range(MAX_PAUSES):
                 try:
+                    async with rules.shares.hold(client, first=pauses > 0):
+                        result = await original(self, run, *arguments, **named)
+                    if not isinstance(result, Paused):
+                        return result
                     await _provide(rules, state, client, needs, held)
                 except Busy as error:
                     raise _sql_error(str(error)) from None

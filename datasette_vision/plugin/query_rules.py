@@ -5,9 +5,10 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from datasette_vision.plugin import permissions
+from datasette_vision.plugin import permissions, row_memory
 from datasette_vision.plugin.desk import desk_of
 from datasette_vision.plugin.queries import Places, Rules
+from datasette_vision.plugin.shares import Shares
 from datasette_vision.plugin.state import state_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ def _make(datasette: Datasette) -> Rules:
 
     loads = ThreadPoolExecutor(LOAD_THREADS, "datasette-vision-loads")
     state_of(datasette).before_close.append(lambda: loads.shutdown(wait=False))
-    # All threads for SQL but one, which pages need.
-    places = Places(max(1, datasette.setting("num_sql_threads") - 1))
-    return Rules(lambda request: desk_of(datasette).clients.name(request), may_infer, charge, places, loads)
+
+    def client_of(request: Request) -> str:
+        return desk_of(datasette).clients.name(request)
+
+    # All threads for SQL but one: pages need it, and those of other clients.
+    most = max(1, datasette.setting("num_sql_threads") - 1)
+    return Rules(client_of, may_infer, charge, Places(most), Shares(most), row_memory.of_this_process(), loads)

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 # How CPython's messages for a failed function or aggregate begin.
 GENERIC = "user-defined "
+NO_MEMORY = "this query needs more memory than there is for it"
 HINT = " (was it given TEXT that is not valid UTF-8?)"
 
 _thread = threading.local()
@@ -42,6 +43,10 @@ def explained(function: Callable[..., T]) -> Callable[..., T]:
         _thread.message = None
         try:
             return function(*arguments, **named)
+        except MemoryError as error:
+            # SQLite may hold no more (sqlite_limits.py), or Python: to pages it is a query that failed, not the server.
+            traceback.clear_frames(error.__traceback__)
+            raise sqlite3.OperationalError(NO_MEMORY) from None
         except Exception as error:
             text = str(error)
             if isinstance(error, sqlite3.Error) and text.startswith(GENERIC):

@@ -1,0 +1,73 @@
+"""Threads for SQL are shared: a client that keeps some busy waits behind itself, and never holds all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from datasette_vision.errors import Busy
+
+# How long a query waits for others of its own client, and how many of them may wait. A page asks some 30 at a time.
+TIMEOUT_S = 30.0
+MAX_WAITING = 200
+
+
+@dataclass
+class _Client:
+    """What one client has: queries that run, and those that wait, the first to go on first."""
+
+    running: int = 0
+    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+
+
+class Shares:
+    """Lets each client run so many queries at a time. For one event loop."""
+
+    def __init__(self, each: int, max_waiting: int = MAX_WAITING) -> None:
+        self._each = each
+        self._max_waiting = max_waiting
+        self._clients: dict[str, _Client] = {}
+
+    @contextlib.asynccontextmanager
+    async def hold(self, client: str, first: bool = False, timeout_s: float = TIMEOUT_S) -> AsyncIterator[None]:
+        """Hold one of a client's threads while the block runs, before its others with `first`.
+
+        Raises Busy when too many of its queries wait, or when none of them ends in time.
+        """
+        own = self._clients.setdefault(client, _Client())
+        if own.running < self._each:
+            own.running += 1
+        else:
+            await self._wait(client, own, first, timeout_s)
+        try:
+            yield
+        finally:
+            self._pass_on(client, own)
+
+    async def _wait(self, client: str, own: _Client, first: bool, timeout_s: float) -> None:
+        if len(own.waiting) >= self._max_waiting:
+            raise Busy("too many queries of yours are waiting: try again in a moment")
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        (own.waiting.appendleft if first else own.waiting.append)(turn)
+        try:
+            await asyncio.wait([turn], timeout=timeout_s)
+        except BaseException:
+            if turn.done():
+                self._pass_on(client, own)  # it came as this query gave up
+            else:
+                own.waiting.remove(turn)
+            raise
+        if not turn.done():
+            own.waiting.remove(turn)
+            raise Busy("other queries of yours are running: try again in a moment")
+
+    def _pass_on(self, client: str, own: _Client) -> None:
+        if own.waiting:
+            own.waiting.popleft().set_result(None)
+            return
+        own.running -= 1
+        if not own.running:
+            del self._clients[client]
