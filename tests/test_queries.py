@@ -106,6 +106,16 @@ async def test_who_may_compute_gets_an_answer(computing: Computing) -> None:
 
 
 @pytest.mark.asyncio
+async def test_several_functions_of_one_query_may_each_need_something(computing: Computing) -> None:
+    def load() -> None:
+        computing.load = None
+
+    computing.load = load
+    sql = "select compute('a') as a, decode('b') as b, compute('c') as c"
+    assert await ask(datasette(), sql) == (200, [{"a": "a", "b": "b", "c": "c"}])
+
+
+@pytest.mark.asyncio
 async def test_who_may_not_is_told_so(computing: Computing) -> None:
     status, answer = await ask(datasette(allow=False), "select compute('a') as value")
     assert status == 400

@@ -355,13 +355,16 @@ def _admit(
 ) -> None:
     """Let a query compute. Raises Paused for what it has to have first, NotPermitted, or what the rate limit raises."""
     inputs = texts + images
-    needs.permission = bool(inputs) and state.may_infer is None
-    if inputs and state.may_infer is False:
+    if needs:
+        raise Paused  # SQLite may call other functions before it notices that this run is over
+    if inputs and state.may_infer is None:
+        needs.permission = True
+    elif inputs and not state.may_infer:
         raise NotPermitted("this computes with a model, which needs the permission vision-infer")
-    if not needs.permission and load is not None:
+    elif load is not None:
         needs.load = load
-    if not needs:
-        needs.place = not needs.has_place
+    elif not needs.has_place:
+        needs.place = True
     if needs:
         raise Paused
     if inputs:
