@@ -18,6 +18,7 @@ from datasette_vision.plugin import (
     answers,
     cells,
     cli_bulk,
+    cli_check,
     cli_files,
     cli_models,
     cli_search,
@@ -88,6 +89,7 @@ def register_commands(cli: click.Group) -> None:
     assert cli_files
     assert cli_search
     assert cli_bulk
+    assert cli_check
     cli.add_command(vision_group)
 
 

@@ -37,6 +37,13 @@ async def may(datasette: Datasette, actor: Actor, action: str) -> bool:
     return bool(allowed)
 
 
+async def may_view_instance(datasette: Datasette, actor: Actor) -> bool:
+    """Say whether an actor may see anything at all."""
+    if IS_1_0:
+        return bool(await datasette.allowed(action="view-instance", actor=actor))
+    return bool(await datasette.permission_allowed(actor, "view-instance", default=True))
+
+
 async def ensure(datasette: Datasette, actor: Actor, action: str) -> None:
     """Raise Datasette's Forbidden unless an actor may do INFER or METRICS."""
     from datasette.utils.asgi import Forbidden
@@ -79,6 +86,22 @@ async def may_execute_sql(datasette: Datasette, actor: Actor, database: str) -> 
         return bool(await datasette.allowed(action="execute-sql", resource=DatabaseResource(database), actor=actor))
     visible, _ = await datasette.check_visibility(
         actor, permissions=[("execute-sql", database), ("view-database", database), "view-instance"]
+    )
+    return bool(visible)
+
+
+async def may_download(datasette: Datasette, actor: Actor, database: Database) -> bool:
+    """Say whether an actor may fetch the file of a database, with all that is in it."""
+    if not datasette.setting("allow_download") or database.is_mutable or database.is_memory:
+        return False
+    if IS_1_0:
+        from datasette.resources import DatabaseResource
+
+        resource = DatabaseResource(database.name)
+        return bool(await datasette.allowed(action="view-database-download", resource=resource, actor=actor))
+    visible, _ = await datasette.check_visibility(
+        actor,
+        permissions=[("view-database-download", database.name), ("view-database", database.name), "view-instance"],
     )
     return bool(visible)
 
