@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from datasette_vision import generations, indexwork
@@ -84,7 +84,7 @@ class Indexes:
         key = _key(path, wanted)
         for _ in range(2):  # what is read may be newer than the connection's snapshot, but leads to it
             entry = self._entry(key)
-            with entry.lock:
+            with _within_deadline(entry, wanted):
                 found = self._fitting(entry, connection, wanted, dimensions, state)
             if found is not None:
                 self._improve(key, entry, connection, wanted)
@@ -94,14 +94,14 @@ class Indexes:
                 return None
             current().admit()  # the threads of a server must not all wait here
             reading = self._read(key, entry, connection, wanted, dimensions)
-            if not reading.done.wait(self._wait_s):
+            if not _wait(reading.done, self._wait_s):
                 raise Busy(
                     f"the embeddings of {wanted.source.table} are being read, {reading.rows:,} of them so far:"
                     " try again in a moment (once `datasette vision index` has been run they need no reading)"
                 )
             if reading.error is not None:
                 raise copy.copy(reading.error)  # what is raised holds on to the frames that it passes
-        with entry.lock:
+        with _within_deadline(entry, wanted):
             return self._fitting(entry, connection, wanted, dimensions, state)
 
     def dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
@@ -258,6 +258,25 @@ class Indexes:
         with self._lock:
             self._entries[key] = entry
         return entry
+
+
+def _wait(event: threading.Event, at_most_s: float | None) -> bool:
+    """Wait for an event until the caller's deadline, and so many seconds at most; say whether it has come."""
+    caller = current()
+    if at_most_s is None and caller.deadline is None:
+        return event.wait()
+    return event.wait(caller.seconds_left(threading.TIMEOUT_MAX if at_most_s is None else at_most_s))
+
+
+@contextlib.contextmanager
+def _within_deadline(entry: Entry, wanted: Embeddings) -> Iterator[None]:
+    """Hold the lock of an entry. Raises Busy when others hold it until the caller's deadline."""
+    if not entry.lock.acquire(timeout=current().seconds_left(threading.TIMEOUT_MAX)):
+        raise Busy(f"the index of {wanted.source.table} is being brought up to date: try again in a moment")
+    try:
+        yield
+    finally:
+        entry.lock.release()
 
 
 def _key(path: str, wanted: Embeddings) -> tuple[str, ...]:

@@ -157,30 +157,44 @@ class Intake:
                 outcome.set_result(found)
                 return
             labels = parse_labels(text, self._vision.config.max_labels)
-            futures = self.embed_texts(labels.prompts, model)
-            caller, finished = current(), itertools.count(1)
+            self._next_prompts(model, text, labels, [], outcome)
 
-            def step(_: Future[Vector]) -> None:
-                if next(finished) == len(futures):
-                    with _errors_to(outcome), acting(caller):
-                        self._calls.submit(self._finish_labels, model, text, labels, futures, outcome)
-
-            for future in futures:
-                future.add_done_callback(step)
-            outcome.add_done_callback(lambda done: _cancel(futures) if done.cancelled() else None)
-
-    def _finish_labels(
+    def _next_prompts(
         self,
         model: str,
         text: str,
         labels: Labels,
-        futures: list[Future[Vector]],
+        done: list[Vector],
         outcome: Future[tuple[Labels, Matrix]],
     ) -> None:
-        with _errors_to(outcome):
-            prompts = vectors.normalise(np.stack([future.result() for future in futures]))
-            self._vision.label_sets.put((model, text), labels, prompts)
-            outcome.set_result((labels, prompts))
+        """Queue the prompts that come after those done, two batches at a time: a queue may be shorter than a label set.
+
+        The last of them, or the first that fails, makes the outcome.
+        """
+        start = len(done)
+        part = labels.prompts[start : start + 2 * self._vision.config.max_batch_size]
+        futures = self.embed_texts(part, model)
+        caller, finished = current(), itertools.count(1)
+
+        def go_on() -> None:
+            with _errors_to(outcome):
+                done.extend(future.result() for future in futures)
+                if len(done) < len(labels.prompts):
+                    self._check()
+                    self._next_prompts(model, text, labels, done, outcome)
+                    return
+                prompts = vectors.normalise(np.stack(done))
+                self._vision.label_sets.put((model, text), labels, prompts)
+                outcome.set_result((labels, prompts))
+
+        def step(_: Future[Vector]) -> None:
+            if next(finished) == len(futures):
+                with _errors_to(outcome), acting(caller):
+                    self._calls.submit(go_on)
+
+        for future in futures:
+            future.add_done_callback(step)
+        outcome.add_done_callback(lambda given_up: _cancel(futures) if given_up.cancelled() else None)
 
     def _check(self) -> None:
         """Raise Busy at the end of the server, and DeadlineExceeded when the caller's time is up."""

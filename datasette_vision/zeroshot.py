@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from datasette_vision.errors import InvalidLabels
 
 MAX_LABELS_CHARS = 2_000_000
+# A template is repeated for every label: 1,000 prompts of 20,000 characters.
+MAX_PROMPTS_CHARS = 20_000_000
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -68,6 +70,12 @@ def _entries(value: object, template: str, max_labels: int) -> tuple[tuple[str, 
         raise InvalidLabels("labels: expected at least one label, found an empty array")
     if len(value) > max_labels:
         raise InvalidLabels(f"labels: expected at most {max_labels:,} labels (max_labels), found {len(value):,}")
+    characters = len(template) * len(value)
+    if characters > MAX_PROMPTS_CHARS:
+        raise InvalidLabels(
+            f"labels: expected a template of at most {MAX_PROMPTS_CHARS // len(value):,} characters for"
+            f" {len(value):,} labels, found one of {len(template):,}"
+        )
     labels, prompts = [], []
     seen: set[str] = set()
     for position, entry in enumerate(value, start=1):

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from datasette.app import Datasette
 
+from datasette_vision.caller import Caller, current
 from datasette_vision.plugin import desk as desks
 from datasette_vision.plugin.compatibility import IS_1_0
 from datasette_vision.plugin.crossorigin import is_ours
@@ -529,3 +531,63 @@ def test_addresses_of_ours_are_those_that_datasette_routes_to_us(
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": raw_path}
     assert is_ours(Datasette(memory=True), scope) is expected
     assert not is_ours(Datasette(memory=True), {**scope, "method": "GET"})
+
+
+# For whom it computes
+
+
+@pytest.mark.asyncio
+async def test_a_request_computes_for_its_client_until_its_time_is_up(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers: list[Caller] = []
+    intake = await asyncio.to_thread(lambda: desk_of(api.datasette).intake)
+    for name in ("embed_texts", "label_set"):
+        original = getattr(intake, name)
+
+        def noting(*arguments: Any, original: Any = original) -> Any:
+            callers.append(current())
+            return original(*arguments)
+
+        monkeypatch.setattr(intake, name, noting)
+    assert (await api.post("embed", {"text": "cat"})).status_code == 200
+    assert (await api.post("zero-shot", {"image": BASE64, "labels": ["cat"]})).status_code == 200
+    assert len(callers) >= 2
+    assert len({id(caller) for caller in callers}) >= 2
+    assert {caller.client for caller in callers} == {callers[0].client}
+    assert callers[0].client.startswith("address ")
+    assert all(caller.deadline is not None and caller.deadline > time.monotonic() for caller in callers)
+
+
+@pytest.mark.asyncio
+async def test_what_a_request_has_given_up_on_is_not_computed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desks, "ANSWER_TIMEOUT_S", 0.3)
+    queue = await asyncio.to_thread(lambda: api.vision.services.dual_encoder("fake").texts)
+    entered, go = threading.Event(), threading.Event()
+    run = queue._run
+
+    def held(items: list[Any]) -> Any:
+        entered.set()
+        assert go.wait(60)
+        return run(items)
+
+    monkeypatch.setattr(queue, "_run", held)
+    first = asyncio.create_task(api.post("embed", {"text": "first"}))
+    assert await asyncio.to_thread(entered.wait, 60)
+    response = await api.post("embed", {"inputs": [{"text": f"text {number}"} for number in range(10)]})
+    assert response.status_code == 503
+    assert (await first).status_code == 503
+    assert queue.waiting == 0
+    go.set()
+    while queue.items < 1:
+        await asyncio.sleep(0.01)
+    assert (await api.post("embed", {"text": "last"})).status_code == 200
+    assert queue.items == 2
+
+
+@pytest.mark.asyncio
+async def test_a_thousand_labels_of_ten_kilobytes_are_answered(api: Api) -> None:
+    labels = {"labels": [f"label {number}" for number in range(1000)], "template": "{} " + "and more words " * 700}
+    response = await api.post("zero-shot", {"image": BASE64, "labels": labels})
+    assert response.status_code == 200, response.text
+    assert response.json()["results"][0]["labels"]

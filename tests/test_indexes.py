@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -625,6 +626,48 @@ def test_a_query_that_would_wait_asks_to_be_admitted_first(shared: Shared, reads
     check(shared, connection)
     with acting(Caller(admit=refuse)):  # there is nothing to wait for now
         assert shared.search(connection, MATRIX[0])
+    connection.close()
+
+
+def test_a_query_waits_until_its_deadline(
+    fake_vision: Vision, path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[str]
+) -> None:
+    shared = Shared(fake_vision, path)  # which would wait for as long as it takes
+    goes_on = threading.Event()
+    read = Embeddings.read
+
+    def slow(self: Embeddings, *arguments: object) -> Iterator[object]:
+        assert goes_on.wait(60)
+        yield from read(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Embeddings, "read", slow)
+    connection = shared.connect()
+    with (
+        acting(Caller(deadline=time.monotonic() + 0.2)),
+        pytest.raises(Busy, match="the embeddings of photos are being read"),
+    ):
+        shared.search(connection, MATRIX[0])
+    goes_on.set()
+    check(shared, connection)
+    assert reads == ["read"]
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with shared.entry.lock:
+            held.set()
+            assert release.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(60)
+    with (
+        acting(Caller(deadline=time.monotonic() + 0.2)),
+        pytest.raises(Busy, match="the index of photos is being brought up to date"),
+    ):
+        shared.search(connection, MATRIX[0])
+    release.set()
+    holder.join()
+    check(shared, connection)
     connection.close()
 
 

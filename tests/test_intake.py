@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import base64
+import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from datasette_vision.cache import LabelSets
+from datasette_vision.caller import Caller, acting
 from datasette_vision.config import Config
-from datasette_vision.errors import Busy, InvalidImage, InvalidText, UnknownModel, WrongTask
-from datasette_vision.intake import Intake, outcome_of
+from datasette_vision.errors import (
+    Busy,
+    DeadlineExceeded,
+    InvalidImage,
+    InvalidLabels,
+    InvalidText,
+    UnknownModel,
+    WrongTask,
+)
+from datasette_vision.intake import CALL_THREADS, TEXT_THREADS, Intake, outcome_of
 from datasette_vision.models.store import ModelStore
+from datasette_vision.runtime import default_threads
 from datasette_vision.vision import Vision
 from tests import fakes, pictures
 
@@ -140,3 +154,180 @@ def test_what_waits_is_refused_at_the_end(fake_models: Path, counting: fakes.Cou
     assert 1 <= len(refused) < 8
     assert all("shutting down" in str(error) for error in refused)
     vision.close()
+
+
+# Fairness
+
+
+class Gate:
+    """Holds back what a model computes until it is opened."""
+
+    def __init__(self, counting: fakes.CountingLoads) -> None:
+        self.entered, self.open = threading.Event(), threading.Event()
+        counting.before_run = self._wait
+
+    def _wait(self, _: object) -> None:
+        self.entered.set()
+        assert self.open.wait(60)
+
+
+@pytest.fixture
+def gate(counting: fakes.CountingLoads) -> Iterator[Gate]:
+    gate = Gate(counting)
+    yield gate
+    gate.open.set()
+
+
+ANN, BOB = Caller("ann"), Caller("bob")
+
+
+def test_one_word_is_not_kept_waiting_by_hundreds_of_long_texts(
+    intake: Intake, fake_vision: Vision, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on the threads that tokenise, one text of each client in turn, nor in the queue."""
+    service = fake_vision.services.dual_encoder("fake")
+    tokenised: list[str] = []
+    held, go = threading.Semaphore(0), threading.Event()
+    original = service.tokenise
+
+    def tokenise(text: str) -> list[int]:
+        tokenised.append(text[:3])
+        held.release()
+        assert go.wait(60)
+        return original(text)
+
+    monkeypatch.setattr(service, "tokenise", tokenise)
+    with acting(ANN):
+        many = intake.embed_texts([f"{number:03} " + "long " * 19_000 for number in range(300)])
+    for _ in range(TEXT_THREADS):
+        assert held.acquire(timeout=60)
+    with acting(BOB):
+        (one,) = intake.embed_texts(["one"])
+    go.set()
+    gate.open.set()
+    assert one.result(60) is not None
+    assert tokenised.index("one") <= TEXT_THREADS + 1
+    assert all(future.result(60) is not None for future in many)
+
+
+def test_one_picture_is_not_kept_waiting_by_a_thousand(
+    intake: Intake, fake_vision: Vision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+    held, go = threading.Semaphore(0), threading.Event()
+    original = fake_vision.pixels
+
+    def pixels(service: Any, image: bytes) -> Any:
+        decoded.append(image)
+        held.release()
+        assert go.wait(60)
+        return original(service, image)
+
+    monkeypatch.setattr(fake_vision, "pixels", pixels)
+    with acting(ANN):
+        many = [intake.embed_image(pictures.png(seed=number)) for number in range(40)]
+    for _ in range(default_threads()):
+        assert held.acquire(timeout=60)
+    mine = pictures.png(seed=1000)
+    with acting(BOB):
+        one = intake.embed_image(mine)
+    go.set()
+    assert one.result(60) is not None
+    assert decoded.index(mine) <= default_threads() + 1
+    assert all(future.result(60) is not None for future in many)
+
+
+def test_what_nobody_waits_for_any_more_is_not_computed(
+    intake: Intake, fake_vision: Vision, counting: fakes.CountingLoads, gate: Gate
+) -> None:
+    first = intake.embed_texts(["first"])
+    assert gate.entered.wait(60)
+    queue = fake_vision.services.dual_encoder("fake").texts
+    waiting = intake.embed_texts(["second", "third", "fourth"])
+    until(lambda: queue.waiting == 3)
+    assert waiting[1].cancel()
+    assert queue.waiting == 2
+    gate.open.set()
+    for future in (*first, waiting[0], waiting[2]):
+        assert future.result(60) is not None
+    assert sum(counting.batches) == 3
+
+
+def until(reached: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if reached():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("not within a minute")
+
+
+def test_what_comes_after_the_deadline_is_not_begun(intake: Intake, counting: fakes.CountingLoads) -> None:
+    with acting(Caller("late", deadline=time.monotonic() - 1)):
+        futures: list[Any] = [
+            *intake.embed_texts(["x", "y"]),
+            intake.embed_image(pictures.png()),
+            intake.label_set("fake", '["cat"]'),
+        ]
+    for future in futures:
+        assert isinstance(outcome_of_done(future), DeadlineExceeded)
+    assert counting.loads == []
+
+
+def test_only_what_no_cache_holds_is_admitted(intake: Intake) -> None:
+    asked: list[tuple[int, int, bool]] = []
+
+    def admit(*, texts: int = 0, images: int = 0, load: Any = None) -> None:
+        asked.append((texts, images, load is not None))
+        if texts > 2:
+            raise Busy("too many")
+
+    with acting(Caller("ann", admit=admit)):
+        for future in intake.embed_texts(["a", "b"]):
+            future.result(60)
+        for future in intake.embed_texts(["a", "b", "c"]):
+            future.result(60)
+        intake.embed_image(pictures.png()).result(60)
+        intake.embed_image(pictures.png()).result(60)
+        assert asked == [(2, 0, True), (1, 0, False), (0, 1, True)]
+        refused = intake.embed_texts(["d", "a", "e", "f"])
+        assert [isinstance(outcome_of_done(future), Busy) for future in refused] == [True, False, True, True]
+
+
+# Labels
+
+
+def test_a_label_set_is_what_vision_makes_of_it_and_kept(
+    intake: Intake, fake_vision: Vision, counting: fakes.CountingLoads
+) -> None:
+    text = json.dumps({"labels": [f"label {number}" for number in range(200)], "template": "a {}"})
+    labels, prompts = intake.label_set("fake", text).result(60)
+    assert sum(counting.batches) == 200
+    assert intake.label_set("fake", text).result(60)[1] is prompts
+    assert fake_vision.label_set("fake", text)[1] is prompts
+    fake_vision.label_sets = LabelSets(1_000_000)
+    again = fake_vision.label_set("fake", text)
+    assert again[0] == labels
+    assert np.array_equal(again[1], prompts)
+    assert sum(counting.batches) == 200
+    for bad, kind in (("nonsense", InvalidLabels), (json.dumps(["x" * 100_001]), InvalidText)):
+        assert isinstance(outcome_of_done(intake.label_set("fake", bad)), kind)
+    assert isinstance(outcome_of_done(intake.label_set("nope", '["cat"]')), UnknownModel)
+
+
+def test_a_label_set_is_longer_than_the_queue(fake_models: Path, counting: fakes.CountingLoads) -> None:
+    config = Config(default_model="fake", max_batch_size=4, max_queue=10)
+    vision = Vision(config, store=ModelStore(fake_models), load=counting)
+    intake = Intake(vision)
+    _, prompts = intake.label_set("fake", json.dumps([f"label {number}" for number in range(100)])).result(60)
+    assert prompts.shape == (100, 8)
+    vision.close()
+    intake.close()
+
+
+def test_label_sets_that_wait_for_a_model_leave_the_threads_to_others(intake: Intake, gate: Gate) -> None:
+    waiting = [intake.label_set("fake", json.dumps([f"label {number}"])) for number in range(3 * CALL_THREADS)]
+    assert gate.entered.wait(60)
+    assert intake.call(lambda: "here").result(60) == "here"
+    assert not any(future.done() for future in waiting)
+    gate.open.set()
+    assert all(future.result(60) for future in waiting)

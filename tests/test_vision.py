@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from datasette_vision.caller import Caller, acting
 from datasette_vision.config import Config
 from datasette_vision.encoder import LoadSession, load_on
 from datasette_vision.errors import (
     Busy,
+    DeadlineExceeded,
     EngineFailure,
     InvalidImage,
     InvalidLabels,
@@ -338,3 +342,139 @@ def test_a_graph_that_gives_no_numbers_is_an_error_and_not_bad_data(fake_models:
     with pytest.raises(EngineFailure, match=f"^{model}: expected finite numbers, found a NaN or an infinity"):
         vision.classify(pictures.png(), model) if "classifier" in model else vision.embed_image(pictures.png(), model)
     vision.close()
+
+
+# Deadlines, and who may have something computed
+
+
+def until(reached: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if reached():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("not within a minute")
+
+
+def in_seconds(seconds: float) -> Caller:
+    return Caller("ann", deadline=time.monotonic() + seconds)
+
+
+def test_labels_of_a_query_that_runs_out_of_time_get_further_each_time(
+    fake_models: Path, counting: fakes.CountingLoads
+) -> None:
+    """A model so slow that a deadline passes with every batch."""
+    vision = Vision(Config(default_model="fake", max_batch_size=8), store=ModelStore(fake_models), load=counting)
+    vision.embed_text("loaded")
+    labels = json.dumps([f"label {number}" for number in range(60)])
+    deadline = threading.Event()
+    counting.before_run = lambda _: deadline.wait(60)  # type: ignore[assignment,return-value]
+    queue, attempts = vision.services.dual_encoder("fake").texts, 0
+    while True:
+        deadline.clear()
+        attempts += 1
+        assert attempts < 60, "no progress"
+        try:
+            with acting(in_seconds(0.1)):
+                assert vision.label_set("fake", labels)[1].shape == (60, 8)
+            break
+        except DeadlineExceeded:
+            deadline.set()
+            until(lambda: queue._idle == 1)  # what was under way is finished
+    assert attempts > 1
+    assert queue.items == 61  # nothing twice
+    vision.close()
+
+
+def test_an_embedding_that_came_too_late_is_there_the_next_time(
+    fake_vision: Vision, counting: fakes.CountingLoads
+) -> None:
+    go = threading.Event()
+    counting.before_run = lambda _: go.wait(60)  # type: ignore[assignment,return-value]
+    picture = pictures.png()
+    for embed in (lambda: fake_vision.embed_text("cat"), lambda: fake_vision.embed_image(picture)):
+        go.clear()
+        before = len(counting.batches)
+        with acting(in_seconds(0.1)), pytest.raises(DeadlineExceeded):
+            embed()
+        go.set()
+        until(lambda before=before: len(counting.batches) > before and fake_vision.cache.bytes > 0)  # type: ignore[misc]
+    fake_vision.close()  # what was under way is finished
+    assert fake_vision.embed_text("cat").shape == fake_vision.embed_image(picture).shape == (8,)
+    assert counting.batches == [1, 1]
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "text_tower"])
+def test_a_query_stops_waiting_for_a_model_that_goes_on_loading(
+    fake_vision: Vision, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    lazy = getattr(fake_vision.services.dual_encoder("fake").encoder, part)
+    go, make = threading.Event(), lazy._make
+
+    def slowly() -> Any:
+        assert go.wait(60)
+        return make()
+
+    monkeypatch.setattr(lazy, "_make", slowly)
+    with acting(in_seconds(0.1)), pytest.raises(DeadlineExceeded):
+        fake_vision.embed_text("cat")
+    assert not lazy.loaded
+    go.set()
+    until(lambda: lazy.loaded)
+    with acting(in_seconds(60)):
+        assert fake_vision.embed_text("cat").shape == (8,)
+
+
+def test_what_is_wrong_with_a_model_is_said_within_a_deadline_too(
+    fake_vision: Vision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Any:
+        raise TimeoutError("a file system that does not answer")
+
+    monkeypatch.setattr(fake_vision.services.dual_encoder("fake").encoder.tokenizer, "_make", broken)
+    with acting(in_seconds(60)), pytest.raises(TimeoutError, match="does not answer"):
+        fake_vision.embed_text("cat")
+
+
+def test_what_the_cache_does_not_hold_is_admitted_before_anything_is_done(
+    fake_vision: Vision, counting: fakes.CountingLoads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int, bool]] = []
+
+    def admit(*, texts: int = 0, images: int = 0, load: Any = None) -> None:
+        asked.append((texts, images, load is not None))
+        if refusing:
+            raise Busy("not now")
+
+    refusing, picture = True, pictures.png()
+    work: list[tuple[Callable[[], object], tuple[int, int, bool]]] = [
+        (lambda: fake_vision.embed_text("cat"), (1, 0, True)),
+        (lambda: fake_vision.embed_texts(["cat", "dog", "bird"]), (2, 0, False)),
+        (lambda: fake_vision.embed_image(picture), (0, 1, True)),
+        (lambda: fake_vision.zero_shot(picture, '["cat", "cow"]'), (1, 0, False)),
+        (lambda: fake_vision.classify(picture, "fake-classifier"), (0, 1, True)),
+    ]
+    with monkeypatch.context() as patch, acting(Caller(admit=admit)):
+        patch.setattr(fake_vision, "pixels", lambda *_: pytest.fail("decoded too early"))
+        for compute, _ in work:
+            with pytest.raises(Busy, match="not now"):
+                compute()
+    assert counting.loads == []
+    asked.clear()
+    refusing = False
+    with acting(Caller(admit=admit)):
+        for compute, expected in work:
+            compute()
+            assert asked == [expected]
+            asked.clear()
+        for compute, _ in work[:-1]:
+            compute()
+            assert asked == []
+
+
+def test_a_thousand_labels_of_ten_kilobytes_are_answered(fake_vision: Vision) -> None:
+    labels = json.dumps(
+        {"labels": [f"label {number}" for number in range(1000)], "template": "{} " + "and more words " * 700}
+    )
+    picture = pictures.png()
+    assert len(fake_vision.zero_shot(picture, labels)) == 1000
+    assert len(fake_vision.zero_shot(picture, labels.replace("and more words ", "x" * 15))) == 1000

@@ -222,3 +222,10 @@ def test_scores_have_six_digits_and_are_json() -> None:
     assert json.dumps(found) == (
         '[{"label": "a", "score": 0.666667}, {"label": "b", "score": 1.23457e-20}, {"label": "c", "score": 0.0}]'
     )
+
+
+def test_a_long_template_is_refused_before_it_is_repeated() -> None:
+    template = "{}" + "x" * 1_000_000
+    with pytest.raises(InvalidLabels, match=r"of at most 20,000 characters for 1,000 labels, found one of 1,000,002$"):
+        parse_labels(json.dumps({"labels": [f"label {n}" for n in range(1000)], "template": template}))
+    assert len(parse_labels(json.dumps({"labels": ["cat", "dog"], "template": template})).prompts[1]) == 1_000_003

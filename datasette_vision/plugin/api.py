@@ -64,7 +64,10 @@ async def zero_shot(call: Call) -> Response:
     desk, vision = call.desk, call.desk.vision
     name = (await desk.call(desk.encoder, model)).name
     count_labels(call, name, text)
-    labels, prompts = await desk.call(vision.label_set, name, text)
+    (label_set,) = await outcomes([desk.intake.label_set(name, text)])
+    if isinstance(label_set, VisionError):
+        raise label_set
+    labels, prompts = label_set
     found = await embed_inputs(call, inputs, name)
     scored = [each if isinstance(each, VisionError) else vision.score(each, labels, prompts, name, k) for each in found]
     return results(call, {"model": name}, [_labels(each) for each in scored], scored)

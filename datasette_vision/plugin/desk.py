@@ -108,7 +108,8 @@ class Call:
 async def outcomes(futures: Sequence[Future[T]]) -> list[T | VisionError]:
     """Wait until all futures are done: for each what came of it. Raises Busy when that takes too long.
 
-    The event loop is woken once, however many there are. What is no VisionError is raised.
+    The event loop is woken once, however many there are. What is no VisionError is raised. When nobody waits any more,
+    what is not being computed yet never is.
     """
     if not futures:
         return []
@@ -127,6 +128,9 @@ async def outcomes(futures: Sequence[Future[T]]) -> list[T | VisionError]:
         await asyncio.wait_for(finished, ANSWER_TIMEOUT_S)
     except asyncio.TimeoutError:
         raise Busy(f"no answer within {ANSWER_TIMEOUT_S:.0f} seconds: try again later") from None
+    finally:
+        for future in futures:
+            future.cancel()  # which changes nothing for one that is done
     from datasette_vision.intake import outcome_of  # heavy: NumPy
 
     results: list[T | VisionError] = [outcome_of(future) for future in futures]

@@ -85,6 +85,9 @@ async def _ask(desk: Desk, picture: bytes, fields: dict[str, str]) -> dict[str, 
     ]
     labels, sentence = _labels(fields.get("labels", "")), fields.get("sentence", "").strip()
     kept = picture if len(picture) <= KEPT_BYTES else small
+    if labels:  # so that _told() waits for none of them; what is wrong with them it tells
+        encoders = (str(model["name"]) for model in models if model.get("task") == DUAL_ENCODER)
+        await outcomes([desk.intake.label_set(name, labels) for name in encoders])
     return {
         **await desk.call(_told, desk.vision, models, await outcomes(futures), labels, sentence),
         "sentence": sentence,

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from datasette_vision.caller import Caller, acting
 from datasette_vision.plugin import permissions, schemas
 from datasette_vision.plugin.bodies import read_fields
-from datasette_vision.plugin.desk import Call, desk_of
+from datasette_vision.plugin.desk import ANSWER_TIMEOUT_S, Call, desk_of
 from datasette_vision.plugin.examples import Example
 from datasette_vision.plugin.parameters import Parameter, refuse_unknown
 from datasette_vision.plugin.responses import RequestError, cors_headers, error_answer, guarded
@@ -92,11 +93,14 @@ class Route:
         desk = desk_of(datasette)
         if self.kinds or self.body is not None:
             await desk.ready()
-        with desk.limits.share(desk.clients.name(request)) as share:
-            fields = await read_fields(request, share, desk.call)
+        client = desk.clients.name(request)
+        with desk.limits.share(client) as share:
+            with acting(Caller(client)):
+                fields = await read_fields(request, share, desk.call)
             if self.strict:
                 refuse_unknown(fields, self.known())
-            return await self.handle(Call(datasette, request, desk, share, fields, self.name))
+            with acting(Caller(client, time.monotonic() + ANSWER_TIMEOUT_S)):
+                return await self.handle(Call(datasette, request, desk, share, fields, self.name))
 
     def _allowed(self) -> str:
         extra = ("HEAD",) if GET in self.methods else ()
