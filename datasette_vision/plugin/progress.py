@@ -49,7 +49,8 @@ class Progress:
         self._shown = now
         if self._terminal:
             self._drawn = True
-            click.echo(f"\r{self._fitted(counts, shutil.get_terminal_size().columns - 1)}", nl=False, err=True)
+            columns = shutil.get_terminal_size().columns or 80  # Python 3.10 says 0 of a terminal that does not know
+            click.echo(f"\r{self._fitted(counts, columns - 1)}", nl=False, err=True)
         else:
             click.echo("  ".join([self._label, *self._parts(counts)]), err=True)
 
