@@ -32,6 +32,9 @@ SUFFIX = ".parquet"
 MODEL = b"datasette_vision.model"
 FINGERPRINT = b"datasette_vision.fingerprint"
 
+# The first pyarrow that writes and reads fixed-size lists with nulls among them. Before, and that is all there is for
+# Python 3.10, embeddings are in lists of any size.
+FIXED_SIZE_LISTS = 26
 READ_BYTES = 4 << 20
 READERS = 8  # shards read at a time: in an object store each waits for the network
 
@@ -68,7 +71,7 @@ class Form:
                 pa.field("digest", pa.string()),
                 pa.field("width", pa.int32()),
                 pa.field("height", pa.int32()),
-                pa.field("embedding", pa.list_(pa.float32(), self.dimensions)),
+                pa.field("embedding", pa.list_(pa.float32(), self.dimensions if _fixed_size() else -1)),
                 pa.field("error", pa.string()),
             ],
             metadata={MODEL: self.model.encode(), FINGERPRINT: self.fingerprint.encode()},
@@ -79,15 +82,22 @@ class Form:
         import pyarrow as pa
 
         schema = self.schema()
+        columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names[:4]]
+        columns.append(self._embeddings(rows))
+        columns.append(pa.array([row.error for row in rows], pa.string()))
+        return pa.Table.from_arrays(columns, schema=schema)
+
+    def _embeddings(self, rows: Sequence[ImageRow]) -> Any:
+        import pyarrow as pa
+
+        if not _fixed_size():
+            return pa.array([row.embedding for row in rows], pa.list_(pa.float32()))
         vectors = np.zeros((len(rows), self.dimensions), dtype=np.float32)
         for number, row in enumerate(rows):
             if row.embedding is not None:
                 vectors[number] = row.embedding
         missing = pa.array([row.embedding is None for row in rows], pa.bool_())
-        columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names[:4]]
-        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.dimensions, mask=missing))
-        columns.append(pa.array([row.error for row in rows], pa.string()))
-        return pa.Table.from_arrays(columns, schema=schema)
+        return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.dimensions, mask=missing)
 
 
 class Output:
@@ -217,8 +227,14 @@ def vectors_of(column: Any) -> tuple[Matrix, Any]:
     matrix = np.zeros((len(array), size), dtype=np.float32)
     if len(there):
         values = there.flatten()
-        matrix[~missing] = np.asarray(values.fill_null(float("nan")), dtype=np.float32).reshape(len(there), size)
+        matrix[~missing] = np.asarray(values, dtype=np.float32).reshape(len(there), size)
     return matrix, missing
+
+
+def _fixed_size() -> bool:
+    import pyarrow as pa
+
+    return int(pa.__version__.partition(".")[0]) >= FIXED_SIZE_LISTS
 
 
 def _column(shard: Place, column: str) -> list[str]:

@@ -16,6 +16,8 @@ from datasette_vision.parquet import Form, ImageRow, Output, opened, shards, vec
 from datasette_vision.places import place  # noqa: E402
 
 FORM = Form("fake", "f" * 64, 4)
+# With an earlier pyarrow, nulls cannot be among lists of a fixed size.
+FIXED = int(pa.__version__.partition(".")[0]) >= 26
 
 
 def row(number: int) -> ImageRow:
@@ -66,7 +68,8 @@ def test_the_form_is_written_in_the_file(output: Output) -> None:
     output.write(FORM.table([row(0)]))
     (shard,) = output.shards()
     schema = opened(shard).schema_arrow
-    assert str(schema.field("embedding").type) == "fixed_size_list<element: float>[4]"
+    fixed = "fixed_size_list<element: float>[4]" if FIXED else "list<element: float>"
+    assert str(schema.field("embedding").type) == fixed
     assert schema.metadata[b"datasette_vision.model"] == b"fake"
     assert json.dumps(schema.names) == '["path", "digest", "width", "height", "embedding", "error"]'
 
@@ -106,7 +109,11 @@ def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     [
         (Form("other", "f" * 64, 4), "embeddings of fake, not of other"),
         (Form("fake", "0" * 64, 4), "embeddings of another fake, not of fake"),
-        (Form("fake", "f" * 64, 8), "embeddings in other columns, not of fake"),
+        pytest.param(
+            Form("fake", "f" * 64, 8),
+            "embeddings in other columns, not of fake",
+            marks=pytest.mark.skipif(not FIXED, reason="lists of any size do not say which"),
+        ),
     ],
 )
 def test_models_are_not_mixed(output: Output, form: Form, message: str) -> None:
@@ -146,16 +153,17 @@ def test_hidden_files_are_others(output: Output) -> None:
 @pytest.mark.parametrize("kind", ["list", "large_list", "fixed", "half", "double"])
 def test_embeddings_of_others_are_read(kind: str, tmp_path: Path) -> None:
     rows = [[0.5, 1.0], None, [0.25, -1.0]]
+    if kind == "fixed" and not FIXED:
+        pytest.skip("this pyarrow cannot write them")
     types = {
         "list": pa.list_(pa.float32()),
         "large_list": pa.large_list(pa.float32()),
         "fixed": pa.list_(pa.float32(), 2),
-        "half": pa.list_(pa.float16()),
         "double": pa.list_(pa.float64()),
     }
-    values = [row if row is None else [np.float16(x) for x in row] for row in rows] if kind == "half" else rows
+    half = pa.ListArray.from_arrays(pa.array([0, None, 2, 4], pa.int32()), pa.array(np.float16([0.5, 1.0, 0.25, -1.0])))
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"embedding": pa.array(values, types[kind])}), path)
+    pq.write_table(pa.table({"embedding": half if kind == "half" else pa.array(rows, types[kind])}), path)
     for column in (
         opened(place(str(path))).read().column("embedding"),
         next(iter(opened(place(str(path))).iter_batches(2))).column(0),
