@@ -46,11 +46,17 @@ setup(
         "llm": ["vision = datasette_vision.llm_plugin"],
     },
     install_requires=[
-        "datasette>=0.65",
+        # Of Datasette 1.0, what is tested begins with 1.0a40.
+        "datasette>=0.65.4"
+        ",!=1.0a0,!=1.0a1,!=1.0a2,!=1.0a3,!=1.0a4,!=1.0a5,!=1.0a6,!=1.0a7,!=1.0a8,!=1.0a9"
+        ",!=1.0a10,!=1.0a11,!=1.0a12,!=1.0a13,!=1.0a14,!=1.0a15,!=1.0a16,!=1.0a17,!=1.0a18,!=1.0a19"
+        ",!=1.0a20,!=1.0a21,!=1.0a22,!=1.0a23,!=1.0a24,!=1.0a25,!=1.0a26,!=1.0a27,!=1.0a28,!=1.0a29"
+        ",!=1.0a30,!=1.0a31,!=1.0a32,!=1.0a33,!=1.0a34,!=1.0a35,!=1.0a36,!=1.0a37,!=1.0a38,!=1.0a39",
         # Both come with tokenizers; installing models uses them directly.
         "filelock>=3.10",
         "huggingface_hub>=0.25",
-        "numkong>=7.4",
+        # usearch 2.26 does not load with an older one, and does not say so in its own requirements.
+        "numkong>=7.5",
         "numpy>=1.24",
         "onnxruntime>=1.22",
         "pillow>=11.3",
@@ -59,10 +65,11 @@ setup(
         # For uploads: Datasette 0.65 brings it, 1.0 does not.
         "python-multipart>=0.0.20",
         "tokenizers>=0.20",
-        "usearch>=2.16",
+        # Up to 2.26.0 a search of an index without key lookups corrupts the heap.
+        "usearch>=2.26.1",
     ],
     extras_require={
-        "llm": ["llm>=0.19"],
+        "llm": ["llm>=0.33"],
         # Only to export PyTorch weights. Where CUDA is not wanted, install torch from PyTorch's CPU index first.
         "bake": [
             "onnx>=1.17",
@@ -72,11 +79,12 @@ setup(
             "torch>=2.4",
             "transformers>=5.0",
         ],
-        "deploy": ["datasette-block-robots>=1.1", "datasette-scale-to-zero>=0.3.2"],
+        # datasette-scale-to-zero imports httpx and does not require it: Datasette 0.65 brings it, 1.0 does not.
+        "deploy": ["datasette-block-robots>=1.1", "datasette-scale-to-zero>=0.3.2", "httpx>=0.27,<1"],
         # For Datasette 1.0.
         "enrichments": ["datasette-enrichments>=0.6a0"],
-        "parquet": ["pyarrow>=15"],
-        "ray": ["pyarrow>=15", "ray[data]>=2.49"],
+        "parquet": ["pyarrow>=16"],
+        "ray": ["pyarrow>=16", "ray[data]>=2.49"],
         "heif": ["pillow-heif>=0.18"],
         # For the tests in a browser and the screenshots, with Chromium of the system.
         "browser": ["axe-playwright-python>=0.1", "playwright>=1.40"],
@@ -84,13 +92,13 @@ setup(
             "cogapp>=3.4",
             "datasette-block-robots>=1.1",
             "datasette-scale-to-zero>=0.3.2",
-            "httpx>=0.27",
-            "llm>=0.19",
+            "httpx>=0.27,<1",
+            "llm>=0.33",
             "mypy>=1.15",
             "onnx>=1.17",
             "openai>=1.50",
             "pillow-heif>=0.18",
-            "pyarrow>=15",
+            "pyarrow>=16",
             "pytest>=8.3",
             "pytest-asyncio>=0.25",
             "pytest-timeout>=2.3",
