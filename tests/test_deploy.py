@@ -350,3 +350,32 @@ def test_everything_that_is_installed_is_pinned() -> None:
 
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# Workflows
+
+WORKFLOWS = [*sorted((ROOT / ".github/workflows").glob("*.yml")), ROOT / ".ci/run"]
+# A relative path: no URL, no option, no variable, nothing of an absolute path.
+NAMED_PATH = re.compile(r"(?<![\w.:/$}@~-])(?:\./)?(\.?\w[\w.-]*(?:/[\w.*-]+)+)(?![\w/@])")
+ACTION = re.compile(r"uses: (?!\./)")
+
+
+def named_paths(text: str) -> set[str]:
+    """The paths of this repository that a workflow or a script names: the folder they begin with is here."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#") and not ACTION.search(line)]
+    found = {match[1] for line in lines for match in NAMED_PATH.finditer(line)}
+    return {path for path in found if (ROOT / path.split("/")[0]).is_dir()}
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_what_a_workflow_names_exists(workflow: Path) -> None:
+    for path in named_paths(workflow.read_text("utf-8")):
+        assert list(ROOT.glob(path)), f"{workflow.name} names {path}"
+
+
+def test_paths_are_found_in_workflows() -> None:
+    found = {path for workflow in WORKFLOWS for path in named_paths(workflow.read_text("utf-8"))}
+    assert {"docker/check.py", "docker/**", "tests/test_bake.py", ".github/workflows/test.yml"} <= found
+    assert named_paths("run: docker/check.sh run x:y") == {"docker/check.sh"}
+    assert named_paths("- uses: docker/login-action@v3\nimages: ghcr.io/docker/x\n# docker/gone.py") == set()
+    assert named_paths('python "$work/tests/x.py" /tests/y.py https://tests/z.py') == set()
