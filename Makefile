@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DOCS = README.md $(wildcard docs/*.md)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs train clean
+.PHONY: demo test mutants lint docs train clean
 
 demo: $(VENV)/.installed  ## Install, write the demo database, search it, and serve it
 	@echo "Making the demo …"
@@ -14,6 +14,9 @@ demo: $(VENV)/.installed  ## Install, write the demo database, search it, and se
 test: $(VENV)/.installed-test  ## Install, and run the tests
 	@echo "Running the tests …"
 	@$(BIN)/python -m pytest $(ARGS)
+
+mutants: $(VENV)/.installed-test  ## Change the package at random, and see whether the tests notice
+	@nice -n 15 $(BIN)/python tests/mutants.py $(ARGS)
 
 lint: $(VENV)/.installed-test  ## Check style, types and that the README is fresh
 	$(BIN)/ruff check .
