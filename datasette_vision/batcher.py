@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
+from statistics import median
 from typing import Any, Generic, TypeVar
 
 from datasette_vision import memory
@@ -31,7 +32,7 @@ EXIT_TIMEOUT_S = 10.0
 # over, the C library gives it back in 10 ms.
 BURST_ITEMS = 16
 BURST_OVER_S = 1.0
-# The time of a batch is foreseen from the best of so many before it: one that had to wait for a core says nothing.
+# The time of a batch is foreseen from the median of so many before it: a machine may be slow for long, or for a moment.
 MEASURED_BATCHES = 8
 
 _open: weakref.WeakSet[Batcher[Any, Any]] = weakref.WeakSet()
@@ -333,7 +334,7 @@ class Batcher(Generic[Item, Result]):
 
     def _in_time(self, size: int) -> bool:
         """Whether a batch of this size, padding included, can be computed in time. Of the first that is not known."""
-        return self._batch_s is None or (bool(self._paces) and min(self._paces) * size <= self._batch_s)
+        return self._batch_s is None or (bool(self._paces) and median(self._paces) * size <= self._batch_s)
 
     def _wait_for_work(self) -> bool:
         """Wait until there is work, or none to come; False: nothing came after a burst. Called with the lock held."""
