@@ -85,6 +85,32 @@ def test_places(place: dict[int, Any], expected: tuple[float | None, float | Non
     )
 
 
+def test_the_tags_are_those_of_the_standard() -> None:
+    """Exif 2.32, tables 8 and 15. The other tests write and read with the same constants."""
+    assert (exif.TAKEN, exif.TAKEN_OFFSET) == (36867, 36881)  # DateTimeOriginal, OffsetTimeOriginal
+    assert (exif.DIGITISED, exif.DIGITISED_OFFSET) == (36868, 36882)  # DateTimeDigitized, OffsetTimeDigitized
+
+
+@pytest.mark.parametrize(
+    ("latitude", "longitude", "expected"),
+    [
+        ((90, 0, 0), (180, 0, 0), Taken(None, 90.0, 180.0)),
+        ((90, 0, 0.001), (180, 0, 0), Taken()),
+        ((90, 0, 0), (180, 0, 0.001), Taken()),
+        ((0, 0, 0), (7, 0, 0), Taken(None, 0.0, 7.0)),
+        ((7, 0, 0), (0, 0, 0), Taken(None, 7.0, 0.0)),
+    ],
+)
+def test_the_poles_and_the_equator_are_places(latitude: Any, longitude: Any, expected: Taken) -> None:
+    assert exif.read(block(place={2: degrees(*latitude), 4: degrees(*longitude)}).tobytes()) == expected
+
+
+def test_degrees_have_seven_decimals() -> None:
+    """A centimetre."""
+    found = exif.read(block(place={2: degrees(1, 0, 0.0044), 4: degrees(2, 0, 0.0001)}).tobytes())
+    assert found == Taken(None, 1.0000012, 2.0)
+
+
 def test_cameras_of_both_byte_orders() -> None:
     big = b"MM\0*\0\0\0\x08\0\x01\x87\x69\0\x04\0\0\0\x01\0\0\0\x1a\0\0\0\0"
     big += b"\0\x01\x90\x03\0\x02\0\0\0\x14\0\0\0\x2c\0\0\0\0" + b"2024:05:01 12:00:30\0"

@@ -155,6 +155,15 @@ def test_cosine_stays_within_one() -> None:
         assert type(vectors.cosine(row, row)) is float
 
 
+def test_rounding_takes_no_cosine_beyond_one() -> None:
+    row = np.array([24 / 7, 1, 0.3], dtype=np.float32)
+    longer = row * np.float32(3)
+    wide = [vector.astype(np.float64) for vector in (row, longer)]
+    assert wide[0] @ wide[1] / np.sqrt((wide[0] @ wide[0]) * (wide[1] @ wide[1])) > 1
+    assert vectors.cosine(row, longer) == 1
+    assert vectors.cosine(row, -longer) == -1
+
+
 def test_cosine_of_other_sizes() -> None:
     with pytest.raises(DimensionMismatch) as caught:
         vectors.cosine(f32(1, 2), f32(1, 2, 3))
@@ -290,3 +299,11 @@ def test_an_embedding_of_more_floats_than_any_model_makes_is_refused() -> None:
     ):
         with pytest.raises(InvalidVector, match="at most 100,000 floats"):
             refused()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_base64_needs_no_padding(size: int) -> None:
+    values = np.arange(1, size + 1, dtype=np.float32)
+    text = base64.b64encode(values.tobytes()).decode()
+    for given in (text, text.rstrip("="), f" {text.rstrip('=')}\n"):
+        assert vectors.from_base64(given).tolist() == values.tolist()
