@@ -263,7 +263,7 @@ KEYS = (
     ),
     Key(
         "allow",
-        "who may compute over HTTP (the permission vision-infer); by default whoever may see the instance",
+        "who may have a model compute (the permission vision-infer); by default whoever may see the instance",
         ALLOW_BLOCK,
         values.allow,
     ),

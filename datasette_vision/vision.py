@@ -93,6 +93,11 @@ class Vision:
             matrix[row] = vector
         return vectors.normalise(matrix)
 
+    def has_texts(self, texts: Iterable[str], model: str | None = None) -> bool:
+        """Say whether the cache holds the embeddings of these texts. Raises InvalidText, UnknownModel or WrongTask."""
+        service = self._dual_encoder(model)
+        return all(self.cache.get(self.text_key(service, text)) is not None for text in texts)
+
     def embed_image(self, image: bytes, model: str | None = None, *, normalised: bool = True) -> Vector:
         """Embed the bytes of an image file: -> (d,) float32, of unit length unless `normalised` is False.
 

@@ -79,6 +79,12 @@ async def test_who_may_read_metrics(config: dict[str, Any], expected: list[str])
 
 
 @pytest.mark.asyncio
+async def test_metrics_are_for_root_where_root_may_see_the_instance() -> None:
+    assert await who(await start(instance={"allow": ONLY_ALICE}), METRICS) == []
+    assert await who(await start(instance={"allow": {"id": "root"}}), METRICS) == ["root"]
+
+
+@pytest.mark.asyncio
 async def test_ensure_raises_as_datasette_does() -> None:
     datasette = await start(allow=ONLY_ALICE)
     await ensure(datasette, ALICE, INFER)
@@ -98,6 +104,40 @@ async def test_permissions_blocks_tokens_and_default_deny() -> None:
     assert not await may(datasette, {**ROOT, "_r": {"a": [INFER]}}, METRICS)
     datasette.default_deny = True
     assert await who(datasette, INFER) == ["root"]
+    denied = await start(instance={"permissions": {INFER: ONLY_ALICE, "view-instance": True}})
+    denied.default_deny = True
+    assert await who(denied, INFER) == ["alice"]  # root is no exception: the block names alice alone
+
+
+@pytest.mark.skipif(not IS_1_0, reason="Datasette 0.65 has no permissions blocks")
+@pytest.mark.asyncio
+async def test_a_closed_instance_computes_for_nobody_else() -> None:
+    closed = {"permissions": {"view-instance": ONLY_ALICE}}
+    datasette = await start(instance=closed)
+    assert await who(datasette, INFER) == ["alice"]
+    assert await who(datasette, METRICS) == []
+    # To be named is enough.
+    assert await who(await start(instance=closed, allow={"id": "bob"}, allow_metrics=True), INFER) == ["bob"]
+    named = {"permissions": {"view-instance": ONLY_ALICE, INFER: {"team": "staff"}, METRICS: {"team": "staff"}}}
+    assert await who(await start(instance=named), INFER) == ["bob"]
+    assert await who(await start(instance=named), METRICS) == ["bob"]
+
+
+@pytest.mark.asyncio
+async def test_a_restricted_token_computes_only_when_it_says_so() -> None:
+    datasette = await start()
+    for restrictions, expected in (
+        ({}, False),
+        ({"a": []}, False),
+        ({"a": ["execute-sql", "view-instance"]}, False),
+        ({"d": {"zoo": ["execute-sql"]}}, False),
+        ({"r": {"zoo": {"animals": ["view-table"]}}}, False),
+        ({"a": [INFER]}, True),
+    ):
+        assert await may(datasette, {**ALICE, "_r": restrictions}, INFER) is expected, restrictions
+        assert not await may(datasette, {**ROOT, "_r": restrictions}, METRICS)
+    closed = await start(instance={"allow": ONLY_ALICE})
+    assert not await may(closed, {**BOB, "_r": {"a": [INFER]}}, INFER)
 
 
 @pytest.fixture

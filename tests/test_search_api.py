@@ -14,6 +14,7 @@ from datasette.app import Datasette
 from datasette_vision import vectors
 from datasette_vision.plugin import embedded
 from datasette_vision.plugin.compatibility import IS_1_0
+from datasette_vision.plugin.state import state_of
 from datasette_vision.vision import Vision
 from tests.conftest import Connection
 from tests.test_search_page import ROOT_ONLY, get, make
@@ -177,12 +178,23 @@ async def test_refused_exactly_as_the_table_is(demo_path: Path, config: dict[str
 @pytest.mark.asyncio
 async def test_computing_has_a_permission_of_its_own(demo_path: Path) -> None:
     datasette = make(demo_path, plugins={"datasette-vision": {"allow": False}})
-    assert (await datasette.client.get(f"{SEARCH}?q=cat")).status_code == 200
+    refused = await datasette.client.get(f"{SEARCH}?q=cat")
+    assert refused.status_code == 403
+    assert refused.json()["error"].startswith("searching by these words has a model compute")
     posted = await datasette.client.post(SEARCH, json={"image": "bm90IGFuIGltYWdl"})
     assert posted.status_code == 403
-    page = await get(datasette, "/-/vision/demo/emoji?q=cat")
-    assert page.labels
+    page = await datasette.client.get("/-/vision/demo/emoji?q=cat")
+    assert page.status_code == 403
+    assert "needs the permission vision-infer" in page.text
     assert 'type="file"' not in page.text
+    # To compare with what is stored, or known from before, needs no model.
+    like = await ask(datasette, "?_like=1F34E&_size=1")
+    assert [row["label"] for row in like["rows"]] == ["red apple"]
+    embedding = [float(number) for number in range(64)]
+    assert (await datasette.client.post(SEARCH, json={"embedding": embedding})).status_code == 200
+    state_of(datasette).vision.get().embed_text("cat", "tiny-emoji")
+    assert (await ask(datasette, "?q=cat"))["rows"]
+    assert (await get(datasette, "/-/vision/demo/emoji?q=cat")).labels
 
 
 @pytest.mark.asyncio

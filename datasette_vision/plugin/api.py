@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import VisionError
-from datasette_vision.plugin import schemas
+from datasette_vision.plugin import permissions, schemas
 from datasette_vision.plugin.computing import embed as embed_inputs
 from datasette_vision.plugin.computing import in_place, take
 from datasette_vision.plugin.desk import Call, outcomes
@@ -203,6 +203,7 @@ MODELS = Route(
     "Each with its task, its dimensions, and which parts of it are in memory.",
     models,
     methods=(GET,),
+    action=permissions.VIEW_INSTANCE,
     answer=schemas.MODELS,
     example=Example(),
 )

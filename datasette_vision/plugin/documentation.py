@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from datasette_vision.plugin import openapi
+from datasette_vision.plugin import openapi, permissions
 from datasette_vision.plugin.desk import Call
 from datasette_vision.plugin.examples import Example
 from datasette_vision.plugin.inputs import EXPECTED
@@ -101,6 +101,7 @@ def routes(described: Callable[[], Sequence[Route]]) -> tuple[Route, ...]:
             "This API as OpenAPI 3.1, for clients and tools.",
             as_openapi,
             methods=(GET,),
+            action=permissions.VIEW_INSTANCE,
             strict=False,
             answer={"type": "object"},
             example=Example(),
@@ -112,6 +113,7 @@ def routes(described: Callable[[], Sequence[Route]]) -> tuple[Route, ...]:
             "This page.",
             as_page,
             methods=(GET,),
+            action=permissions.VIEW_INSTANCE,
             strict=False,
             media_type=HTML,
             refused=page_error,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def jobs(call: Call) -> Response:
-    """Answer with the tables that the actor may see; and with what is left out, to whom the metrics are open."""
+    """Answer with the tables that the actor may see; and with what is left out, to those who may read the metrics."""
     datasette, actor = call.datasette, call.request.actor
     state = state_of(datasette)
     settings, auto_embed = state.config.auto_embed, state.auto_embed
@@ -66,7 +66,7 @@ JOBS = Route(
     " left out, and why, is for whom the metrics are open (`vision-metrics`).",
     jobs,
     methods=(GET,),
-    action=None,
+    action=permissions.VIEW_INSTANCE,
     answer=schemas.closed(
         {
             "ok": {"const": True},

@@ -30,8 +30,9 @@ HIDDEN = Markup('<input type="hidden" name="{}" value="{}">')
 
 async def menu(datasette: Datasette, actor: dict[str, Any] | None) -> list[Link]:
     """Return the link of the menu to the playground, for those who may use it."""
-    if not await permissions.may(datasette, actor, permissions.INFER):
-        return []
+    for action in (permissions.VIEW_INSTANCE, permissions.INFER):
+        if not await permissions.may(datasette, actor, action):
+            return []
     return [{"href": datasette.urls.path("/-/vision"), "label": "Vision playground"}]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, UnknownModel, VisionError
-from datasette_vision.plugin import schemas
+from datasette_vision.plugin import permissions, schemas
 from datasette_vision.plugin.api import INLINE_EMBEDDINGS, written_embedding
 from datasette_vision.plugin.computing import embed, take
 from datasette_vision.plugin.desk import Call
@@ -212,6 +212,7 @@ ROUTES = (
         "The dual encoders that are installed.",
         models,
         methods=(GET,),
+        action=permissions.VIEW_INSTANCE,
         answer=schemas.closed({"object": {"const": "list"}, "data": {"type": "array", "items": MODEL_SCHEMA}}),
         refused=refused,
         error=ERROR_SCHEMA,
@@ -224,6 +225,7 @@ ROUTES = (
         "A dual encoder that is installed.",
         model,
         methods=(GET,),
+        action=permissions.VIEW_INSTANCE,
         answer=MODEL_SCHEMA,
         refused=refused,
         error=ERROR_SCHEMA,

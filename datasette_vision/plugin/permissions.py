@@ -1,11 +1,13 @@
 """Who may do what. The one place that knows how Datasette 0.65 and 1.0 differ in permissions.
 
-Two actions are the plugin's own. `vision-infer` is to compute with a model over HTTP: allowed by default, as
-Datasette's execute-sql is, and refused by default to whom the instance's `allow` block refuses. `vision-metrics` is to
-read the metrics: for root alone by default.
+Two actions are the plugin's own. `vision-infer` is to have a model compute, in whatever way: over HTTP, on a page, or
+by a SQL function. Whoever may see the instance may, unless the configuration says otherwise. `vision-metrics` is to
+read the metrics: for root alone by default. What only describes the server is for those who may see the instance, and
+what is told of a table for those who may see the table.
 
 `allow` and `allow_metrics` in the plugin's configuration decide on both lines. On 1.0, `permissions:` blocks, the
-restrictions of tokens and --default-deny hold too; on 0.65, plugins' permission_allowed() hooks.
+restrictions of tokens and --default-deny hold too; on 0.65, plugins' permission_allowed() hooks, and restrictions where
+a plugin puts them into an actor as 1.0 does.
 """
 
 from __future__ import annotations
@@ -23,17 +25,23 @@ Actor = dict[str, Any] | None
 
 INFER = "vision-infer"
 METRICS = "vision-metrics"
+VIEW_INSTANCE = "view-instance"
 DESCRIPTIONS = {INFER: "Embed and classify with vision models", METRICS: "Read the metrics of vision models"}
 
 
 async def may(datasette: Datasette, actor: Actor, action: str) -> bool:
-    """Say whether an actor (None: anonymous) may do INFER or METRICS."""
+    """Say whether an actor (None: anonymous) may do INFER, METRICS or VIEW_INSTANCE."""
     if IS_1_0:
         return bool(await datasette.allowed(action=action, actor=actor))
+    if action == VIEW_INSTANCE:
+        return bool(await datasette.permission_allowed(actor, VIEW_INSTANCE, default=True))
+    restrictions = (actor or {}).get("_r")
+    if restrictions is not None and action not in restrictions.get("a", ()):
+        return False
     allowed = await datasette.permission_allowed(actor, action, default=None)
-    if allowed is None and action == INFER:
+    if allowed is None and (action == INFER or is_root(datasette, actor)):
         # What Datasette 0.65 does for execute-sql: the first that has an opinion decides, and silence allows.
-        allowed = await datasette.permission_allowed(actor, "view-instance", default=True)
+        allowed = await may(datasette, actor, VIEW_INSTANCE)
     return bool(allowed)
 
 
@@ -45,7 +53,7 @@ async def may_view_instance(datasette: Datasette, actor: Actor) -> bool:
 
 
 async def ensure(datasette: Datasette, actor: Actor, action: str) -> None:
-    """Raise Datasette's Forbidden unless an actor may do INFER or METRICS."""
+    """Raise Datasette's Forbidden unless an actor may do INFER, METRICS or VIEW_INSTANCE."""
     from datasette.utils.asgi import Forbidden
 
     if not await may(datasette, actor, action):
@@ -140,28 +148,32 @@ def opinion(datasette: Datasette, actor: Actor, action: str) -> bool | None:
 
     if action not in DESCRIPTIONS:
         return None
-    config = state_of(datasette).config
-    allow = config.allow if action == INFER else config.allow_metrics
-    if allow is not None:
-        return bool(actor_matches_allow(actor, allow))
-    return True if action == METRICS and (actor or {}).get("id") == "root" else None
+    allow = _configured(datasette, action)
+    return None if allow is None else bool(actor_matches_allow(actor, allow))
 
 
-def rules(datasette: Datasette, actor: Actor, action: str) -> Any:
+async def rules(datasette: Datasette, actor: Actor, action: str) -> Any:
     """Return the rule that the configuration or the default makes for one of our actions, or None. For 1.0."""
+    if action not in DESCRIPTIONS:
+        return None
     from datasette.permissions import PermissionSQL
     from datasette.utils import actor_matches_allow
 
-    if action not in DESCRIPTIONS:
-        return None
+    allow = _configured(datasette, action)
+    if allow is not None:
+        reason = f"plugins.datasette-vision decides on {action}"
+        return PermissionSQL.allow(reason) if actor_matches_allow(actor, allow) else PermissionSQL.deny(reason)
+    # What a token may do is restricted for each action by itself: here it counts who it is of.
+    holder = {name: value for name, value in actor.items() if name != "_r"} if actor else None
+    if not await may(datasette, holder, VIEW_INSTANCE):
+        # Others are denied by there being no rule, so that a `permissions:` block can allow them.
+        return PermissionSQL.deny("root may not view the instance") if is_root(datasette, actor) else None
+    if action == INFER and not datasette.default_deny:
+        return PermissionSQL.allow(f"default allow for {INFER} to those who may view the instance")
+    return None
+
+
+def _configured(datasette: Datasette, action: str) -> Any:
+    """Return the allow block of the plugin's configuration for one of our actions, None where there is none."""
     config = state_of(datasette).config
-    key, allow = ("allow", config.allow) if action == INFER else ("allow_metrics", config.allow_metrics)
-    reason = f"{key} of datasette-vision"
-    if allow is None and action == INFER:
-        allow, reason = (datasette.config or {}).get("allow"), "allow"
-        if allow is None and not datasette.default_deny:
-            allow, reason = True, "default allow"
-    if allow is None:
-        return None
-    reason = f"{reason} for {action}"
-    return PermissionSQL.allow(reason) if actor_matches_allow(actor, allow) else PermissionSQL.deny(reason)
+    return config.allow if action == INFER else config.allow_metrics

@@ -33,7 +33,8 @@ async def playground(datasette: Datasette, request: Request) -> Response:
     """Answer the page, and the pictures that are sent from it. Raises Datasette's Forbidden."""
     from datasette.utils.asgi import Response
 
-    await permissions.ensure(datasette, request.actor, permissions.INFER)
+    for action in (permissions.VIEW_INSTANCE, permissions.INFER):
+        await permissions.ensure(datasette, request.actor, action)
     desk = desk_of(datasette)
     await desk.ready()
     status, error, answers = 200, "", None

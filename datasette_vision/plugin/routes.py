@@ -33,7 +33,8 @@ class Route:
 
     `handle` returns the response, or raises: a VisionError, a RequestError, or an exception of Datasette's. {name} in
     `path` is a part of the address, found in request.url_vars, still tilde-encoded. `kinds` are the inputs that it
-    takes (plugin/inputs.py). Who may not do `action` gets a 403; with None, `handle` sees to it.
+    takes (plugin/inputs.py). Who may not do `action` gets a 403; with None, `handle` sees to it, for it depends on the
+    table that the address names.
     """
 
     name: str

@@ -74,10 +74,11 @@ async def _picture(call: Call, model: str) -> str:
     """Return the embedding of what was posted, as an address holds it. To compute one takes its own permission."""
     from datasette_vision import vectors  # heavy: NumPy
 
-    await permissions.ensure(call.datasette, call.request.actor, permissions.INFER)
     inputs = read_inputs(call.fields, SEARCH.kinds)
     if len(inputs) != 1:
         raise InvalidArgument(f"expected one image or embedding, found {len(inputs)}")
+    if inputs[0].kind != EMBEDDING:
+        await permissions.ensure(call.datasette, call.request.actor, permissions.INFER)
     take(call, inputs)
     (found,) = await embed(call, inputs, model)
     if isinstance(found, VisionError):

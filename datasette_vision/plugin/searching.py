@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
-from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, NotEmbedded, VisionError
+from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, NotEmbedded, NotPermitted, VisionError
 from datasette_vision.plugin import embedded as embedded_tables
-from datasette_vision.plugin import search_sql
+from datasette_vision.plugin import permissions, search_sql
 from datasette_vision.plugin.compatibility import filter_arguments, query_path
 from datasette_vision.plugin.desk import desk_of, outcomes
 from datasette_vision.plugin.embedded import Embedded
-from datasette_vision.plugin.permissions import viewable_table
 from datasette_vision.plugin.search_request import SearchRequest
 from datasette_vision.plugin.search_sql import RowKey, SearchSql, Where
 from datasette_vision.plugin.state import state_of
@@ -77,7 +76,8 @@ async def table_of(datasette: Datasette, request: Request) -> tuple[Database, st
     from datasette.utils import tilde_decode
 
     table = tilde_decode(request.url_vars["table"])
-    return await viewable_table(datasette, request.actor, tilde_decode(request.url_vars["database"]), table), table
+    route = tilde_decode(request.url_vars["database"])
+    return await permissions.viewable_table(datasette, request.actor, route, table), table
 
 
 async def read_embedded(database: Database, table: str) -> Embedded | None:
@@ -174,7 +174,7 @@ def _key(embedded: Embedded, row: str, weight: float) -> RowKey:
 
 
 async def _warm(datasette: Datasette, http: Request, search: Search) -> None:
-    """Embed the words before the query does, which then finds them in the cache.
+    """Embed the words before the query does, which then finds them in the cache. Raises NotPermitted.
 
     Loading a model may take longer than SQL is allowed to; and so the words count, and wait, as the API's do.
     """
@@ -183,6 +183,13 @@ async def _warm(datasette: Datasette, http: Request, search: Search) -> None:
         return
     desk = desk_of(datasette)
     await desk.ready()
+    if not await permissions.may(datasette, http.actor, permissions.INFER):
+        if await desk.call(desk.vision.has_texts, texts, search.model):
+            return
+        raise NotPermitted(
+            f"searching by these words has a model compute, which needs the permission {permissions.INFER}; searching"
+            " for what is like a row (_like) does not"
+        )
     with desk.limits.share(desk.clients.name(http)) as share:
         share.take_inputs(texts=len(texts))
         for outcome in await outcomes(desk.intake.embed_texts(texts, search.model)):

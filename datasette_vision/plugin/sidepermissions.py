@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -111,10 +111,7 @@ async def _denied(datasette: Datasette, actor: Actor) -> str:
     if key not in found.denied:
         if not found.tables:
             found.tables = await _tables(datasette)
-        pairs: list[tuple[str, str]] = []
-        for database, tables in found.tables.items():
-            pairs += [(database, name) for name in await _denied_in(datasette, actor, database, tables)]
-        found.denied[key] = json.dumps(pairs)
+        found.denied[key] = json.dumps(await _pairs_denied(datasette, actor, found.tables))
     return found.denied[key]
 
 
@@ -126,26 +123,30 @@ async def _tables(datasette: Datasette) -> dict[str, list[OwnTable]]:
     return dict(zip(databases, await asyncio.gather(*map(of, databases.values())), strict=True))
 
 
-async def _denied_in(datasette: Datasette, actor: Actor, database: str, tables: Iterable[OwnTable]) -> list[str]:
-    tables = list(tables)
-    if not tables:
+async def _pairs_denied(
+    datasette: Datasette, actor: Actor, tables: dict[str, list[OwnTable]]
+) -> list[tuple[str, str | None]]:
+    """Return (database, table) of each of these tables that an actor may not see."""
+    with_tables = [database for database, own in tables.items() if own]
+    if not with_tables:
         return []
-    visible = await _visible(datasette, actor, database)
-    sources = {table.name: table.source for table in tables}
+    visible = await _visible(datasette, actor, with_tables[0] if len(with_tables) == 1 else None)
+    sources: dict[tuple[str, str | None], str | None] = {
+        (database, table.name): table.source for database in with_tables for table in tables[database]
+    }
 
-    def allowed(table: OwnTable) -> bool:
-        if table.source is None:
+    def allowed(database: str, source: str | None) -> bool:
+        if source is None:
             return is_root(datasette, actor)
-        name: str | None = table.source
-        while name in visible and name in sources:
-            name = sources[name]  # side tables can have side tables
-        return name in visible
+        while (database, source) in visible and (database, source) in sources:
+            source = sources[database, source]  # side tables can have side tables
+        return (database, source) in visible
 
-    return [table.name for table in tables if not allowed(table)]
+    return [(database, name) for (database, name), source in sources.items() if not allowed(database, source)]
 
 
-async def _visible(datasette: Datasette, actor: Actor, database: str) -> set[str]:
-    """Return the tables and views of a database that an actor may see but for these rules."""
+async def _visible(datasette: Datasette, actor: Actor, database: str | None) -> set[tuple[str, str | None]]:
+    """Return (database, table or view) that an actor may see but for these rules, of one database or of all."""
     token = _asking.set(True)
     try:
         with fresh_permission_checks():
@@ -153,4 +154,4 @@ async def _visible(datasette: Datasette, actor: Actor, database: str) -> set[str
             rows = await datasette.get_internal_database().execute(sql, parameters)
     finally:
         _asking.reset(token)
-    return {row[1] for row in rows}
+    return {(row[0], row[1]) for row in rows}
