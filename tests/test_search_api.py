@@ -190,9 +190,8 @@ async def test_computing_has_a_permission_of_its_own(demo_path: Path) -> None:
     # To compare with what is stored, or known from before, needs no model.
     like = await ask(datasette, "?_like=1F34E&_size=1")
     assert [row["label"] for row in like["rows"]] == ["red apple"]
-    embedding = [float(number) for number in range(64)]
+    embedding = state_of(datasette).vision.get().embed_text("cat", "tiny-emoji").tolist()
     assert (await datasette.client.post(SEARCH, json={"embedding": embedding})).status_code == 200
-    state_of(datasette).vision.get().embed_text("cat", "tiny-emoji")
     assert (await ask(datasette, "?q=cat"))["rows"]
     assert (await get(datasette, "/-/vision/demo/emoji?q=cat")).labels
 
