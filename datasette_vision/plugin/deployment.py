@@ -24,10 +24,10 @@ from datasette_vision.plugin.compatibility import IS_1_0
 from datasette_vision.plugin.permissions import (
     INFER,
     METRICS,
+    VIEW_INSTANCE,
     may,
     may_download,
     may_execute_sql,
-    may_view_instance,
     may_view_table,
 )
 from datasette_vision.plugin.state import StopStart
@@ -178,7 +178,7 @@ async def _read(deployment: Deployment, datasette: Datasette) -> None:
     access.metrics = await may(datasette, None, METRICS)
     for database in datasette.databases.values():
         await _read_database(deployment, datasette, database)
-    access.instance = await may_view_instance(datasette, None)
+    access.instance = await may(datasette, None, VIEW_INSTANCE)
 
 
 async def _read_database(deployment: Deployment, datasette: Datasette, database: Database) -> None:

@@ -45,13 +45,6 @@ async def may(datasette: Datasette, actor: Actor, action: str) -> bool:
     return bool(allowed)
 
 
-async def may_view_instance(datasette: Datasette, actor: Actor) -> bool:
-    """Say whether an actor may see anything at all."""
-    if IS_1_0:
-        return bool(await datasette.allowed(action="view-instance", actor=actor))
-    return bool(await datasette.permission_allowed(actor, "view-instance", default=True))
-
-
 async def ensure(datasette: Datasette, actor: Actor, action: str) -> None:
     """Raise Datasette's Forbidden unless an actor may do INFER, METRICS or VIEW_INSTANCE."""
     from datasette.utils.asgi import Forbidden
