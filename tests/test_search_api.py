@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 from datasette.app import Datasette
@@ -232,3 +234,52 @@ async def test_other_origins_may_read_it_with_cors(demo_path: Path) -> None:
     response = await datasette.client.get(f"{SEARCH}?q=cat&_size=1")
     assert response.headers["access-control-allow-origin"] == "*"
     assert IS_1_0 or response.status_code == 200
+
+
+BAD_FILTERS = [
+    ("_through", "x", "_through: expected a JSON object of table, column and value, found 'x'"),
+    ("_through", "{}", "_through: expected a JSON object"),
+    ("_through", "[" * 5000, "_through: expected a JSON object"),
+    ("_through", '{"table": 5, "column": "x", "value": "y"}', "_through: expected a JSON object"),
+    ("_through", '{"table": "emoji", "column": "x", "value": {}}', "_through: expected a JSON object"),
+    ("_through", '{"table": "nope", "column": "x", "value": "y"}', "could not find corresponding foreign key"),
+    ("_through", '{"table": "emoji", "column": "x", "value": "y"}', "could not find corresponding foreign key"),
+    ("_where", "(", "syntax error"),
+    ("_where", "nonsense > 1", "no such column: nonsense"),
+    ("_where", ":p1", "You did not supply a value"),
+    ("_where", "vision_embed(5)", "vision_embed(): expected TEXT"),
+    ("name__in", "[", "name__in: expected a JSON array of texts and numbers, found '['"),
+    ("name__notin", '[1, {"a": 2}]', "name__notin: expected a JSON array of texts and numbers"),
+    ("name__arraycontains", "x", "malformed JSON"),
+    ("name__nope", "x", "no filter is called 'nope'"),
+    ("nope", "x", "emoji has no column 'nope'"),
+]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("name", "value", "message"), BAD_FILTERS)
+async def test_filters_that_are_none(datasette: Datasette, name: str, value: str, message: str) -> None:
+    """Whatever Datasette itself makes of them: the request is wrong, and not the server."""
+    query = "?" + urlencode({"q": "cat", name: value})
+    response = await datasette.client.get(SEARCH + query)
+    assert response.status_code == 400, response.text
+    assert message in response.json()["error"]
+    page = await datasette.client.get(f"/-/vision/demo/emoji{query}")
+    assert page.status_code == 400
+
+
+@pytest.mark.asyncio
+async def test_a_full_text_search_that_cannot_be_read(demo_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "demo.db"
+    shutil.copy(demo_path, path)
+    connection = sqlite3.connect(path)
+    connection.execute('create virtual table emoji_fts using fts5(name, content="emoji")')
+    connection.execute("insert into emoji_fts(emoji_fts) values ('rebuild')")
+    connection.commit()
+    connection.close()
+    datasette = make(path)
+    assert (await datasette.client.get(f"{SEARCH}?_search=cat")).json()["rows"]
+    for query in ("_searchmode=raw&_search=%22", "_searchmode=raw&_search=AND", "_search_nope=cat"):
+        response = await datasette.client.get(f"{SEARCH}?{query}")
+        assert response.status_code == 400, response.text
+        assert (await datasette.client.get(f"/-/vision/demo/emoji?{query}")).status_code == 400

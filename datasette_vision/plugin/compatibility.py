@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
 import time
 from collections.abc import Iterable, Iterator
@@ -54,26 +55,36 @@ async def filter_arguments(
     """Return Datasette's filters on a table as (WHERE clauses, their parameters, what they mean in words).
 
     `filters` are the column filters of the address. What other arguments filter (_where, _search, _through, those of
-    plugins) is asked of the hook that Datasette asks, with its permissions. Raises InvalidArgument for a column that
-    the table has not, and whatever the hooks raise.
+    plugins) is asked of the hook that Datasette asks, with its permissions. Raises InvalidArgument for what cannot be
+    a filter, a column that the table has not among it, and whatever else the hooks raise.
     """
     from datasette.filters import Filters
     from datasette.plugins import pm
     from datasette.utils import await_me_maybe
+    from datasette.views.base import DatasetteError
 
     pairs = sorted((name, value) for name, value in filters if not (name.startswith("_") and "__" not in name))
     chosen = Filters(pairs)
     known = {lookup for lookup, _, _ in chosen.lookups()}
-    for column, lookup, _ in chosen.selections():
+    for column, lookup, value in chosen.selections():
         if column not in columns and column != "rowid":
             # SQLite would take the quoted name of a column that is not there for a text.
             raise InvalidArgument(f"{table} has no column {column!r} to filter by; it has {', '.join(columns)}")
         if lookup not in known:
             raise InvalidArgument(f"no filter is called {lookup!r}; filters are {', '.join(sorted(known))}")
+        if lookup in ("in", "notin"):
+            _check_list(column, lookup, str(value))
+    for through in request.args.getlist("_through"):
+        _check_through(through)
     clauses, parameters = chosen.build_where_clauses(table)
     words: list[str] = []
     for hook in pm.hook.filters_from_request(request=request, database=database, table=table, datasette=datasette):
-        found = await await_me_maybe(hook)
+        try:
+            found = await await_me_maybe(hook)
+        except DatasetteError as error:
+            if error.status == 500:  # its default: Datasette takes its own refusal for a mistake of the server
+                raise InvalidArgument(error.message) from None
+            raise
         if found:
             clauses += found.where_clauses
             parameters.update(found.params)
@@ -93,6 +104,33 @@ def fresh_permission_checks() -> Iterator[None]:
     finally:
         if cache is not None:
             cache.reset(token)
+
+
+def _check_list(column: str, lookup: str, value: str) -> None:
+    """Raise InvalidArgument for a list that Datasette takes for JSON and cannot read."""
+    if value.startswith("["):
+        try:
+            values = json.loads(value)
+        except (ValueError, RecursionError):
+            values = [None]
+        if not all(isinstance(each, (str, int, float)) for each in values):
+            raise InvalidArgument(
+                f"{column}__{lookup}: expected a JSON array of texts and numbers, found {value[:60]!r}"
+            )
+
+
+def _check_through(text: str) -> None:
+    """Raise InvalidArgument for a _through= that Datasette cannot read."""
+    try:
+        through = json.loads(text)
+    except (ValueError, RecursionError):
+        through = None
+    if not (
+        isinstance(through, dict)
+        and all(isinstance(through.get(name), str) for name in ("table", "column"))
+        and isinstance(through.get("value"), (str, int, float))
+    ):
+        raise InvalidArgument(f"_through: expected a JSON object of table, column and value, found {text[:60]!r}")
 
 
 def _argument(path: Path) -> str:
