@@ -19,6 +19,7 @@ from datasette_vision.plugin import desk as desks
 from datasette_vision.plugin.compatibility import IS_1_0
 from datasette_vision.plugin.crossorigin import is_ours
 from datasette_vision.plugin.desk import desk_of
+from datasette_vision.plugin.parameters import labels_of_form
 from datasette_vision.plugin.state import state_of
 from datasette_vision.plugin.table import ROUTES
 from datasette_vision.vision import Vision
@@ -106,6 +107,25 @@ async def test_every_way_to_send_the_same(api: Api) -> None:
     assert np.allclose(embeddings(await api.post("embed", {"image": [BASE64]})), [expected[1]], atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (["cat,dog"], ["cat", "dog"]),
+        ([" cat , dog,, cat "], ["cat", "dog"]),
+        (["cat"], ["cat"]),
+        (["cat\ndog, wet\r\n\n"], ["cat", "dog, wet"]),  # a comma belongs to a label that has a line of its own
+        (["cat", "dog, wet"], ["cat", "dog, wet"]),  # or a field of its own
+        (['["dog, wet"]'], ["dog, wet"]),
+        ([' {"labels": ["dog, wet"]}'], {"labels": ["dog, wet"]}),
+        (["cat", "[dog]"], ["cat", "[dog]"]),
+        ([" , "], []),
+        ([""], []),
+    ],
+)
+def test_labels_written_as_text(sent: list[str], expected: object) -> None:
+    assert json.loads(labels_of_form(sent)) == expected
+
+
 @pytest.mark.asyncio
 async def test_base64_and_other_models(api: Api) -> None:
     response = await api.post("embed", {"text": "x", "model": "fake-wide", "encoding_format": "base64"})
@@ -183,7 +203,10 @@ async def test_zero_shot(fake_models: Path, cache_mb: int) -> None:
         ),
         await api.post("zero-shot", files=file, data={"labels": ["ant", "bee"]}),
         await api.post("zero-shot", files=file, data={"labels": '["ant", "bee"]'}),
+        await api.post("zero-shot", files=file, data={"labels": "ant, bee"}),
+        await api.post("zero-shot", files=file, data={"labels": "ant\nbee\r\n"}),
         await api.get("zero-shot", image=DATA_URI, labels=["ant", "bee"]),
+        await api.get("zero-shot", image=DATA_URI, labels="ant,bee"),
     ]
     for response in ways:
         assert response.status_code == 200, response.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from wtforms import BooleanField, Form, SelectField, StringField, TextAreaField
 from wtforms.validators import DataRequired, ValidationError
 
 from datasette_vision.errors import InvalidLabels
+from datasette_vision.plugin.parameters import labels_of_text
 from datasette_vision.zeroshot import parse_labels
 
 SHOWN_SCORES = 5
@@ -54,7 +54,7 @@ def zero_shot_form(choices: Choices, max_labels: int) -> type[Form]:
     """Return the form of the enrichment that chooses among labels."""
 
     def check_labels(form: Form, field: Any) -> None:
-        field.data = written_labels(field.data)
+        field.data = labels_of_text(field.data)
         try:
             parse_labels(field.data, max_labels)
         except InvalidLabels as error:
@@ -65,7 +65,7 @@ def zero_shot_form(choices: Choices, max_labels: int) -> type[Form]:
         labels = TextAreaField(
             "Labels",
             validators=[DataRequired("Give some labels, one a line."), check_labels],
-            description="One a line; or JSON, as vision_zero_shot() takes it.",
+            description="One a line, or between commas; or JSON, as vision_zero_shot() takes it.",
         )
         model = _model(choices)
         output = _output(choices)
@@ -73,14 +73,6 @@ def zero_shot_form(choices: Choices, max_labels: int) -> type[Form]:
         overwrite = _overwrite()
 
     return ZeroShotForm
-
-
-def written_labels(text: str) -> str:
-    """Return labels as JSON: lines of them, or JSON that they are already."""
-    text = text.strip()
-    if text.startswith(("[", "{")):
-        return text
-    return json.dumps([line.strip() for line in text.splitlines() if line.strip()])
 
 
 def _column(choices: Choices, description: str) -> Any:

@@ -22,6 +22,7 @@ from datasette_vision.models.manifest import DUAL_ENCODER
 from datasette_vision.plugin import enrichment_forms as forms
 from datasette_vision.plugin.compatibility import open_reader
 from datasette_vision.plugin.enriching import Batch, Done, image_column
+from datasette_vision.plugin.parameters import labels_of_text
 from datasette_vision.plugin.state import state_of
 from datasette_vision.rows import SourceTable
 
@@ -180,7 +181,7 @@ class ZeroShot(VisionEnrichment):
     def run(self, batch: Batch, vision: Vision, config: Config) -> Done:
         """Label a batch."""
         model = vision.services.dual_encoder(config["model"]).manifest.name
-        labels, prompts = vision.label_set(model, forms.written_labels(config["labels"]))
+        labels, prompts = vision.label_set(model, labels_of_text(config["labels"]))
         k = _wanted(config)
         describe = _described(config, lambda embedding: vision.score(embedding, labels, prompts, model, k))
         return batch.describe(vision, model, config["output"], describe, known=True)

@@ -159,18 +159,30 @@ def labels_as_text(value: Any) -> str:
     return json.dumps(value)
 
 
+def labels_of_text(text: str) -> str:
+    """Return labels that somebody wrote as JSON: a label a line; on a single line, between commas; or JSON as it is.
+
+    This is the rule wherever labels are written as text: forms, addresses, the playground and the enrichment.
+    """
+    text = text.strip()
+    if text.startswith(("[", "{")):
+        return text
+    parts = text.splitlines() if len(text.splitlines()) > 1 else text.split(",")
+    return json.dumps(list(dict.fromkeys(part.strip() for part in parts if part.strip())))
+
+
 def labels_of_form(sent: list[str]) -> str:
-    """Read labels in a form or an address: words, or all in one as JSON."""
+    """Read labels in a form or an address: one in each of several fields, or in one, as labels_of_text() reads it."""
     if not all(isinstance(label, str) for label in sent):
         raise ValueError
-    return sent[0] if len(sent) == 1 and sent[0].lstrip()[:1] in ("[", "{") else json.dumps(sent)
+    return labels_of_text(sent[0]) if len(sent) == 1 else json.dumps(sent)
 
 
 LABELS = Parameter(
     "labels",
     "What to choose from: an array of strings, or of objects of a `label` and the `prompt` that stands for it; or an"
     " object of `labels`, a `template` such as `a photo of a {}`, `multi_label` and a `temperature`. In an address or a"
-    " form: one label each time, or all of it as JSON.",
+    " form: one label each time, or once: labels between commas, one a line, or all of it as JSON.",
     {
         "anyOf": [
             {"type": "array", "minItems": 1, "items": LABEL, "uniqueItems": True, "examples": [["cat", "dog"]]},

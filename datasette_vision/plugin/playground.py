@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
-import re
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision import __version__
 from datasette_vision.errors import InvalidArgument, VisionError
 from datasette_vision.plugin import permissions, search_page, uploads
 from datasette_vision.plugin.desk import Desk, desk_of, outcomes
+from datasette_vision.plugin.parameters import labels_of_text
 from datasette_vision.plugin.responses import RequestError, status_of
 from datasette_vision.plugin.search_request import SearchRequest, encode_embedding
 from datasette_vision.plugin.searchable import searchable_tables
@@ -84,7 +83,8 @@ async def _ask(desk: Desk, picture: bytes, fields: dict[str, str]) -> dict[str, 
         else desk.intake.classify_image(picture, str(model["name"]))
         for model in models
     ]
-    labels, sentence = _labels(fields.get("labels", "")), fields.get("sentence", "").strip()
+    written, sentence = fields.get("labels", "").strip(), fields.get("sentence", "").strip()
+    labels = labels_of_text(written) if written else ""
     kept = picture if len(picture) <= KEPT_BYTES else small
     if labels:  # so that _told() waits for none of them; what is wrong with them it tells
         encoders = (str(model["name"]) for model in models if model.get("task") == DUAL_ENCODER)
@@ -124,15 +124,6 @@ def _told(
         except VisionError as error:
             told["problems"].append((name, str(error)))
     return told
-
-
-def _labels(text: str) -> str:
-    """Return labels as the JSON that zero_shot() takes, "" for none: JSON itself, or a label a line or comma."""
-    text = text.strip()
-    if text.startswith(("[", "{")):
-        return text
-    labels = dict.fromkeys(label.strip() for label in re.split(r"[\n,]", text) if label.strip())
-    return json.dumps(list(labels)) if labels else ""
 
 
 def _kept(text: str) -> bytes:
