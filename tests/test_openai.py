@@ -51,6 +51,29 @@ async def test_texts_and_images(api: Api, encoding: Any) -> None:
 
 
 @pytest.mark.asyncio
+async def test_images_by_their_modality(api: Api) -> None:
+    """As clients of infinity ask for them."""
+    client = client_of(api)
+    plain = base64.b64encode(PICTURE).decode()
+    image, text = api.vision.embed_image(PICTURE), api.vision.embed_text("a cat")
+    found = await client.embeddings.create(
+        model="fake", input=[DATA_URI, plain], extra_body={"modality": "image"}, encoding_format="float"
+    )
+    assert np.allclose([entry.embedding for entry in found.data], [image, image], rtol=0, atol=1e-7)
+    assert found.usage.prompt_tokens == 0
+    for modality in ("text", None):
+        found = await client.embeddings.create(
+            model="fake", input="a cat", extra_body={"modality": modality}, encoding_format="float"
+        )
+        assert np.allclose(found.data[0].embedding, text, rtol=0, atol=1e-7)
+    address = "http://example.org/cat.png"
+    found = await client.embeddings.create(
+        model="fake", input=address, extra_body={"modality": "text"}, encoding_format="float"
+    )
+    assert np.allclose(found.data[0].embedding, api.vision.embed_text(address), rtol=0, atol=1e-7)
+
+
+@pytest.mark.asyncio
 async def test_one_string_and_many(api: Api) -> None:
     client = client_of(api)
     one = await client.embeddings.create(model="fake-wide", input="x", dimensions=12, user="somebody")
@@ -94,6 +117,24 @@ REFUSED: list[tuple[dict[str, Any], type[openai.APIStatusError], str, str | None
         openai.BadRequestError,
         "expected float or base64",
         "encoding_format",
+    ),
+    (
+        {"model": "fake", "input": ["http://example.org/cat.png"], "extra_body": {"modality": "image"}},
+        openai.BadRequestError,
+        'input: expected images as data: URIs or base64, found "http://example.org/cat.png": addresses are not fetched',
+        "input",
+    ),
+    (
+        {"model": "fake", "input": "a cat", "extra_body": {"modality": "image"}},
+        openai.BadRequestError,
+        "input: this text is no image",
+        "input",
+    ),
+    (
+        {"model": "fake", "input": "x", "extra_body": {"modality": "audio"}},
+        openai.BadRequestError,
+        'modality: expected text or image, found "audio"',
+        "modality",
     ),
     ({"model": "fake-classifier", "input": "x"}, openai.BadRequestError, "it makes no embeddings", None),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from datasette_vision.plugin.computing import embed, take
 from datasette_vision.plugin.desk import Call
 from datasette_vision.plugin.examples import Example
 from datasette_vision.plugin.inputs import IMAGE, TEXT, Input, input_of
-from datasette_vision.plugin.parameters import ENCODING_FORMAT, MODEL, shown
+from datasette_vision.plugin.parameters import ENCODING_FORMAT, MODEL, Parameter, choice, shown
 from datasette_vision.plugin.responses import answer, dumps, message_of, status_of
 from datasette_vision.plugin.routes import GET, POST, Route
 
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
     from datasette_vision.vectors import Vector
 
 OWNER = "datasette-vision"
+PARAMETERS = ("input", "model", "dimensions", "encoding_format", "modality")
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
+# What infinity has beyond OpenAI: https://github.com/michaelfeil/infinity
+MODALITY = Parameter(
+    "modality",
+    "What the strings are: `text`, or `image`, as data: URIs or base64. By default a data: URI is an image, and the"
+    " rest is text.",
+    {"type": ["string", "null"], "enum": [TEXT, IMAGE, None]},
+    "text or image",
+    choice(TEXT, IMAGE),
+)
 DUAL_ENCODER = "dual-encoder"
 
 
@@ -33,7 +45,7 @@ async def embeddings(call: Call) -> Response:
     fields = [field for field in call.fields if field.value is not None]
     values = {field.name: field.value for field in fields if field.is_json}
     model, encoding = MODEL.value(fields), ENCODING_FORMAT.value(fields)
-    inputs = read_input(values.get("input"))
+    inputs = read_input(values.get("input"), MODALITY.value(fields))
     take(call, inputs)
     manifest = await call.desk.call(call.desk.encoder, model)
     dimensions = values.get("dimensions")
@@ -54,10 +66,11 @@ async def embeddings(call: Call) -> Response:
     return answer(call.datasette, f'{{"object":"list","data":[{data}],{rest[1:]}')
 
 
-def read_input(value: Any) -> list[Input]:
+def read_input(value: Any, modality: str | None = None) -> list[Input]:
     """Return the inputs that OpenAI's `input` holds: a string, or an array of them; a data: URI is an image.
 
-    Raises InvalidArgument for anything else, arrays of tokens included: they are of another model's tokenizer.
+    With a `modality` all are of that kind, images as data: URIs or base64. Raises InvalidArgument for anything else:
+    for arrays of tokens, which are of another model's tokenizer, and for addresses of images, which are not fetched.
     """
     listed = value if isinstance(value, list) else [value]
     if not listed:
@@ -70,6 +83,12 @@ def read_input(value: Any) -> list[Input]:
             )
         if not isinstance(entry, str):
             raise InvalidArgument(f"input: expected a string or an array of strings, found {shown(value)}")
+        if modality == IMAGE and ADDRESS.match(entry):
+            raise InvalidArgument(
+                f"input: expected images as data: URIs or base64, found {shown(entry)}: addresses are not fetched"
+            )
+    if modality is not None:
+        return [Input(modality, entry) for entry in listed]
     return [input_of(entry, (TEXT, IMAGE), "input") for entry in listed]
 
 
@@ -108,9 +127,7 @@ def refused(datasette: Datasette, error: Exception) -> Response:
     elif isinstance(error, Busy):
         code = "overloaded"
     parameter, colon, _ = message.partition(":")
-    known = (
-        colon and isinstance(error, InvalidInput) and parameter in ("input", "model", "dimensions", "encoding_format")
-    )
+    known = colon and isinstance(error, InvalidInput) and parameter in PARAMETERS
     body = {"message": message, "type": kind, "param": parameter if known else None, "code": code}
     return answer(datasette, {"error": body}, status, headers)
 
@@ -168,6 +185,7 @@ BODY: schemas.Schema = {
             "description": "Those of the model: its embeddings cannot be shortened.",
             "minimum": 1,
         },
+        "modality": {**MODALITY.schema, "description": MODALITY.meaning},
         "user": {"description": "Not looked at."},
     },
     "required": ["input"],
