@@ -33,8 +33,9 @@ COPY docker/weights /weights
 COPY docker/bake.py /build/
 COPY datasette_vision/__init__.py datasette_vision/errors.py datasette_vision/lazy.py datasette_vision/memory.py datasette_vision/cgroups.py \
   datasette_vision/garbage.py \
-  datasette_vision/cores.py datasette_vision/images.py datasette_vision/imageformats.py datasette_vision/imagemodes.py \
-  datasette_vision/imagetags.py datasette_vision/imagetext.py datasette_vision/preprocess.py \
+  datasette_vision/cgroups.py datasette_vision/cores.py datasette_vision/images.py datasette_vision/imageformats.py \
+  datasette_vision/imagememory.py datasette_vision/imagemodes.py datasette_vision/imagetags.py \
+  datasette_vision/imagetext.py datasette_vision/preprocess.py \
   datasette_vision/zeroshot.py datasette_vision/runtime.py datasette_vision/operators.py datasette_vision/tokenizer.py \
   datasette_vision/encoder.py datasette_vision/classifier.py /build/datasette_vision/
 COPY datasette_vision/models /build/datasette_vision/models

@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib
 import io
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
-from . import imageformats, imagetags
+from . import imageformats, imagememory, imagetags
 from .errors import InvalidArgument, InvalidImage
 from .imageformats import sniff
 from .imagemodes import to_rgb
@@ -72,7 +71,16 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
-@dataclass(frozen=True)
+class Reservation(Protocol):
+    """What gives out memory: a budget.Reservation."""
+
+    held: int
+
+    def take(self, size: int, what: str, *, wait: bool) -> bool:
+        """Take bytes to decode `what`, now or after waiting: whether they are taken. Raises InvalidImage or Busy."""
+
+
+@dataclass
 class _Header:
     """An opened file whose pixels have not been decoded."""
 
@@ -96,7 +104,7 @@ def decode(
     *,
     limits: ImageLimits = DEFAULT_LIMITS,
     target: int | None = None,
-    reserve: Callable[[int], None] = lambda pixels: None,
+    reservation: Reservation | None = None,
 ) -> Image.Image:
     """Decode an image file to an upright picture of mode "RGB" without metadata.
 
@@ -108,13 +116,11 @@ def decode(
     that is then decoded at 1/2, 1/4 or 1/8 of its size, never below twice the target: much faster on large
     pictures, and hardly different (by 3 of 255 at most, measured) after the caller's own resizing.
 
-    `reserve` is told how many pixels are about to be decoded, and may wait until there is memory for them.
+    `reservation` takes the bytes that decoding needs, once they are free, before any pixel is decoded.
 
-    Raises InvalidImage.
+    Raises InvalidImage; with a reservation also Busy.
     """
-    header = _open(data, limits.max_bytes)
-    reserve(_admit(header, limits, target))
-    return _read_pixels(header)
+    return _read_pixels(_admitted(data, limits, target, reservation))
 
 
 def info(data: bytes) -> dict[str, Any]:
@@ -139,16 +145,18 @@ def exif(data: bytes) -> bytes:
     return _open(data, None).exif
 
 
-def error(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> str | None:
+def error(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reservation: Reservation | None = None) -> str | None:
     """Why `decode` refuses this image at the smallest size, or None: a large JPEG may be too large at another."""
     try:
-        decode(data, limits=limits, target=1)
+        decode(data, limits=limits, target=1, reservation=reservation)
     except InvalidImage as reason:
         return str(reason)
     return None
 
 
-def thumbnail(data: bytes, pixels: int, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+def thumbnail(
+    data: bytes, pixels: int, limits: ImageLimits = DEFAULT_LIMITS, reservation: Reservation | None = None
+) -> bytes:
     """A small upright WebP file whose longer edge is at most `pixels` (1 to 2048); never enlarged.
 
     Transparency is laid over white: what a person sees is what the model saw. Of the metadata only a small RGB colour
@@ -158,9 +166,7 @@ def thumbnail(data: bytes, pixels: int, limits: ImageLimits = DEFAULT_LIMITS) ->
     """
     if isinstance(pixels, bool) or not isinstance(pixels, int) or not 1 <= pixels <= MAX_THUMBNAIL_PIXELS:
         raise InvalidArgument(f"a thumbnail's size is an integer from 1 to {MAX_THUMBNAIL_PIXELS}, not {pixels!r:.40}")
-    header = _open(data, limits.max_bytes)
-    shorter, longer = sorted(header.size)
-    _admit(header, limits, max(1, -(-pixels * shorter // longer)))
+    header = _admitted(data, limits, None, reservation, pixels)
     profile = header.image.info.get("icc_profile") or b""
     if not header.image.mode.startswith(("RGB", "P")) or len(profile) > _MAX_KEPT_PROFILE:
         profile = b""
@@ -207,8 +213,40 @@ def _open(data: bytes, max_bytes: int | None) -> _Header:
     return _Header(image_format, data, given, image, exif, orientation, turn)
 
 
-def _admit(header: _Header, limits: ImageLimits, target: int | None) -> int:
-    """Choose the size to decode at: the pixels held meanwhile. Raises InvalidImage for too much memory or time."""
+def _admitted(
+    data: bytes,
+    limits: ImageLimits,
+    target: int | None,
+    reservation: Reservation | None,
+    longest: int | None = None,
+) -> _Header:
+    """Open a file that may be decoded: to a shorter edge of `target`, or to a thumbnail of `longest` pixels.
+
+    Raises InvalidImage; with a reservation also Busy.
+
+    Whoever has to wait for memory holds no opened file meanwhile: decoders copy it.
+    """
+    while True:
+        header = _open(data, limits.max_bytes)
+        stored = header.image.size
+        if longest is not None:
+            shorter, longer = sorted(header.size)
+            target = max(1, -(-longest * shorter // longer))
+        _admit(header, limits, target)
+        if reservation is None:
+            return header
+        size = imagememory.decoding(header.format, header.image, header.given, stored[0] * stored[1], header.turn != 1)
+        if longest is not None:
+            size = max(size, imagememory.thumbnail(header.size, longest))
+        what = f"this {header.format} image of {stored[0]}x{stored[1]} pixels"
+        if reservation.held >= size or reservation.take(size, what, wait=False):
+            return header
+        del header
+        reservation.take(size, what, wait=True)
+
+
+def _admit(header: _Header, limits: ImageLimits, target: int | None) -> None:
+    """Choose the size to decode at. Raises InvalidImage for too many pixels, or what takes too long."""
     width, height = header.size
     decoded = pixels = width * height
     allowed = limits.max_pixels
@@ -239,21 +277,46 @@ def _admit(header: _Header, limits: ImageLimits, target: int | None) -> int:
             f"a run-length coded BMP image may have {_MAX_RUN_LENGTH_PIXELS / 1e6:g} megapixels, "
             f"not {pixels / 1e6:.1f}: convert it to PNG"
         )
-    return decoded
 
 
 def _read_pixels(header: _Header) -> Image.Image:
-    """The picture, upright, mode "RGB", without metadata. Raises InvalidImage."""
-    image = header.image
+    """The picture, upright, mode "RGB", without metadata. Raises InvalidImage. The header is of no use afterwards."""
+    turn = _UPRIGHT.get(header.turn)
     try:
-        image.load()
+        image = _load(header)
         picture = to_rgb(image, header.data)
-        if header.turn in _UPRIGHT:
-            picture = picture.transpose(_UPRIGHT[header.turn])
+        del image
+        if turn is not None:
+            picture = picture.transpose(turn)
     except Exception as reason:
         raise _explain(header.format, header.data, "pixels", reason) from reason
-    picture.info.clear()  # nobody downstream shall turn an upright picture once more
+    picture.info.clear()  # so that no later step turns an upright picture again
     return picture
+
+
+def _load(header: _Header) -> Any:
+    """Decode the pixels, and let go of the decoder: -> a Pillow image, in whatever mode.
+
+    Pillow keeps the decoder of a WebP or AVIF, what it gave, and the picture made of that: 21 bytes a pixel.
+    """
+    image, header.image = header.image, None
+    if header.format not in ("WEBP", "AVIF"):
+        if header.format == "JPEG":
+            # All at once: libjpeg gets what it could not use yet again with each piece, which is quadratic.
+            image.decodermaxblock = max(image.decodermaxblock, len(header.given))
+        image.load()
+        return image
+    size, mode = image.size, image.mode
+    decoder = image._decoder
+    del image
+    decoded = decoder.get_next() if header.format == "WEBP" else decoder.get_frame(0)
+    if decoded is None:
+        raise ValueError("its first frame is malformed")
+    del decoder
+    if header.format == "WEBP":  # four bytes a pixel, whose last means nothing where there is no transparency
+        mode = "RGBA" if mode == "RGBA" else "RGBX"
+        return Image.frombuffer(mode, size, decoded[0], "raw", mode, 0, 1)
+    return Image.frombytes(mode, size, decoded[0])
 
 
 def _exif(image_format: str, image: Any, segment: bytes, data: bytes) -> bytes:

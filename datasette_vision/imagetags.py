@@ -30,8 +30,8 @@ _ORIENTATION_TAG = 0x0112
 _SUB_DIRECTORY_TAGS = {0x8769, 0x8825, 0xA005}  # Exif, GPS, interoperability
 _PIECES_TAGS = {0x0111, 0x0144}  # StripOffsets, TileOffsets
 _MAX_TIFF_PIECES = 200_000  # Pillow walks them in Python, 5 microseconds each
-_TIFF_HEAD = re.compile(rb"II[*+]\0|MM\0[*+]")
 _MAX_EXIF_BLOCKS = 16
+_SEARCHED = 1 << 20  # bytes at a time
 _MAX_TIFF_ENTRIES = 65535  # the most a classic TIFF directory can hold
 
 
@@ -52,9 +52,9 @@ def tag_bomb(image_format: str, data: bytes) -> str | None:
     """
     starts = [0]
     if image_format == "AVIF":  # only its decoder knows where its EXIF is
-        starts = [found.start() for found in itertools.islice(_TIFF_HEAD.finditer(data), _MAX_EXIF_BLOCKS)]
-        if len(starts) == _MAX_EXIF_BLOCKS:
-            return f"it has {len(starts)} or more blocks of EXIF"
+        starts = [start for magic in _TIFF_MAGIC for start in itertools.islice(_places(data, magic), _MAX_EXIF_BLOCKS)]
+        if len(starts) >= _MAX_EXIF_BLOCKS:
+            return f"it has {_MAX_EXIF_BLOCKS} or more blocks of EXIF"
     elif image_format != "TIFF":
         return None  # their decoders do not look at EXIF
     for start in starts:
@@ -72,6 +72,19 @@ def tag_bomb(image_format: str, data: bytes) -> str | None:
                 if entries > _MAX_TIFF_ENTRIES or announced > 2 * len(block) + 65536:
                     return f"its tags announce {announced} bytes of metadata or more, where {len(block)} are"
     return None
+
+
+def _places(data: bytes, part: bytes) -> Iterator[int]:
+    """Where a part begins, each time it does.
+
+    A regular expression takes up to 150 times as long, and Python's lock is let go between two searches only.
+    """
+    for start in range(0, len(data), _SEARCHED):
+        end = start + _SEARCHED + len(part) - 1
+        place = data.find(part, start, end)
+        while place >= 0:
+            yield place
+            place = data.find(part, place + 1, end)
 
 
 def tiff_entries(tiff: bytes, directory: int | None = None) -> Iterator[tuple[int, int, int, int, int]]:

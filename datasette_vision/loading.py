@@ -141,7 +141,7 @@ class _Load:
         self._photos = PhotoTable(side, model, pictures)
         self._base = base
         self._pictures = pictures
-        self._limits = vision.limits
+        self._decoder = vision.decoder
         self._reader = reader
         self._finder = finder
         self._finding = threading.Lock()
@@ -180,7 +180,7 @@ class _Load:
         return None if found is None else vectors.decode(found)
 
     def inspect(self, file: File, content: bytes) -> Photo | None:
-        return None if file.same else photos.describe(content, self._pictures, self._limits)
+        return None if file.same else photos.describe(content, self._pictures, self._decoder)
 
     # On the thread of the caller
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasette_vision import exif, images, likeness
+from datasette_vision.decoding import Decoder
 from datasette_vision.errors import InvalidArgument
 from datasette_vision.identifiers import quote
-from datasette_vision.images import ImageLimits
 from datasette_vision.schema import LOADS
 
 # Which tables were made by load, from which folder, with what pictures.
@@ -53,16 +53,16 @@ class Photo:
     picture: bytes | None
 
 
-def describe(content: bytes, pictures: Pictures, limits: ImageLimits) -> Photo:
+def describe(content: bytes, pictures: Pictures, decoder: Decoder) -> Photo:
     """Find out what the table says of an image. Raises InvalidImage."""
     info = images.info(content)
     taken = exif.read(images.exif(content))
     picture = content if pictures.originals else None
     seen = content
     if pictures.pixels:
-        picture = seen = images.thumbnail(content, pictures.pixels, limits)
+        picture = seen = decoder.thumbnail(content, pictures.pixels)
     # Of the thumbnail where there is one: decoding twelve megapixels again takes longer than all the rest.
-    hashed = likeness.perceptual_hash(images.decode(seen, limits=limits, target=HASH_TARGET))
+    hashed = decoder.decode(seen, likeness.perceptual_hash, HASH_TARGET)
     return Photo(
         {
             "format": info["format"],

@@ -128,7 +128,7 @@ class Functions:
                 return str(error)
         blob = _blob(image, "an image BLOB or TEXT")
         current().admit()
-        return images.error(blob, self._vision.limits)
+        return self._vision.decoder.error(blob)
 
     def vision_info(self, image: Any) -> str:
         return _json(images.info(_image(image)))
@@ -136,7 +136,7 @@ class Functions:
     def vision_thumbnail(self, image: Any, pixels: Any) -> bytes:
         blob, size = _image(image), _count(pixels, "pixels")
         current().admit()
-        return images.thumbnail(blob, size, self._vision.limits)
+        return self._vision.decoder.thumbnail(blob, size)
 
     # Models
 

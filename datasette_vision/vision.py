@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasette_vision import images, serving, vectors
-from datasette_vision.budget import PixelBudget
+from datasette_vision import budget, images, memory, serving, vectors
 from datasette_vision.cache import EmbeddingCache, LabelSets
 from datasette_vision.caller import current
 from datasette_vision.config import Config
+from datasette_vision.decoding import Decoder
 from datasette_vision.encoder import load_on
 from datasette_vision.errors import InvalidImage, InvalidText, InvalidVector, VisionError, WrongTask
 from datasette_vision.models.store import ModelStore
@@ -50,7 +50,9 @@ class Vision:
             max_bytes=int(self.config.max_image_mb * 1_000_000),
             max_pixels=int(self.config.max_image_megapixels * 1_000_000),
         )
-        self._decoding = PixelBudget(self.limits.max_pixels)  # one of the greatest size at a time
+        decode_mb = self.config.image_memory_mb
+        decode_bytes = budget.default_bytes(memory.available_bytes()) if decode_mb is None else decode_mb * 1_000_000
+        self.decoder = Decoder(self.limits, budget.DecodeBudget(decode_bytes))
         cache_bytes = self.config.cache_mb * 1_000_000
         self.cache = EmbeddingCache(int(cache_bytes * (1 - LABEL_SETS_SHARE)))
         self.label_sets = LabelSets(int(cache_bytes * LABEL_SETS_SHARE))
@@ -289,10 +291,9 @@ class Vision:
     # What the queues take, and the names of what the cache keeps
 
     def pixels(self, service: Service, image: bytes) -> Pixels:
-        """Decode an image as a model wants it, when there is memory for it. Raises InvalidImage."""
+        """Decode an image as a model wants it, when there is memory for it. Raises InvalidImage or Busy."""
         spec = service.manifest.preprocess
-        with self._decoding.holding() as reserve:
-            return spec(images.decode(image, limits=self.limits, target=spec.target, reserve=reserve))
+        return self.decoder.decode(image, spec, spec.target)
 
     def keeping(self, key: bytes) -> Callable[[Vector], None]:
         """Return what keeps an embedding in the cache: for a queue, which calls it even when nobody waits any more."""

@@ -1,77 +1,220 @@
-"""Memory does not grow with the number of callers: large pictures are decoded one after the other."""
+"""Memory does not grow with the number of callers: what decoding takes is reserved, in bytes, before it begins."""
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
-from datasette_vision import images
-from datasette_vision.budget import PixelBudget
-from datasette_vision.errors import InvalidImage
+from datasette_vision import budget as budgets
+from datasette_vision.budget import DecodeBudget
+from datasette_vision.caller import Caller, acting
+from datasette_vision.config import Config
+from datasette_vision.decoding import Decoder
+from datasette_vision.errors import Busy, DeadlineExceeded, InvalidImage
+from datasette_vision.images import ImageLimits
+from datasette_vision.vision import Vision
 from tests import pictures
+
+ENOUGH = 10_000_000  # for any small picture
+MEGABYTE = 1_000_000
+
+
+class Recorded(DecodeBudget):
+    """A budget that keeps what was taken of it, and whether it was there at once."""
+
+    def __init__(self, total: int = 1 << 40) -> None:
+        super().__init__(total)
+        self.taken: list[int] = []
+
+    def take(self, size: int, *, wait: bool) -> bool:
+        taken = super().take(size, wait=wait)
+        if taken:
+            self.taken.append(size)
+        return taken
+
+
+def decoder(budget: DecodeBudget) -> Decoder:
+    return Decoder(ImageLimits(), budget)
 
 
 def test_never_more_than_the_budget_is_held() -> None:
-    budget = PixelBudget(10)
+    budget = DecodeBudget(10)
     lock = threading.Lock()
     now = most = 0
 
-    def hold(pixels: int) -> None:
+    def hold(size: int) -> None:
         nonlocal now, most
         for _ in range(50):
-            with budget.holding() as reserve:
-                reserve(pixels)
+            with budget.holding() as reservation:
+                reservation.take(size, "this", wait=True)
                 with lock:
-                    now += pixels
+                    now += size
                     most = max(most, now)
                 with lock:
-                    now -= pixels
+                    now -= size
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(hold, [1, 2, 3, 4, 5, 6, 9, 10]))
     assert now == 0
     assert 0 < most <= 10
+    assert budget.held == 0
 
 
-def test_who_comes_too_late_waits() -> None:
-    budget = PixelBudget(10)
-    entered = threading.Event()
+def in_turn(budget: DecodeBudget, size: int, entered: list[int]) -> threading.Thread:
+    """A thread that waits for bytes by now, and notes that it has had them."""
 
-    def second() -> None:
-        with budget.holding() as reserve:
-            reserve(6)
-            entered.set()
+    def run() -> None:
+        with budget.holding() as reservation:
+            reservation.take(size, "this", wait=True)
+            entered.append(size)
 
-    thread = threading.Thread(target=second)
-    with budget.holding() as reserve:
-        reserve(5)
-        thread.start()
-        assert not entered.wait(0.1)
-    assert entered.wait(10)
-    thread.join()
+    waiting = budget.waiting
+    thread = threading.Thread(target=run)
+    thread.start()
+    while budget.waiting == waiting and size not in entered:
+        time.sleep(0.001)
+    return thread
 
 
-def test_one_above_the_whole_budget_is_let_in_alone() -> None:
-    budget = PixelBudget(10)
-    for _ in range(2):
-        with budget.holding() as reserve:
-            reserve(1000)
+def test_who_comes_later_waits_his_turn_even_where_there_is_room_for_less() -> None:
+    budget, entered = DecodeBudget(10), []
+    with budget.holding() as first:
+        first.take(5, "this", wait=True)
+        threads = [in_turn(budget, 6, entered), in_turn(budget, 1, entered)]
+        assert not entered  # or a large one would wait for ever beside many small ones
+        with budget.holding() as other:
+            assert not other.take(1, "this", wait=False)
+    for thread in threads:
+        thread.join(10)
+    assert sorted(entered) == [1, 6]
+    assert budget.held == 0
+
+
+def test_an_image_above_the_whole_budget_is_refused_before_anything_is_decoded() -> None:
+    # The pixels are missing: whoever looked for them would say so.
+    truncated = pictures.png(4000, 1000)[:-100]
+    with pytest.raises(InvalidImage) as caught:
+        decoder(DecodeBudget(ENOUGH)).decode(truncated, lambda picture: picture)
+    assert str(caught.value) == (
+        "this PNG image of 4000x1000 pixels takes 20 MB of memory to decode, more than the 10 MB that there are for it"
+        " (image_memory_mb)"
+    )
+
+
+def test_waiting_ends() -> None:
+    budget = DecodeBudget(10, wait_s=0.05)
+    with budget.holding() as first, budget.holding() as second:
+        first.take(6, "this", wait=True)
+        with pytest.raises(Busy) as caught:
+            second.take(6, "this", wait=True)
+        assert not isinstance(caught.value, DeadlineExceeded)
+    with budget.holding() as reservation:
+        reservation.take(10, "this", wait=True)
+    assert budget.held == 0
+
+
+def test_waiting_ends_with_the_callers_time() -> None:
+    budget = DecodeBudget(10)
+    with budget.holding() as first, budget.holding() as second:
+        first.take(6, "this", wait=True)
+        with acting(Caller(deadline=time.monotonic() + 0.05)), pytest.raises(DeadlineExceeded):
+            second.take(6, "this", wait=True)
+    assert budget.held == 0
 
 
 def test_what_fails_gives_back() -> None:
-    budget = PixelBudget(10)
-    for _ in range(3):
-        with pytest.raises(InvalidImage), budget.holding() as reserve:
-            images.decode(pictures.png()[:-40], reserve=reserve)
-    with budget.holding() as reserve:
-        reserve(10)
+    budget = DecodeBudget(ENOUGH)
+    for _ in range(10):
+        with pytest.raises(InvalidImage):
+            decoder(budget).decode(pictures.png()[:-40], lambda picture: picture)
+    assert budget.held == 0
 
 
-@pytest.mark.parametrize(("image_format", "pixels"), [("PNG", 1600 * 1600), ("JPEG", 400 * 400)])
-def test_a_jpeg_costs_what_is_decoded_of_it(image_format: str, pixels: int) -> None:
-    reserved: list[int] = []
-    data = pictures.encode(pictures.scene(1600, 1600), image_format)
-    images.decode(data, target=200, reserve=reserved.append)
-    assert reserved == [pixels]
+def test_an_image_that_had_to_wait_is_decoded_as_any_other() -> None:
+    budget = Recorded(ENOUGH)
+    data = pictures.png()
+    at_once = decoder(budget).decode(data, lambda picture: picture.tobytes())
+    with ThreadPoolExecutor(1) as thread:
+        with budget.holding() as reservation:
+            reservation.take(ENOUGH, "this", wait=True)
+            late = thread.submit(decoder(budget).decode, data, lambda picture: picture.tobytes())
+            while not budget.waiting:
+                time.sleep(0.001)
+        assert late.result(60) == at_once
+    assert budget.taken[0] == budget.taken[-1]
+    assert budget.held == 0
+
+
+@pytest.mark.parametrize("way", ["decode", "thumbnail", "error"])
+def test_every_way_reserves(way: str) -> None:
+    budget = Recorded()
+    held: list[int] = []
+    data = pictures.png(2000, 1000)
+    if way == "decode":
+        decoder(budget).decode(data, lambda picture: held.append(budget.held))
+        assert held == budget.taken  # while the picture is used, too
+    elif way == "thumbnail":
+        decoder(budget).thumbnail(data, 64)
+    else:
+        assert decoder(budget).error(data) is None
+    assert len(budget.taken) == 1
+    assert 4 * 2000 * 1000 < budget.taken[0] < 12 * 2000 * 1000
+    assert budget.held == 0
+
+
+def bytes_a_pixel(make: Callable[[int, int], bytes], target: int | None = None) -> float:
+    """What is reserved for each pixel, beside what is reserved for any image and for the file."""
+    reserved = []
+    for width, height in ((800, 600), (400, 300)):
+        budget, data = Recorded(), make(width, height)
+        decoder(budget).decode(data, lambda picture: None, target)
+        reserved.append(budget.taken[0] - len(data))
+    return (reserved[0] - reserved[1]) / (800 * 600 - 400 * 300)
+
+
+@pytest.mark.parametrize(
+    ("make", "least", "most"),
+    [
+        (lambda width, height: pictures.jpeg(width, height, progressive=True), 6.3, 11),  # all coefficients are held
+        (pictures.png, 4, 5),
+        (lambda width, height: pictures.png(width, height, mode="RGBA"), 8, 9),
+        (lambda width, height: pictures.encode(pictures.scene(width, height), "WEBP"), 12, 14),
+        (lambda width, height: pictures.encode(pictures.scene(width, height), "AVIF", speed=10), 10, 14),
+        (lambda width, height: pictures.grey_tiff(np.zeros((height, width), "f4")), 8, 13),
+    ],
+    ids=["progressive JPEG", "PNG", "transparent PNG", "WebP", "AVIF", "TIFF of floats"],
+)
+def test_bytes_a_pixel_by_format(make: Callable[[int, int], bytes], least: float, most: float) -> None:
+    found = bytes_a_pixel(make)
+    assert least <= found <= most
+    # A photo of 12 megapixels is welcome on a machine of 512 MB.
+    assert 12e6 * found + 8 * MEGABYTE < budgets.default_bytes(512 << 20)
+
+
+def test_a_jpeg_costs_what_is_decoded_of_it() -> None:
+    budget, data = Recorded(), pictures.jpeg(1600, 1200)
+    for target in (None, 100):  # a quarter of each side
+        decoder(budget).decode(data, lambda picture: None, target)
+    assert budget.taken[0] - budget.taken[1] == 4 * (1600 * 1200 - 400 * 300)
+
+
+def test_a_strip_of_a_tiff_is_counted() -> None:
+    sizes = []
+    for rows in (10, 1000):
+        budget = Recorded()
+        data = pictures.encode(pictures.scene(1000, 1000), "TIFF", compression="tiff_lzw", tiffinfo={278: rows})
+        decoder(budget).decode(data, lambda picture: None)
+        sizes.append(budget.taken[0] - 2 * len(data))
+    assert sizes[1] > sizes[0] + 2 * MEGABYTE
+
+
+def test_the_budget_is_a_share_of_what_the_process_may_hold() -> None:
+    assert budgets.default_bytes(512 << 20) == int(0.32 * (512 << 20))
+    assert budgets.default_bytes(1 << 40) == 2_000_000_000
+    assert budgets.default_bytes(None) == 500_000_000
+    assert Vision(Config(image_memory_mb=7)).decoder.budget.total == 7_000_000

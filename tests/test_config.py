@@ -37,6 +37,7 @@ def test_defaults() -> None:
         "cache_mb": 64,
         "max_image_mb": 20,
         "max_image_megapixels": 100,
+        "image_memory_mb": None,
         "max_text_chars": 100_000,
         "max_labels": 1000,
         "max_request_mb": 32,
@@ -83,6 +84,7 @@ VALUES: dict[str, tuple[list[Any], list[Any], str]] = {
     "cache_mb": ([0, 1_000_000], [-1, 1_000_001, *WHOLE], "a whole number from 0 to 1000000"),
     "max_image_mb": ([0.001, 1, 20.5, 2000], SIZE, "a number above 0, at most 2000"),
     "max_image_megapixels": ([0.001, 1, 2000], SIZE, "a number above 0, at most 2000"),
+    "image_memory_mb": ([1, 1_000_000], [0, 1_000_001, *WHOLE], "a whole number from 1 to 1000000"),
     "max_text_chars": ([1, 10_000_000], [0, 10_000_001, *WHOLE], "a whole number from 1 to 10000000"),
     "max_labels": ([1, 100_000], [0, 100_001, *WHOLE], "a whole number from 1 to 100000"),
     "max_request_mb": ([0.001, 32, 2000], SIZE, "a number above 0, at most 2000"),
@@ -195,8 +197,8 @@ def test_bad_values(key: str, value: Any, expected: str) -> None:
             {"colour": "red"},
             f'{WHERE}: unknown key "colour"; allowed are models_dir, default_model, default_classifier, preload, '
             "threads, providers, replicas, max_batch_size, max_queue, unload_after, cache_mb, max_image_mb, "
-            "max_image_megapixels, max_text_chars, max_labels, max_request_mb, max_inputs, rate_limit, "
-            "trusted_proxies, allow, allow_metrics, shutdown_seconds, auto_embed, models",
+            "max_image_megapixels, image_memory_mb, max_text_chars, max_labels, max_request_mb, max_inputs, "
+            "rate_limit, trusted_proxies, allow, allow_metrics, shutdown_seconds, auto_embed, models",
         ),
         ({"models": {"clip": {"thread": 1}}}, f'{WHERE}.models.clip: unknown key "thread"; did you mean threads?'),
         (

@@ -1,4 +1,4 @@
-"""Cores: those of the process, less what a container's quota leaves."""
+"""Cores and memory: those of the machine, less what a container's limits leave."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from datasette_vision import memory
 from datasette_vision.cores import available_cores
 from datasette_vision.runtime import default_threads
 
@@ -53,3 +54,36 @@ def test_without_control_groups(tmp_path: Path) -> None:
 
 def test_inference_uses_as_many_threads() -> None:
     assert default_threads() == available_cores()
+
+
+MIB = 1 << 20
+UNLIMITED = str(9223372036854771712)
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "mebibytes"),
+    [
+        ("0::/\n", {"memory.max": f"{512 * MIB}\n"}, 512),
+        ("0::/\n", {"memory.max": "max\n"}, 3000),
+        ("0::/a/b\n", {"a/b/memory.max": f"{1024 * MIB}\n", "a/memory.max": f"{700 * MIB}\n"}, 700),
+        ("0::/not/seen/from/inside\n", {"memory.max": f"{600 * MIB}\n"}, 600),
+        ("5:memory:/\n", {"memory/memory.limit_in_bytes": f"{256 * MIB}\n"}, 256),
+        ("5:memory:/a/b\n", {"memory/a/memory.limit_in_bytes": f"{256 * MIB}\n"}, 256),
+        ("5:memory:/\n", {"memory/memory.limit_in_bytes": UNLIMITED}, 3000),
+        ("5:cpu:/\n", {"memory/memory.limit_in_bytes": f"{256 * MIB}\n"}, 3000),
+        ("0::/\n", {"memory.max": f"{8000 * MIB}\n"}, 3000),
+        ("0::/\n", {"memory.max": "garbage\n"}, 3000),
+        ("0::/\n", {}, 3000),
+    ],
+)
+def test_memory_of_a_container(tmp_path: Path, membership: str, files: dict[str, str], mebibytes: int) -> None:
+    (tmp_path / "meminfo").write_text(f"MemTotal: {4000 * 1024} kB\nMemAvailable: {2900 * 1024} kB\n")
+    (tmp_path / "status").write_text(f"Name: python\nVmRSS: {100 * 1024} kB\n")
+    places = (*machine(tmp_path, membership, files), tmp_path / "meminfo", tmp_path / "status")
+    assert memory.available_bytes(*places) == mebibytes * MIB
+
+
+def test_memory_without_proc(tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    assert memory.available_bytes(none, none, none, none) == pages

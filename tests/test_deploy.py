@@ -136,7 +136,8 @@ def test_metadata_is_what_the_plugins_accept() -> None:
 
     config = Config.from_mapping(deployed("datasette-vision"))
     assert config.preload == (config.default_model,)
-    assert config.max_image_megapixels < Config().max_image_megapixels
+    assert config.max_image_mb < Config().max_image_mb
+    assert config.image_memory_mb is None  # a share of the memory that there is
     assert config.max_queue < Config().max_queue
     # 16 MB hold an image of max_image_mb as base64.
     assert config.max_image_mb * 4 / 3 <= config.max_request_mb < Config().max_request_mb

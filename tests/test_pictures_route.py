@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
 from datasette.app import Datasette
 
 from datasette_vision import images
+from datasette_vision.plugin.compatibility import IS_1_0
+from datasette_vision.plugin.desk import PICTURES_HELD, desk_of
 from datasette_vision.plugin.pictures import SIZES
+from tests import pictures
 
 PICTURE = "/-/vision/picture/demo/emoji/image/1F34E"
 
@@ -45,3 +50,91 @@ async def test_sizes(datasette: Datasette) -> None:
 )
 async def test_what_is_not_there(datasette: Datasette, path: str) -> None:
     assert (await datasette.client.get(f"/-/vision/picture/demo/emoji/{path}")).status_code == 404
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Datasette:
+    """A table of large pictures, on a server with little memory for them."""
+    path = tmp_path / "stored.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table pictures (id integer primary key, image)")
+        large = pictures.png(2000, 2000)
+        connection.executemany("insert into pictures (image) values (?)", [(large,)] * 12)
+        connection.execute(
+            "insert into pictures (id, image) values (100, ?)",
+            (pictures.raw_png(4000, 4000, 8, 2, bytes((3 * 4000 + 1) * 4000)),),
+        )
+        connection.execute("insert into pictures (id, image) values (101, zeroblob(3000000))")
+        connection.execute("insert into pictures (id, image) values (102, 'no picture')")
+    connection.close()
+    configuration = {"plugins": {"datasette-vision": {"image_memory_mb": 40, "max_image_mb": 2.5}}}
+    return Datasette([str(path)], **{"config" if IS_1_0 else "metadata": configuration})
+
+
+STORED = "/-/vision/picture/stored/pictures/image"
+
+
+@pytest.mark.asyncio
+async def test_many_large_pictures_wait_for_each_other(stored: Datasette) -> None:
+    desk = desk_of(stored)
+    await desk.ready()
+    budget = desk.vision.decoder.budget
+    most_held, done = 0, False
+
+    async def watch() -> None:
+        nonlocal most_held
+        while not done:
+            most_held = max(most_held, PICTURES_HELD - desk.picture_places._value)
+            await asyncio.sleep(0.001)
+
+    watching = asyncio.ensure_future(watch())
+    answers = await asyncio.gather(*(stored.client.get(f"{STORED}/{row}?_size=96") for row in range(1, 13)))
+    done = True
+    await watching
+    assert [answer.status_code for answer in answers] == [200] * 12
+    assert 1 < most_held <= PICTURES_HELD
+    assert budget.held == 0
+
+
+@pytest.mark.asyncio
+async def test_pages_are_served_while_pictures_wait_for_memory(stored: Datasette) -> None:
+    desk = desk_of(stored)
+    await desk.ready()
+    budget = desk.vision.decoder.budget
+    with budget.holding() as reservation:
+        reservation.take(budget.total, "everything", wait=True)
+        waiting = [asyncio.ensure_future(stored.client.get(f"{STORED}/{row}?_size=96")) for row in range(1, 13)]
+        while not budget.waiting:
+            await asyncio.sleep(0.001)
+        # Neither Datasette's threads nor those of the event loop are taken.
+        assert (await stored.client.get("/stored/pictures.json?_col=id")).status_code == 200
+        assert await asyncio.to_thread(lambda: True)
+        assert not any(answer.done() for answer in waiting)
+    assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (100, "this PNG image of 4000x4000 pixels takes"),
+        (101, "it has 3.0 MB, more than the 2.5 MB allowed (max_image_mb)"),
+        (102, "There is no picture in this row"),
+    ],
+)
+async def test_what_cannot_be_shown_says_why(stored: Datasette, row: int, message: str) -> None:
+    answer = await stored.client.get(f"{STORED}/{row}?_size=96")
+    assert answer.status_code == 404
+    assert message in answer.text
+
+
+@pytest.mark.asyncio
+async def test_who_waits_too_long_is_told_to_come_again(stored: Datasette) -> None:
+    desk = desk_of(stored)
+    await desk.ready()
+    desk.vision.decoder.budget.wait_s = 0.01
+    with desk.vision.decoder.budget.holding() as reservation:
+        reservation.take(desk.vision.decoder.budget.total, "everything", wait=True)
+        answer = await stored.client.get(f"{STORED}/1?_size=96")
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1

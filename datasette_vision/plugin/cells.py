@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from datasette_vision.errors import InvalidImage, InvalidVector
 from datasette_vision.plugin import pictures, search_page, tablefacts
+from datasette_vision.plugin.desk import desk_of
 from datasette_vision.plugin.search_request import Example, SearchRequest
 from datasette_vision.schema import OWN_COLUMNS, PREFIX
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 MAX_INLINE_BYTES = 8 * 1024
 # Where there is no row to ask for (the result of a query), larger ones do too; still larger stay download links.
 MAX_INLINE_BYTES_WITHOUT_ROW = 64 * 1024
-SHORTEST_EMBEDDING = 8
+SHORTEST_EMBEDDING, LONGEST_EMBEDDING = 8, 65_536  # floats
 PICTURE = Markup(
     '<img src="{}" alt="{}" loading="lazy" style="display:block;max-width:128px;max-height:128px;object-fit:contain">'
 )
@@ -48,7 +49,7 @@ def is_embedding(value: bytes, column: str) -> bool:
     """Say whether a BLOB is an embedding: float32 values of unit length, or of any in a column named accordingly."""
     from datasette_vision import vectors  # heavy: NumPy
 
-    if len(value) < 4 * SHORTEST_EMBEDDING:
+    if not SHORTEST_EMBEDDING <= len(value) / 4 <= LONGEST_EMBEDDING:
         return False
     try:
         vector = vectors.decode(value)
@@ -67,7 +68,9 @@ async def _picture(
     if path is None:
         small = kind in pictures.MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES_WITHOUT_ROW
         return _inline(kind, value, column) if small else None
-    note = _note(kind, value)
+    # Some decoders copy the whole file to read its header.
+    large = len(value) > MAX_INLINE_BYTES_WITHOUT_ROW
+    note = await desk_of(datasette).render(_note, kind, value) if large else _note(kind, value)
     inline = kind in pictures.MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES
     source = _data(kind, value) if inline else pictures.path(datasette, database, table, column, path, 192)
     full = pictures.path(datasette, database, table, column, path)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,9 @@ T = TypeVar("T")
 
 ATTRIBUTE = "_datasette_vision_desk"
 ANSWER_TIMEOUT_S = 120.0
+# Pictures of rows: how many are read and made smaller at a time, and how many are in memory meanwhile.
+PICTURE_THREADS = 2
+PICTURES_HELD = 4
 
 
 class Desk:
@@ -42,6 +46,9 @@ class Desk:
         self.limits = Limits(state.config)
         self.clients = Clients(state.config.trusted_proxies)
         self.measures = Measures()
+        # Whoever reads the picture of a row holds one of these places: those who wait have read nothing yet.
+        self.picture_places = asyncio.Semaphore(PICTURES_HELD)
+        self._pictures = ThreadPoolExecutor(PICTURE_THREADS, "datasette-vision-pictures")
         state.before_close.append(self.close)
 
     @property
@@ -74,8 +81,14 @@ class Desk:
         await self.ready()
         return await asyncio.wrap_future(self.intake.call(function, *arguments))
 
+    async def render(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Look at the picture of a row, away from the event loop, on threads that do nothing else."""
+        run = contextvars.copy_context().run  # for the same caller
+        return await asyncio.get_running_loop().run_in_executor(self._pictures, run, function, *arguments)
+
     def close(self) -> None:
         """End the threads."""
+        self._pictures.shutdown(wait=False)
         if self._intake.loaded:
             self.intake.close()
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from datasette_vision.errors import InvalidArgument, VisionError
+from datasette_vision.errors import Busy, InvalidArgument, VisionError
 from datasette_vision.identifiers import quote
+from datasette_vision.plugin.desk import Desk, desk_of
 from datasette_vision.plugin.permissions import may_view_table
+from datasette_vision.plugin.responses import status_of
 from datasette_vision.plugin.searching import read_embedded, table_of
-from datasette_vision.plugin.state import state_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -46,21 +46,31 @@ async def picture(datasette: Datasette, request: Request) -> Response:
 
     database, table = await table_of(datasette, request)
     size = _size(request.args.get("_size"))
-    value = await _read(database, table, request.url_vars["column"], request.url_vars["row"])
-    if not isinstance(value, bytes):
-        raise NotFound("There is no picture in this row")
     public = await may_view_table(datasette, None, database.name, table)
-    headers = {
-        **HEADERS,
-        "etag": f'"{hashlib.sha256(value).hexdigest()[:32]}-{size or "full"}"',
-        "cache-control": f"{'public' if public else 'private'}, max-age={MAX_AGE_S}",
-    }
-    if headers["etag"] in request.headers.get("if-none-match", ""):
-        return Response("", status=304, headers=headers)
-    try:
-        body, media_type = await asyncio.to_thread(_render, value, size, state_of(datasette).vision.get().limits)
-    except VisionError as error:
-        raise NotFound(f"This picture cannot be shown: {error}") from None
+    desk = desk_of(datasette)
+    async with desk.picture_places:
+        await desk.ready()
+        most = desk.vision.limits.max_bytes
+        value = await _read(database, table, request.url_vars["column"], request.url_vars["row"], most)
+        if isinstance(value, int):
+            size_of = f"it has {value / 1e6:.1f} MB, more than the {most / 1e6:g} MB allowed (max_image_mb)"
+            raise NotFound(f"This picture cannot be shown: {size_of}")
+        if not isinstance(value, bytes):
+            raise NotFound("There is no picture in this row")
+        headers = {
+            **HEADERS,
+            "etag": await desk.render(_etag, value, size),
+            "cache-control": f"{'public' if public else 'private'}, max-age={MAX_AGE_S}",
+        }
+        if headers["etag"] in request.headers.get("if-none-match", ""):
+            return Response("", status=304, headers=headers)
+        try:
+            body, media_type = await desk.render(_render, value, size, desk)
+        except Busy as error:
+            status, retry = status_of(error)
+            return Response.text(str(error), status=status, headers=retry)
+        except VisionError as error:
+            raise NotFound(f"This picture cannot be shown: {error}") from None
     return Response(body, headers=headers, content_type=media_type)
 
 
@@ -75,8 +85,11 @@ def _size(text: str | None) -> int | None:
     return int(text)
 
 
-async def _read(database: Any, table: str, column: str, row: str) -> object:
-    """Return the value of a column in a row, both named as in an address; None when it is not there."""
+async def _read(database: Any, table: str, column: str, row: str, most: int) -> object:
+    """Return the value of a column in a row, both named as in an address; None when it is not there.
+
+    Of a BLOB of more than `most` bytes only how many they are.
+    """
     from datasette.utils import tilde_decode, urlsafe_components
 
     column = tilde_decode(column)
@@ -89,13 +102,19 @@ async def _read(database: Any, table: str, column: str, row: str) -> object:
     if column not in columns or len(values) != len(keys):
         return None
     conditions = " and ".join(f"{quote(key)} = :p{place}" for place, key in enumerate(keys))
-    sql = f"select {quote(column)} from {quote(table)} where {conditions}"
-    found = (await database.execute(sql, {f"p{place}": value for place, value in enumerate(values)})).first()
+    name = quote(column)
+    picture = f"case when typeof({name}) = 'blob' then iif(length({name}) > :most, length({name}), {name}) end"
+    parameters = {**{f"p{place}": value for place, value in enumerate(values)}, "most": most}
+    found = (await database.execute(f"select {picture} from {quote(table)} where {conditions}", parameters)).first()
     return found[0] if found else None
 
 
-def _render(value: bytes, size: int | None, limits: Any) -> tuple[bytes, str]:
-    """Return (bytes, media type) of a picture as asked for. Raises InvalidImage."""
+def _etag(value: bytes, size: int | None) -> str:
+    return f'"{hashlib.sha256(value).hexdigest()[:32]}-{size or "full"}"'
+
+
+def _render(value: bytes, size: int | None, desk: Desk) -> tuple[bytes, str]:
+    """Return (bytes, media type) of a picture as asked for. Raises InvalidImage or Busy."""
     from datasette_vision import images  # heavy: Pillow
 
     kind = images.sniff(value)
@@ -103,4 +122,4 @@ def _render(value: bytes, size: int | None, limits: Any) -> tuple[bytes, str]:
         raise InvalidArgument("this is not an image of a format that is known")
     if kind in MEDIA_TYPES and (size is None or len(value) <= SMALL_BYTES):
         return value, MEDIA_TYPES[kind]
-    return images.thumbnail(value, size or FULL_PIXELS, limits), "image/webp"
+    return desk.vision.decoder.thumbnail(value, size or FULL_PIXELS), "image/webp"

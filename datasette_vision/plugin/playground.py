@@ -74,7 +74,7 @@ async def _ask(desk: Desk, picture: bytes, fields: dict[str, str]) -> dict[str, 
     if not picture:
         raise InvalidArgument("choose a picture first")
     # It raises for what is no picture at all.
-    small = await desk.call(images.thumbnail, picture, KEPT_PIXELS, desk.vision.limits)
+    small = await desk.call(desk.vision.decoder.thumbnail, picture, KEPT_PIXELS)
     facts = await desk.call(images.info, picture)
     models = await desk.call(desk.vision.models)
     futures = [
