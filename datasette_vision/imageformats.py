@@ -1,8 +1,8 @@
 """What the bytes of an image file say before anything decodes them: its format, and whether it is worth opening.
 
 Nothing here decodes pixels or imports Pillow. `images.py` asks three things of this module: which decoder may see these
-bytes at all (`sniff`, `foreign`), what to keep from it (`split_jpeg`, `png_exif`, `piece_bomb`), and, once decoding has
-failed, what is missing (`truncation`).
+bytes at all (`sniff`, `foreign`), what to keep from it (`split_jpeg`, `split_png`, `png_exif`, `piece_bomb`), and, once
+decoding has failed, what is missing (`truncation`).
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ _JPEG_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _JPEG_FRAMES = {0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF} | _JPEG_PROGRESSIVE
 # libjpeg's progressive script has 10 scans, the longest that encoders search through has 64.
 MAX_JPEG_SCANS = 100
+# Each scan visits all pixels: 80 scans of 16 megapixels take 1.5 s. Ten of 100 megapixels are let through.
+MAX_SCANNED_PIXELS = 1_500_000_000
+_PNG_KEPT = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP"}
+_MAX_XMP = 1_000_000
 MAX_PIECES = 50_000  # segments or chunks; 20 MB in the 8 kB chunks that libpng writes are 2,500
 
 
@@ -102,19 +106,23 @@ def piece_bomb(image_format: str, data: bytes) -> str | None:
         return f"it has more than {MAX_PIECES} chunks"
     if image_format != "JPEG":
         return None
-    components, scans, stray, previous_end, progressive = 0, 0, 0, 2, False
+    components, pixels, scans, stray, previous_end, progressive = 0, 0, 0, 0, 2, False
     for number, (marker, start, end) in enumerate(_jpeg_segments(data)):
         if not scans:
             stray += start - 4 - previous_end
         previous_end = end
         if marker in _JPEG_FRAMES and not components:
             components, progressive = data[start + 5] if start + 5 < end else 0, marker in _JPEG_PROGRESSIVE
+            height, width = data[start + 1 : start + 3], data[start + 3 : start + 5]
+            pixels = int.from_bytes(height, "big") * int.from_bytes(width, "big")
         elif marker == 0xDA:
             scans += 1
             if not progressive and data[start : start + 1] == bytes([components]):
                 return None  # sequential and complete in one scan: the decoder reads no other
         if scans > MAX_JPEG_SCANS:
             return f"it has more than {MAX_JPEG_SCANS} scans, which no camera or editor writes"
+        if scans > 1 and scans * pixels > MAX_SCANNED_PIXELS:
+            return f"it has too many scans for its {pixels / 1e6:.0f} megapixels: {scans} or more"
         if max(number, stray) > MAX_PIECES:
             return f"it has more than {MAX_PIECES} segments or stray bytes"
     return None
@@ -162,6 +170,22 @@ def split_jpeg(data: bytes) -> tuple[bytes, bytes]:
             rest.append(data[kept : start - 4] + b"\xff\xe1\x00\x02")
             kept = end
     return exif, b"".join([*rest, data[kept:]]) if rest else data
+
+
+def split_png(data: bytes) -> bytes:
+    """A PNG without the chunks that nobody asks for: texts above all, of which 70 kB may become 260 MB.
+
+    What is kept are the pixels of its first picture, their transparency, a colour profile, and XMP for its orientation.
+    """
+    rest, kept, xmp = [], 8, False
+    for name, start, end in _png_chunks(data):
+        wanted = name in _PNG_KEPT
+        if name == b"iTXt" and not xmp and end - start <= _MAX_XMP:
+            wanted = xmp = data[start:end].startswith(b"XML:com.adobe.xmp\0")
+        if not wanted:
+            rest.append(data[kept : start - 8])
+            kept = end + 4
+    return b"".join([data[:8], *rest, data[kept:]]) if rest else data
 
 
 def is_read_in_strips(data: bytes) -> bool:

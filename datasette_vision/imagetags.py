@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 
@@ -30,6 +31,8 @@ _ORIENTATION_TAG = 0x0112
 _SUB_DIRECTORY_TAGS = {0x8769, 0x8825, 0xA005}  # Exif, GPS, interoperability
 _PIECES_TAGS = {0x0111, 0x0144}  # StripOffsets, TileOffsets
 _MAX_TIFF_PIECES = 200_000  # Pillow walks them in Python, 5 microseconds each
+_RATIONAL = {5, 10}
+_MAX_RATIONALS = 1000  # 5 microseconds and 300 bytes each; a lens or a position has up to four
 _MAX_EXIF_BLOCKS = 16
 _SEARCHED = 1 << 20  # bytes at a time
 _MAX_TIFF_ENTRIES = 65535  # the most a classic TIFF directory can hold
@@ -67,11 +70,20 @@ def tag_bomb(image_format: str, data: bytes) -> str | None:
                     announced += size
                 if tag in _PIECES_TAGS and size > _MAX_TIFF_PIECES * _TIFF_TYPE_SIZES.get(kind, 1):
                     return f"it is cut into more than {_MAX_TIFF_PIECES} pieces"
+                if size > _most_bytes(kind):
+                    return f"a tag of it has {size // _TIFF_TYPE_SIZES.get(kind, 1)} values"
                 if tag in _SUB_DIRECTORY_TAGS and len(directories) < 8:
                     directories.append(value)
                 if entries > _MAX_TIFF_ENTRIES or announced > 2 * len(block) + 65536:
                     return f"its tags announce {announced} bytes of metadata or more, where {len(block)} are"
     return None
+
+
+def _most_bytes(kind: int) -> float:
+    """How many bytes of values of a type one tag may have: Pillow makes Python objects of numbers."""
+    if kind in _RATIONAL:
+        return _MAX_RATIONALS * _TIFF_TYPE_SIZES[kind]
+    return math.inf if _TIFF_TYPE_SIZES.get(kind, 1) == 1 else _MAX_TIFF_PIECES * _TIFF_TYPE_SIZES[kind]
 
 
 def _places(data: bytes, part: bytes) -> Iterator[int]:

@@ -713,6 +713,64 @@ def test_thumbnail_size_out_of_range(pixels: object) -> None:
         images.thumbnail(pictures.png(), pixels)  # type: ignore[arg-type]
 
 
+def held(data: bytes) -> int:
+    """The most memory that Python holds while a header is read."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(InvalidImage):
+            images.info(data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_texts_of_a_png_are_not_unpacked() -> None:
+    """70 kB became 258 MB: one character above U+FFFF makes four bytes of each."""
+    text = zlib.compress(b"a" * 999_990 + "\U0001f600".encode())
+    chunks = [pictures.png_chunk(b"iTXt", b"k%d\0\1\0\0\0" % number + text) for number in range(40)]
+    good = pictures.png()
+    data = good[:33] + b"".join(chunks) + good[33:]
+    assert held(data) < 10 * len(data)
+    assert images.decode(data).tobytes() == images.decode(good).tobytes()
+
+
+def test_a_png_keeps_what_is_looked_at() -> None:
+    from datasette_vision.imageformats import split_png
+
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
+    good = pictures.png()
+    data = good[:33] + pictures.png_chunk(b"tEXt", b"a\0b") + pictures.png_chunk(b"iTXt", xmp) + good[33:]
+    assert images.info(data)["orientation"] == 6
+    assert split_png(data) == good[:33] + pictures.png_chunk(b"iTXt", xmp) + good[33:]
+    assert split_png(good) == good
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "count", "message"),
+    [(258, 3, 1_000_000, "1000000 values"), (339, 3, 200_001, "200001 values"), (282, 5, 1001, "1001 values")],
+)
+def test_numbers_of_a_tiff_are_not_unpacked(tag: int, kind: int, count: int, message: str) -> None:
+    """12 MB became 290 MB, and half a million fractions took 2.6 s."""
+    size = {3: 2, 5: 8}[kind]
+    grey = {256: (4, (10,)), 257: (4, (10,)), 258: (3, (8,)), 259: (3, (1,)), 262: (3, (1,)), 277: (3, (1,))}
+    data = pictures.raw_tiff({**grey, tag: (1, (1,) * (size * count))}, bytes(100))
+    data = data.replace(struct.pack("<HHI", tag, 1, size * count), struct.pack("<HHI", tag, kind, count))
+    assert images.error(data) == f"corrupt TIFF image: a tag of it has {message}"
+    assert held(data) < 4 * len(data) + 1_000_000
+
+
+def test_many_scans_of_many_pixels_are_refused() -> None:
+    from datasette_vision.imageformats import MAX_SCANNED_PIXELS, piece_bomb
+
+    data = pictures.jpeg(progressive=True)
+    scans = data.count(b"\xff\xda")
+    frame = data.index(b"\xff\xc2") + 5
+    for edge, refused in ((10_000, False), (20_000, True)):
+        assert (scans * edge * edge > MAX_SCANNED_PIXELS) == refused
+        large = data[:frame] + struct.pack(">HH", edge, edge) + data[frame + 4 :]
+        assert bool(piece_bomb("JPEG", large)) == refused
+
+
 @pytest.mark.parametrize("filling", [b"\xff", b"\xff\x00", b"\xff\xd0"], ids=["fill", "stuffed", "restarts"])
 def test_what_a_decoder_cannot_use_takes_time_in_proportion(filling: bytes) -> None:
     """40 MB of fill bytes took 40 seconds: the decoder got them all again with every 64 kB."""

@@ -108,3 +108,9 @@ def test_what_cannot_be_used_is_named(query: str, message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         read(query)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("page", ["0" * 19 + "1" + "9" * 5, "1" * 5000, "0" * 5000])
+def test_a_long_number_is_refused(page: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^_page: expected a whole number from 1 to"):
+        SearchRequest.read([("_page", page)])

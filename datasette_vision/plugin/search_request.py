@@ -173,7 +173,7 @@ def _number(name: str, text: str) -> float:
 
 
 def _whole(name: str, text: str, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:20]) <= most):
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and 1 <= int(text) <= most):
         raise InvalidArgument(f"{name}: expected a whole number from 1 to {most}, found {text[:40]!r}")
     return int(text)
 
