@@ -106,6 +106,11 @@ def test_without_normalisation() -> None:
         ({"size": {"shortest_edge": 224}}, "size: expected a height and a width where nothing is cropped"),
         ({"size": "large"}, "cannot be understood"),
         ({"image_mean": None}, "cannot be understood"),
+        ({"image_mean": []}, "cannot be understood"),
+        ({"size": []}, "cannot be understood"),
+        ({"size": {"height": float("inf"), "width": 1}}, "cannot be understood"),
+        ({"crop_size": 0.5, "do_center_crop": True}, "cannot be understood"),
+        ({"size": {"longest_edge": "x" * 5000}}, "size: expected shortest_edge, or height and width, found {"),
     ],
 )
 def test_what_is_not_supported_is_named(changes: dict[str, Any], message: str) -> None:
@@ -114,6 +119,7 @@ def test_what_is_not_supported_is_named(changes: dict[str, Any], message: str) -
         from_config(config, "owner/model: preprocessor_config.json")
     assert str(caught.value).startswith(f"owner/model: preprocessor_config.json: {message}")
     assert str(caught.value).endswith("; say how pictures are prepared with --preprocess")
+    assert len(str(caught.value)) < 300
 
 
 def test_presets() -> None:
@@ -134,7 +140,12 @@ def test_files(tmp_path: Path) -> None:
     assert from_file(path)["resize"] == resize
     path.write_text(json.dumps(preset("clip")))
     assert from_file(path) == preset("clip")
-    for content, message in (("{", "expected JSON, found something else"), ("[]", "expected a JSON object")):
+    flaws = {
+        "{": "expected JSON, found something else",
+        "[" * 100_000: "expected JSON, found something else",
+        "[]": "expected a JSON object",
+    }
+    for content, message in flaws.items():
         path.write_text(content)
         with pytest.raises(InvalidArgument, match=message):
             from_file(path)

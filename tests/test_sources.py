@@ -18,7 +18,7 @@ from datasette_vision.encoder import DualEncoder, load_on
 from datasette_vision.errors import InstallFailed, InvalidArgument, ModelCorrupt, VisionError
 from datasette_vision.models import samples, trial
 from datasette_vision.models.install import Installer
-from datasette_vision.models.labels import read_labels
+from datasette_vision.models.labels import labels_of, read_labels
 from datasette_vision.models.origins import LocalFolder, OneGraph
 from datasette_vision.models.requests import Request
 from datasette_vision.models.sources import Classifier, Finished, Towers, Weights, needed_for_export, recognise
@@ -423,6 +423,11 @@ def test_labels_with_a_flaw(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InvalidArgument, match=r"--labels: .*: expected"):
         read_labels(path)
+
+
+@pytest.mark.parametrize("labels", [None, {}, ["cat", "dog"], "cat", 1, {"x": "cat"}, {"1": "cat"}])
+def test_a_configuration_without_labels_in_order(labels: object) -> None:
+    assert labels_of({"id2label": labels}) == []
 
 
 # The samples

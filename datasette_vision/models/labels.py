@@ -38,7 +38,10 @@ def labels_of(config: dict[str, Any]) -> list[str]:
         return []
 
 
-def _by_number(labels: dict[str, Any]) -> list[Any]:
+def _by_number(labels: Any) -> list[Any]:
+    """Return the labels in the order of their numbers. Raises ValueError for anything but an object of them."""
+    if not isinstance(labels, dict):
+        raise ValueError
     numbered = {int(number): label for number, label in labels.items()}
     if sorted(numbered) != list(range(len(numbered))):
         raise ValueError

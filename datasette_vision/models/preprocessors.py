@@ -51,7 +51,7 @@ def from_file(path: Path) -> Spec:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise InvalidArgument(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidArgument(f"{path}: expected JSON, found something else") from None
     if not isinstance(value, dict):
         raise InvalidArgument(f"{path}: expected a JSON object")
@@ -69,9 +69,9 @@ def from_config(config: Mapping[str, Any], where: str) -> Spec:
         return _from_open_clip(config) if "interpolation" in config else _from_transformers(config)
     except _Unsupported as error:
         raise InstallFailed(f"{where}: {error}; say how pictures are prepared with --preprocess") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InstallFailed(
-            f"{where}: cannot be understood ({error}); say how pictures are prepared with --preprocess"
+            f"{where}: cannot be understood ({str(error)[:100]}); say how pictures are prepared with --preprocess"
         ) from None
 
 
@@ -88,7 +88,9 @@ def _from_transformers(config: Mapping[str, Any]) -> Spec:
         raise _Unsupported("rescale_factor: expected 1/255")
     resample = RESAMPLE.get(int(config.get("resample", 3 if "CLIP" in kind else 2)))
     if resample is None:
-        raise _Unsupported(f"resample: expected one of {', '.join(map(str, RESAMPLE))}, found {config['resample']}")
+        raise _Unsupported(
+            f"resample: expected one of {', '.join(map(str, RESAMPLE))}, found {_shown(config['resample'])}"
+        )
     mean, std = (
         (list(config["image_mean"]), list(config["image_std"])) if config.get("do_normalize", True) else (ZERO, ONE)
     )
@@ -124,13 +126,18 @@ def _transformers_size(size: Any, kind: str, config: Mapping[str, Any]) -> dict[
         square = not kind.startswith(SHORTEST_EDGE) and "crop_pct" not in config
         return {"height": size, "width": size} if square else {"shortest_edge": size}
     if not isinstance(size, Mapping):
-        raise TypeError(f"size {json.dumps(size)[:60]}")
+        raise TypeError(f"size {_shown(size)}")
     known = {key: int(size[key]) for key in ("shortest_edge", "height", "width") if size.get(key) is not None}
     if "shortest_edge" in known:
         return {"shortest_edge": known["shortest_edge"]}
     if set(known) != {"height", "width"}:
-        raise _Unsupported(f"size: expected shortest_edge, or height and width, found {json.dumps(size)[:60]}")
+        raise _Unsupported(f"size: expected shortest_edge, or height and width, found {_shown(size)}")
     return known
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message quotes it, cut short."""
+    return json.dumps(value)[:60]
 
 
 def _side(crop: Mapping[str, Any], side: str) -> int:
@@ -151,10 +158,10 @@ def _from_open_clip(config: Mapping[str, Any]) -> Spec:
     elif mode == "shortest" and height == width:
         resize = {"shortest_edge": height}
     else:
-        raise _Unsupported(f"resize_mode: {mode} is not supported for {height} x {width}")
+        raise _Unsupported(f"resize_mode: {_shown(mode)} is not supported for {height} x {width}")
     resample = str(config["interpolation"])
     if resample not in RESAMPLE.values():
-        raise _Unsupported(f"interpolation: expected one of {', '.join(RESAMPLE.values())}, found {resample}")
+        raise _Unsupported(f"interpolation: expected one of {', '.join(RESAMPLE.values())}, found {_shown(resample)}")
     return _spec(resize, height, width, resample, list(config["mean"]), list(config["std"]))
 
 

@@ -67,7 +67,7 @@ def write_tokenizer(origin: Origin, name: str, target: Path) -> bool:
         value = json.loads(content)
         if not isinstance(value, dict):
             raise ValueError
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InstallFailed(f"{origin.location}: {name}: expected a tokenizer in JSON, found something else") from None
     if lowers and "Lowercase" not in json.dumps(value.get("normalizer")):
         before = value.get("normalizer")
