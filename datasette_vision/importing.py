@@ -18,8 +18,8 @@ from datasette_vision import sidetables, vectors
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidVector
 from datasette_vision.identifiers import quote
 from datasette_vision.matching import Matcher, key_of
-from datasette_vision.parquet import MODEL, opened, shards, vectors_of
-from datasette_vision.places import Place, place
+from datasette_vision.parquet import MODEL, batches, opened, shards, vectors_of
+from datasette_vision.places import Place, place, storage_errors
 from datasette_vision.schema import Row, SideTable, content_hash
 
 BATCH_ROWS = 1000  # a transaction of some 20 ms: a Datasette beside it is not kept waiting
@@ -30,6 +30,7 @@ CREATE = (
     "create table {} (id integer primary key, path text not null unique, digest text, width integer, height integer)"
 )
 DESCRIBED = ("path", "digest", "width", "height")
+TYPES = {"path": "text", "digest": "text", "width": "whole numbers", "height": "whole numbers", "error": "text"}
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,12 @@ class Importer:
             if column not in file.schema_arrow.names:
                 found = ", ".join(file.schema_arrow.names)
                 raise InvalidArgument(f"{shard.address}: expected a column {column}, found {found}")
+        for column, expected in TYPES.items():
+            if column in file.schema_arrow.names and not _holds(file.schema_arrow.field(column).type, expected):
+                found = file.schema_arrow.field(column).type
+                raise InvalidArgument(f"{shard.address}: expected {expected} in the column {column}, found {found}")
         mark = (file.schema_arrow.metadata or {}).get(MODEL)
-        model = mark.decode() if mark else self.plan.model
+        model = mark.decode("utf-8", "replace") if mark else self.plan.model
         if model is None:
             raise InvalidArgument(f"{shard.address} does not say which model made its embeddings: name it with --model")
         return str(model)
@@ -145,11 +150,12 @@ class Importer:
         file = opened(shard)
         wanted = [self.plan.match, "embedding", "error", *DESCRIBED]
         columns = [name for name in file.schema_arrow.names if name in wanted]
-        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+        for batch in batches(shard, file, BATCH_ROWS, columns=columns):
             matrix, missing = vectors_of(batch.column("embedding"))
             if not missing.all():
                 self._check_size(shard, model, matrix.shape[1])
-            rows = batch.drop_columns(["embedding"]).to_pylist()
+            with storage_errors(shard.address):
+                rows = batch.drop_columns(["embedding"]).to_pylist()
             yield [
                 self._row(row, vector if there else None)
                 for row, vector, there in zip(rows, matrix, ~missing, strict=True)
@@ -234,6 +240,17 @@ class Importer:
         summary.failed += counts.failed
         summary.unmatched += counts.unmatched
         summary.first_unmatched = (summary.first_unmatched + counts.first_unmatched)[:SHOWN]
+
+
+def _holds(kind: Any, expected: str) -> bool:
+    """Say whether a pyarrow.DataType is of text or of whole numbers, or of nothing at all."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if expected == "text":
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)
+    return (types.is_integer(kind) and not types.is_uint64(kind)) or types.is_null(kind)
 
 
 def _shards_of(source: str) -> list[Place]:

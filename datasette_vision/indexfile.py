@@ -85,11 +85,7 @@ def save(path: Path, about: dict[str, Any], base: Flat | Graph, alive: Mask | No
 
 def load(path: Path) -> Saved:
     """Open an index: it is mapped, not read. Raises UnusableIndex, and OSError where there is none."""
-    with path.open("rb") as file:
-        try:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            raise UnusableIndex(f"{path} is empty") from None
+    mapped = _mapped(path)
     header = _header(path, mapped)
     parts = header["parts"]
 
@@ -120,10 +116,19 @@ def load(path: Path) -> Saved:
 
 def verify(path: Path) -> None:
     """Check every byte of an index. Raises UnusableIndex, and OSError where there is none."""
-    with path.open("rb") as file, contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as mapped:
+    with contextlib.closing(_mapped(path)) as mapped:
         parts = _header(path, mapped)["parts"]
         if wrong := _wrong(mapped, parts, list(parts)):
             raise UnusableIndex(f"{path} is damaged: {', '.join(wrong)}")
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """Map a file into memory. Raises UnusableIndex for an empty one, and OSError where there is none."""
+    with path.open("rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise UnusableIndex(f"{path} is empty") from None
 
 
 def _header(path: Path, mapped: mmap.mmap) -> dict[str, Any]:

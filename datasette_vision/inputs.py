@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasette_vision.errors import InvalidArgument
-from datasette_vision.parquet import SUFFIX, opened
-from datasette_vision.places import SCHEME, Place, place
+from datasette_vision.parquet import SUFFIX, batches, opened
+from datasette_vision.places import SCHEME, Place, place, storage_errors
 
 # What is taken of a folder. A glob takes whatever it matches.
 IMAGE_SUFFIXES = (
@@ -28,6 +28,8 @@ CONTENT_NAMES = ("image", "bytes", "content", "img", "picture", "photo", "data",
 PATH_NAMES = ("path", "uri", "image_path", "file_path", "filepath", "file", "file_name", "filename", "key", "image")
 
 ROWS_AT_A_TIME = 64
+# What means something in a class of characters of a regular expression, but not in one of a glob.
+CLASS_SYNTAX, BACKSLASHED = r"([\\\[\]^&~|])", r"\\\1"
 
 
 @dataclass(frozen=True)
@@ -212,13 +214,23 @@ def glob_regex(pattern: str) -> str:
         character = pattern[position]
         end = pattern.find("]", position + 2) if character == "[" else -1
         if end > 0:
-            inside = pattern[position + 1 : end].replace("\\", "\\\\")
-            parts.append("[" + ("^" + inside[1:] if inside[0] in "!^" else inside) + "]")
+            parts.append(_character_class(pattern[position + 1 : end]))
             position = end + 1
             continue
         parts.append({"*": "[^/]*", "?": "[^/]"}.get(character, re.escape(character)))
         position += 1
     return "".join(parts)
+
+
+def _character_class(inside: str) -> str:
+    """Return the regular expression of what stands between brackets; a range from z to a matches nothing."""
+    negation, inside = ("^", inside[1:]) if inside[0] in "!^" else ("", inside)
+    expression = f"[{negation}{re.sub(CLASS_SYNTAX, BACKSLASHED, inside)}]"
+    try:
+        re.compile(expression)
+    except re.error:
+        return "(?!)"
+    return expression
 
 
 def _file(file: Place) -> Image:
@@ -237,9 +249,10 @@ def _rows(unit: Unit, wanted: str | None) -> Iterator[Image]:
     needed = list(dict.fromkeys(name for name in (column.name, column.names) if name))
     folder = file.at(file.path.rpartition("/")[0])
     number = unit.first
-    batches: Iterable[Any] = table.iter_batches(ROWS_AT_A_TIME, row_groups=[unit.row_group], columns=needed)
-    for batch in batches:
-        for row in batch.to_pylist():
+    for batch in batches(file, table, ROWS_AT_A_TIME, row_groups=[unit.row_group], columns=needed):
+        with storage_errors(file.address):
+            rows = batch.to_pylist()
+        for row in rows:
             name = row.get(column.names) if column.names else None
             yield _image(f"{file.address}#{number}" if name is None else name, row[column.name], column, folder)
             number += 1

@@ -120,7 +120,7 @@ class Output:
             found = file.schema_arrow
             if found.equals(self.form.schema()):
                 marks = found.metadata or {}
-                model, fingerprint = (marks.get(mark, b"").decode() for mark in (MODEL, FINGERPRINT))
+                model, fingerprint = (marks.get(mark, b"").decode("utf-8", "replace") for mark in (MODEL, FINGERPRINT))
                 if (model, fingerprint) == (self.form.model, self.form.fingerprint):
                     continue
                 what = f"of another {model}" if model == self.form.model else f"of {model or 'an unknown model'}"
@@ -163,7 +163,8 @@ class Output:
 
         forgotten = 0
         for shard, file in list(self._opened()):
-            table = file.read()
+            with storage_errors(shard.address):
+                table = file.read()
             good = table.filter(pc.is_null(table.column("error")))
             if len(good) == 0 < len(table):
                 shard.remove()
@@ -205,6 +206,18 @@ def opened(shard: Place) -> Any:
             raise StorageFailed(f"{shard.address}: not a Parquet file: {error}") from None
 
 
+def batches(shard: Place, file: Any, rows: int, **options: Any) -> Iterator[Any]:
+    """Yield the pyarrow.RecordBatches of an opened shard. Raises StorageFailed, naming it, where it is damaged."""
+    with storage_errors(shard.address):
+        found = file.iter_batches(rows, **options)
+    while True:
+        with storage_errors(shard.address):
+            batch = next(found, None)
+        if batch is None:
+            return
+        yield batch
+
+
 def vectors_of(column: Any) -> tuple[Matrix, Any]:
     """Read a column of embeddings: pyarrow lists of any floats, n rows -> ((n, d) float32, (n,) bool: there is none).
 
@@ -227,7 +240,9 @@ def vectors_of(column: Any) -> tuple[Matrix, Any]:
     matrix = np.zeros((len(array), size), dtype=np.float32)
     if len(there):
         values = there.flatten()
-        matrix[~missing] = np.asarray(values, dtype=np.float32).reshape(len(there), size)
+        with np.errstate(over="ignore"):  # what fits no float32 becomes an infinity, which is no embedding
+            numbers = np.asarray(values).astype(np.float32)  # and a null a NaN
+        matrix[~missing] = numbers.reshape(len(there), size)
     return matrix, missing
 
 

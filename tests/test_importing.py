@@ -317,9 +317,36 @@ def test_mistakes_are_named(connection: sqlite3.Connection, database: Path, shar
         in run(database, "photos", shards, "--on", "file").output
     )
     assert "none: there is no Parquet file" in run(database, "photos", tmp_path / "none").output
+    for columns, found in (
+        ({"digest": [[1]]}, "expected text in the column digest, found list"),
+        ({"width": ["640"]}, "expected whole numbers in the column width, found string"),
+        ({"height": pa.array([2**63], pa.uint64())}, "expected whole numbers in the column height, found uint64"),
+        ({"error": [b"no"]}, "expected text in the column error, found binary"),
+    ):
+        path = tmp_path / "others.parquet"
+        pq.write_table(pa.table({"path": ["/photos/000.jpg"], "embedding": [[1.0, 0.0]], **columns}), path)
+        result = run(database, "photos", path, "--model", "fake")
+        assert result.exit_code == 2
+        assert found in result.output
     result = run(database, "photos", database)
     assert result.exit_code == 12
     assert "not a Parquet file" in result.output
+
+
+def test_what_is_too_large_for_float32_is_no_embedding(
+    connection: sqlite3.Connection, database: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "others.parquet"
+    table = pa.table({"path": ["/photos/000.jpg", "/photos/001.jpg"], "embedding": [[1e300, 0.0], [3.0, 4.0]]})
+    pq.write_table(table.replace_schema_metadata({"datasette_vision.model": b"\xff"}), path)
+    assert "1 imported" in run(database, "photos", path).output
+    (first, second) = stored(connection)
+    assert (first[2], first[4], first[5]) == (
+        "\ufffd",
+        None,
+        "expected an embedding of finite floats, found a NaN or an infinity in it",
+    )
+    assert vectors.decode(second[4]).tolist() == pytest.approx([0.6, 0.8])
 
 
 def test_another_may_write_meanwhile(

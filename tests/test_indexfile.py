@@ -108,8 +108,9 @@ def test_a_part_of_a_file_is_not_an_index(path: Path, kind: str) -> None:
     content = path.read_bytes()
     for size in (0, 1, 47, 48, 1000, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:size])
-        with pytest.raises(UnusableIndex):
-            indexfile.load(path)
+        for read in (indexfile.load, indexfile.verify):
+            with pytest.raises(UnusableIndex):
+                read(path)
     path.write_bytes(b"x" * 5000)
     with pytest.raises(UnusableIndex):
         indexfile.load(path)

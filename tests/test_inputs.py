@@ -62,6 +62,8 @@ def test_names_are_addresses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("2024/**", ["2024/c.webp", "2024/deep/d.heic"]),
         ("[x]/e.jpg", ["[x]/e.jpg"]),
         ("[x]", ["[x]/e.jpg"]),
+        ("[[a].jpg", ["a.jpg"]),
+        ("[&&a~~||].jpg", ["a.jpg"]),
     ],
 )
 def test_globs(folder: Path, pattern: str, expected: list[str]) -> None:
@@ -75,6 +77,7 @@ def test_globs_of_a_store() -> None:
     )
     assert split_glob("s3://bucket/a/b.jpg?x=1") == ("s3://bucket/a/b.jpg?x=1", None)
     assert re.fullmatch(glob_regex("a.b/**/[!\\]c?*"), "a.b/x/y/zcef")
+    assert not re.search(glob_regex("[z-a]"), "a-z")
 
 
 def test_a_name_that_is_not_utf8(folder: Path) -> None:
@@ -136,6 +139,15 @@ def test_a_column_of_images(tmp_path: Path) -> None:
         Image(f"{path}#1", error="the column image is null"),
         Image(f"{path}#2", content=b"3"),
     ]
+
+
+def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.parquet", image=[b"1" * 50, b"2" * 50])
+    content = bytearray(path.read_bytes())
+    content[4:40] = b"\xff" * 36  # the head of the first page
+    path.write_bytes(content)
+    with pytest.raises(StorageFailed, match=r"a\.parquet: "):
+        list(next(Inputs([str(path)]).units()).images())
 
 
 def test_names_of_a_column_path(tmp_path: Path) -> None:
