@@ -314,6 +314,20 @@ def test_any_bytes_are_fields_or_refused(media_type: str, body: bytes) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+async def test_json_that_is_deep(opening: bytes, closing: bytes) -> None:
+    """A thread has hardly anything on its stack, and reads what the event loop could not write in a message."""
+    for levels in (51, 900, 990):
+        deep = opening * (levels - 1) + b"1" + closing * (levels - 1)
+        for padding in (b"", b" " * INLINE_BYTES):
+            with pytest.raises(RequestError, match=r"expected JSON") as refusal:
+                await read(Sender(b'{"a":' + deep + padding + b"}"))
+            assert refusal.value.status == 400
+    wide = b'{"a":' + opening * 49 + b"1" + closing * 49 + b"," + b'"b":[' + b"[1]," * 100 + b"1]}"
+    assert len(await read(Sender(wide))) == 2
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("content_type", [None, "", "text/plain", "image/png", "application/jsonx"])
 async def test_other_media_types(content_type: str | None) -> None:
     with pytest.raises(RequestError, match="expected a Content-Type") as refusal:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 from datasette.app import Datasette
@@ -258,6 +260,20 @@ async def test_mistakes_are_told_on_the_page(datasette: Datasette, query: str, s
     assert page.error.startswith(message)
     assert 'name="q"' in page.text  # so that it can be mended where it was made
     assert page.labels == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("value", ['"\\ud800"', "[1]", "{}", str(10**30), "null"])
+async def test_values_that_no_row_and_no_page_can_hold(demo_path: Path, tmp_path: Path, value: str) -> None:
+    """A _through holds any JSON."""
+    database = tmp_path / "demo.db"
+    shutil.copyfile(demo_path, database)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("create table notes (id integer primary key, emoji text references emoji (hexcode))")
+    through = quote(f'{{"table": "notes", "column": "id", "value": {value}}}')
+    page = await get(make(database), f"{PAGE}?q=cat&_through={through}")
+    assert page.status == (200 if value == "null" else 400)
+    assert page.error or value == "null"
 
 
 @pytest.mark.asyncio

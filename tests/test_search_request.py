@@ -92,6 +92,8 @@ def test_the_largest_page() -> None:
         ("_size=0", "_size: expected a whole number from 1 to 1000, found '0'"),
         ("_size=x", "_size: expected a whole number"),
         ("_page=-1", "_page: expected a whole number"),
+        ("_page=" + "0" * 19 + "1" + "9" * 30, "_page: expected a whole number"),
+        ("_size=" + "0" * 5000 + "1", "_size: expected a whole number"),
         ("_page=%D9%A1", "_page: expected a whole number"),  # a digit, but not of ours
         ("_threshold=high", "_threshold: expected a number from -1000 to 1000, found 'high'"),
         ("_threshold=nan", "_threshold: expected a number"),

@@ -34,6 +34,8 @@ MAX_BOUNDARY = 70
 JSON_BYTES = {b",": 40, b":": 100, b"{": 64, b"[": 64, b'"': 30}
 # What a field of a form takes, without its characters.
 FIELD_BYTES = 300
+# What any request needs are five levels.
+MAX_JSON_DEPTH = 50
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
@@ -190,7 +192,25 @@ def parse_json(body: Body) -> dict[str, Any]:
         raise RequestError(400, f"expected JSON, found a body that is not{detail}") from None
     if not isinstance(value, dict):
         raise RequestError(400, "expected a JSON object, found something else")
+    _check_depth(body, value)
     return value
+
+
+def _check_depth(body: Body, value: dict[str, Any]) -> None:
+    """Raise RequestError for JSON so deep that those who write it, deeper in the stack, could not."""
+    if body.count(b"{") + body.count(b"[") <= MAX_JSON_DEPTH:
+        return
+    level: list[Any] = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise RequestError(400, f"expected JSON of at most {MAX_JSON_DEPTH} levels, found more")
 
 
 def _no_constant(name: str) -> Any:

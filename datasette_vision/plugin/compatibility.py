@@ -76,20 +76,27 @@ async def filter_arguments(
             _check_list(column, lookup, str(value))
     for through in request.args.getlist("_through"):
         _check_through(through)
-    clauses, parameters = chosen.build_where_clauses(table)
     words: list[str] = []
-    for hook in pm.hook.filters_from_request(request=request, database=database, table=table, datasette=datasette):
-        try:
+    try:
+        clauses, parameters = chosen.build_where_clauses(table)
+        for hook in pm.hook.filters_from_request(request=request, database=database, table=table, datasette=datasette):
             found = await await_me_maybe(hook)
-        except DatasetteError as error:
-            if error.status == 500:  # its default: Datasette takes its own refusal for a mistake of the server
-                raise InvalidArgument(error.message) from None
+            if found:
+                clauses += found.where_clauses
+                parameters.update(found.params)
+                words += found.human_descriptions
+        in_words = str(chosen.human_description_en(extra=words))
+        in_words.encode()  # JSON may hold half a character, which no page can
+    except DatasetteError as error:
+        if error.status == 500:  # its default: Datasette takes its own refusal for a mistake of the server
+            raise InvalidArgument(error.message) from None
+        raise
+    except Exception as error:
+        if getattr(error, "status", 500) < 500:  # Datasette's own: not allowed, not found
             raise
-        if found:
-            clauses += found.where_clauses
-            parameters.update(found.params)
-            words += found.human_descriptions
-    return clauses, parameters, str(chosen.human_description_en(extra=words))
+        # Datasette reads them unchecked: numbers of other digits than 0 to 9, for one.
+        raise InvalidArgument(f"the filters cannot be used: {type(error).__name__}: {str(error)[:200]}") from None
+    return clauses, parameters, in_words
 
 
 @contextlib.contextmanager

@@ -145,7 +145,8 @@ async def _execute(datasette: Datasette, database: Database, sql: SearchSql) -> 
         raise InvalidInput(
             f"the search took longer than {limit} ms (sql_time_limit_ms): filters that let fewer rows through help"
         ) from None
-    except (sqlite3.Error, datasette_sqlite3.Error) as error:
+    except (sqlite3.Error, datasette_sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
+        # The last two are of parameters that SQLite has no place for.
         raise InvalidInput(str(error)) from None
 
 
