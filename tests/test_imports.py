@@ -47,7 +47,6 @@ LAYERS: dict[str, int] = {
     "operators": 2,
     "cache": 2,
     "memory": 2,
-    "cgroups": 2,
     "cgroups": 0,
     "cores": 2,
     "eightbit": 2,
