@@ -354,7 +354,8 @@ def _explain(image_format: str, data: bytes, part: str, reason: Exception) -> In
         return InvalidImage(f"truncated {image_format} image: {missing}")
     detail = ""
     if isinstance(reason, (OSError, SyntaxError, ValueError, RuntimeError)) and not isinstance(reason, UnicodeError):
-        detail = " ".join(str(reason).split())[:100]
+        # Some decoders quote the file: only what can be shown is.
+        detail = "".join(filter(str.isprintable, " ".join(str(reason).split())))[:100]
     if "truncated" in detail.lower():
         return InvalidImage(f"truncated {image_format} image of {len(data)} bytes: its {part} should be longer")
     if not any(map(str.isalpha, detail)) or "not identified by this driver" in detail:

@@ -924,6 +924,12 @@ def test_heic_is_read_without_changing_pillow() -> None:
         Image.open(io.BytesIO(data))
 
 
+def test_what_a_decoder_quotes_of_a_file_is_printable() -> None:
+    reason = images.error(heic(pictures.scene(40, 30)).replace(b"clap", b"\x01lap"))
+    assert reason is not None
+    assert "could not parse item property 'lap'" in reason
+
+
 def test_heic_without_pillow_heif_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     data = hostile.HOSTILE_IMAGES["heif_only_its_brand"]
