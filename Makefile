@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+MINUTES ?= 60
 DOCS = README.md $(wildcard docs/*.md)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test mutants lint docs train clean
+.PHONY: demo test fuzz mutants lint docs train clean
 
 demo: $(VENV)/.installed  ## Install, write the demo database, search it, and serve it
 	@echo "Making the demo …"
@@ -23,6 +24,9 @@ lint: $(VENV)/.installed-test  ## Check style, types and that the README is fres
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/cog --check -p "import sys; sys.path.insert(0, '.')" $(DOCS)
+
+fuzz: $(VENV)/.installed-test  ## Try generated inputs on every parser for an hour, or MINUTES=5, and count them
+	@$(BIN)/python -m tests.fuzz $(MINUTES) $(ARGS)
 
 docs: $(VENV)/.installed-test  ## Write the generated parts of the README anew
 	$(BIN)/cog -r -p "import sys; sys.path.insert(0, '.')" $(DOCS)

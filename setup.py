@@ -93,6 +93,7 @@ setup(
             "datasette-block-robots>=1.1",
             "datasette-scale-to-zero>=0.3.2",
             "httpx>=0.27,<1",
+            "hypothesis>=6.100",
             "llm>=0.33",
             "mypy>=1.15",
             "onnx>=1.17",

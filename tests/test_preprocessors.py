@@ -109,6 +109,8 @@ def test_without_normalisation() -> None:
         ({"image_mean": []}, "cannot be understood"),
         ({"size": []}, "cannot be understood"),
         ({"size": {"height": float("inf"), "width": 1}}, "cannot be understood"),
+        ({"size": 1e308, "interpolation": "bicubic", "mean": [], "std": []}, "cannot be understood"),
+        ({"size": [0, 1e308], "interpolation": "bicubic", "mean": [], "std": []}, "resize_mode: "),
         ({"crop_size": 0.5, "do_center_crop": True}, "cannot be understood"),
         ({"size": {"longest_edge": "x" * 5000}}, "size: expected shortest_edge, or height and width, found {"),
     ],

@@ -28,6 +28,7 @@ ADDRESSES = [
         "_like=1F34F%3A2&_unlike=1F34E&_unlike=1F351%3A0.25",
         SearchRequest(examples=(Example("1F34F", 2), Example("1F34E", -0.5), Example("1F351", -0.25))),
     ),
+    ("_like=%3A1", SearchRequest(examples=(Example("", 1.0),))),  # a key that is an empty text
     ("_like=a%2Cb~20c", SearchRequest(examples=(Example("a,b~20c", 1.0),))),
     (f"_embedding={TEXT}", SearchRequest(embedding=TEXT)),
     (f"_embedding={TEXT}%3A0.5", SearchRequest(embedding=TEXT, embedding_weight=0.5)),

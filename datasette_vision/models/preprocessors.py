@@ -68,7 +68,7 @@ def from_config(config: Mapping[str, Any], where: str) -> Spec:
     try:
         return _from_open_clip(config) if "interpolation" in config else _from_transformers(config)
     except _Unsupported as error:
-        raise InstallFailed(f"{where}: {error}; say how pictures are prepared with --preprocess") from None
+        raise InstallFailed(f"{where}: {str(error)[:150]}; say how pictures are prepared with --preprocess") from None
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InstallFailed(
             f"{where}: cannot be understood ({str(error)[:100]}); say how pictures are prepared with --preprocess"

@@ -109,7 +109,9 @@ class SearchRequest:
         for example in self.examples:
             name, usual = ("_like", 1.0) if example.weight > 0 else ("_unlike", LESS)
             weight = abs(example.weight) if name == "_unlike" else example.weight
-            result.append((name, example.row if weight == abs(usual) else f"{example.row}:{_shown(weight)}"))
+            # The row whose key is an empty text needs its weight: without one there is no example.
+            is_plain = example.row and weight == abs(usual)
+            result.append((name, example.row if is_plain else f"{example.row}:{_shown(weight)}"))
         if self.embedding:
             suffix = "" if self.embedding_weight == 1 else f":{_shown(self.embedding_weight)}"
             result.append(("_embedding", self.embedding + suffix))
