@@ -667,11 +667,13 @@ def _idle(attacker: Attacker) -> None:
 
 
 def _hang_ups(attacker: Attacker) -> None:
-    """Ask for what takes long, and hang up at once, over and over."""
+    """Ask for what takes long, and hang up at once: 300 times, or for as long as attacks go on."""
     picture = multipart([("image", changed(encoded("JPEG", 4000, 3000, quality=50), attacker.turn), True)])
     query = sql("with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n").path
-    ends = time.perf_counter() + attacker.site.seconds / 2
-    while time.perf_counter() < ends:
+    ends = time.perf_counter() + attacker.site.seconds
+    for _ in range(150):
+        if time.perf_counter() > ends:
+            break
         for content in (
             f"GET {query} HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
             f"POST {EMBED} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n"

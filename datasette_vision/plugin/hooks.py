@@ -23,6 +23,7 @@ from datasette_vision.plugin import (
     cli_models,
     cli_search,
     crossorigin,
+    crowd,
     links,
     pages,
     permissions,
@@ -169,6 +170,12 @@ def register_routes() -> list[tuple[str, Any]]:
 def cross_origin(datasette: Datasette) -> Any:
     """Refuse foreign pages with a visitor's cookies, and let others post to the API, with --cors."""
     return crossorigin.wrapper(datasette, table.ROUTES)
+
+
+@hookimpl(specname="asgi_wrapper")
+def crowds(datasette: Datasette) -> Any:
+    """Have the many requests of one client wait behind each other."""
+    return crowd.wrapper(datasette)
 
 
 @hookimpl(specname="asgi_wrapper")

@@ -1,4 +1,7 @@
-"""Threads for SQL are shared: a client that keeps some busy waits behind itself, and never holds all of them."""
+"""Shares for each client: of the threads for SQL, and of what the event loop works on.
+
+A client that keeps its share busy waits behind itself, and never holds all there is.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,26 @@ MAX_WAITING = 200
 
 @dataclass
 class _Client:
-    """What one client has: queries that run, and those that wait, the first to go on first."""
+    """What one client has: how much is under way, and what waits, the first to go on first."""
 
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
 
 
 class Shares:
-    """Lets each client run so many queries at a time. For one event loop."""
+    """Lets each client have so many of something under way at a time: of queries, by default. For one event loop."""
 
-    def __init__(self, each: int, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, each: int, max_waiting: int = MAX_WAITING, what: str = "queries") -> None:
         self._each = each
         self._max_waiting = max_waiting
+        self._what = what
         self._clients: dict[str, _Client] = {}
 
     @contextlib.asynccontextmanager
     async def hold(self, client: str, first: bool = False, timeout_s: float = TIMEOUT_S) -> AsyncIterator[None]:
-        """Hold one of a client's threads while the block runs, before its others with `first`.
+        """Hold one of a client's places while the block runs, before its others with `first`.
 
-        Raises Busy when too many of its queries wait, or when none of them ends in time.
+        Raises Busy when too many of its own wait, or when none of them ends in time.
         """
         own = self._clients.setdefault(client, _Client())
         if own.running < self._each:
@@ -49,7 +53,7 @@ class Shares:
 
     async def _wait(self, client: str, own: _Client, first: bool, timeout_s: float) -> None:
         if len(own.waiting) >= self._max_waiting:
-            raise Busy("too many queries of yours are waiting: try again in a moment")
+            raise Busy(f"too many {self._what} of yours are waiting: try again in a moment")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         (own.waiting.appendleft if first else own.waiting.append)(turn)
         try:
@@ -62,7 +66,7 @@ class Shares:
             raise
         if not turn.done():
             own.waiting.remove(turn)
-            raise Busy("other queries of yours are running: try again in a moment")
+            raise Busy(f"other {self._what} of yours are running: try again in a moment")
 
     def _pass_on(self, client: str, own: _Client) -> None:
         if own.waiting:

@@ -1,0 +1,60 @@
+"""How many requests of one client are worked on at a time.
+
+Datasette begins with every request as it comes, and goes on with those whose client has hung up: 6,000 of them, sent in
+three seconds, kept everybody else waiting for a minute. Here the rest of a client's requests wait, which costs nothing,
+and those of others go before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.errors import Busy
+from datasette_vision.plugin.desk import desk_of
+from datasette_vision.plugin.responses import error_answer
+from datasette_vision.plugin.shares import Shares
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+    from datasette_vision.plugin.activity import Application
+
+# A browser sends 6 at a time, and a proxy whose header is not trusted those of all its clients.
+AT_A_TIME = 64
+MAX_WAITING = 1000
+TIMEOUT_S = 60.0
+
+# A request that the server asks of itself, while it answers another, must not wait for that one.
+_inside: ContextVar[bool] = ContextVar("datasette_vision_inside", default=False)
+
+
+def wrapper(
+    datasette: Datasette, at_a_time: int = AT_A_TIME, max_waiting: int = MAX_WAITING
+) -> Callable[[Application], Application]:
+    """Return what wraps an ASGI application so that each client has so many requests under way."""
+    shares = Shares(at_a_time, max_waiting, "requests")
+
+    def wrap(application: Application) -> Application:
+        async def watched(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http" or _inside.get():
+                await application(scope, receive, send)
+                return
+            client = desk_of(datasette).clients.address(scope)
+            async with AsyncExitStack() as held:
+                try:
+                    await held.enter_async_context(shares.hold(client, timeout_s=TIMEOUT_S))
+                except Busy as busy:
+                    await error_answer(datasette, busy).asgi_send(send)
+                    return
+                token = _inside.set(True)
+                try:
+                    await application(scope, receive, send)
+                finally:
+                    _inside.reset(token)
+
+        return watched
+
+    return wrap

@@ -1,0 +1,126 @@
+"""One client's many requests wait behind each other, and nobody else behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from datasette import hookimpl
+from datasette.app import Datasette
+from datasette.plugins import pm
+from datasette.utils.asgi import Response
+
+from datasette_vision.plugin import crowd
+
+
+class Slow:
+    """An application whose answers wait until they may be given."""
+
+    def __init__(self) -> None:
+        self.under_way: list[str] = []
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.under_way.append(scope["client"][0] if scope.get("client") else scope["type"])
+        await self.go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def ask(application: Any, client: str, kind: str = "http") -> tuple[int, dict[bytes, bytes], bytes]:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await application({"type": kind, "client": (client, 1), "headers": []}, None, send)
+    return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
+
+
+def wrapped(inner: Any, **limits: int) -> Any:
+    return crowd.wrapper(Datasette([], memory=True), **limits)(inner)
+
+
+@pytest.mark.asyncio
+async def test_a_client_has_so_many_requests_under_way_and_others_have_theirs() -> None:
+    slow = Slow()
+    application = wrapped(slow, at_a_time=2)
+    tasks = [asyncio.ensure_future(ask(application, client)) for client in ("1.1.1.1",) * 5 + ("2.2.2.2",)]
+    await asyncio.sleep(0.05)
+    assert slow.under_way == ["1.1.1.1", "1.1.1.1", "2.2.2.2"]
+    slow.go_on.set()
+    assert [status for status, _, _ in await asyncio.gather(*tasks)] == [200] * 6
+
+
+@pytest.mark.asyncio
+async def test_too_many_are_refused_at_once() -> None:
+    slow = Slow()
+    application = wrapped(slow, at_a_time=1, max_waiting=1)
+    tasks = [asyncio.ensure_future(ask(application, "1.1.1.1")) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    status, headers, body = await ask(application, "1.1.1.1")
+    assert status == 503
+    assert {name.lower() for name in headers} >= {b"retry-after"}
+    assert json.loads(body)["error"] == "too many requests of yours are waiting: try again in a moment"
+    slow.go_on.set()
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.asyncio
+async def test_a_request_within_a_request_does_not_wait_for_it() -> None:
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        if scope["client"][1] == 1 and scope.pop("outer", True):
+            status, _, _ = await asyncio.wait_for(within(), 30)
+            await send({"type": "http.response.start", "status": status, "headers": []})
+        else:
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    application = wrapped(inner, at_a_time=1)
+
+    async def within() -> tuple[int, Any, Any]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await application({"type": "http", "client": ("1.1.1.1", 1), "headers": [], "outer": False}, None, send)
+        return sent[0]["status"], None, None
+
+    assert (await ask(application, "1.1.1.1"))[0] == 204
+
+
+class Gate:
+    """A plugin with a page that waits, and counts how many of it are under way."""
+
+    __name__ = "gate"
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.most = 0
+
+    @hookimpl
+    def register_routes(self) -> Any:
+        async def page() -> Response:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            await asyncio.sleep(0.1)
+            self.under_way -= 1
+            return Response.text("passed")
+
+        return [("^/-/gate$", page)]
+
+
+@pytest.mark.asyncio
+async def test_a_server_holds_to_it() -> None:
+    gate = Gate()
+    pm.register(gate, name="gate")
+    try:
+        datasette = Datasette([], memory=True)
+        answers = await asyncio.gather(*(datasette.client.get("/-/gate") for _ in range(crowd.AT_A_TIME + 10)))
+    finally:
+        pm.unregister(name="gate")
+    assert {answer.text for answer in answers} == {"passed"}
+    assert gate.most == crowd.AT_A_TIME
