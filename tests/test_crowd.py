@@ -100,13 +100,14 @@ class Gate:
     def __init__(self) -> None:
         self.under_way = 0
         self.most = 0
+        self.go_on = asyncio.Event()
 
     @hookimpl
     def register_routes(self) -> Any:
         async def page() -> Response:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
-            await asyncio.sleep(0.1)
+            await self.go_on.wait()
             self.under_way -= 1
             return Response.text("passed")
 
@@ -119,7 +120,14 @@ async def test_a_server_holds_to_it() -> None:
     pm.register(gate, name="gate")
     try:
         datasette = Datasette([], memory=True)
-        answers = await asyncio.gather(*(datasette.client.get("/-/gate") for _ in range(crowd.AT_A_TIME + 10)))
+        asked = [asyncio.ensure_future(datasette.client.get("/-/gate")) for _ in range(crowd.AT_A_TIME + 10)]
+        for _ in range(1000):
+            await asyncio.sleep(0.05)
+            if gate.under_way == crowd.AT_A_TIME:
+                break
+        await asyncio.sleep(0.5)  # in which the others would come
+        gate.go_on.set()
+        answers = await asyncio.gather(*asked)
     finally:
         pm.unregister(name="gate")
     assert {answer.text for answer in answers} == {"passed"}
