@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette_vision.caller import Caller, acting
 from datasette_vision.errors import Busy, DeadlineExceeded, NotPermitted
+from datasette_vision.plugin.deadlines import GRACE_S, Deadlines
 from datasette_vision.plugin.row_memory import Counted, Held, RowMemory
 from datasette_vision.plugin.shares import Shares
 from datasette_vision.plugin.sql_errors import explained
@@ -78,7 +79,8 @@ class Rules:
 
     `client_of` names whom a request comes from. `may_infer` says whether whoever asks may have a model compute.
     `charge(client, texts, images)` counts inputs against a client's rate, and raises when that is used up. `loads` runs
-    what loads models. `shares` are of the threads for SQL, `row_memory` is what the rows of their answers may take.
+    what loads models. `shares` are of the threads for SQL, `row_memory` is what the rows of their answers may take,
+    `deadlines` ends those whose time is up.
     """
 
     client_of: Callable[[Request], str]
@@ -87,6 +89,7 @@ class Rules:
     places: Places
     shares: Shares
     row_memory: RowMemory
+    deadlines: Deadlines
     loads: Executor
 
 
@@ -265,7 +268,11 @@ def _wrap_read(
             caller = Caller(client, time.monotonic() + seconds, admit)
             # Only what Database.execute() runs is kept in memory as a whole.
             given = Counted(connection, held_rows) if limit else connection
-            return _run(caller, needs, limit, connection, functools.partial(explained(fn), given, *inner, **keywords))
+            query = functools.partial(explained(fn), given, *inner, **keywords)
+            if limit is None:
+                return _run(caller, needs, limit, connection, query)
+            with rules.deadlines.within(seconds + GRACE_S, connection.interrupt):
+                return _run(caller, needs, limit, connection, query)
 
         async with contextlib.AsyncExitStack() as held:
             for pauses in range(MAX_PAUSES):

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from datasette_vision.plugin import permissions, row_memory
+from datasette_vision.plugin.deadlines import Deadlines
 from datasette_vision.plugin.desk import desk_of
 from datasette_vision.plugin.queries import Places, Rules
 from datasette_vision.plugin.shares import Shares
@@ -43,4 +44,6 @@ def _make(datasette: Datasette) -> Rules:
 
     # All threads for SQL but one: pages need it, and those of other clients.
     most = max(1, datasette.setting("num_sql_threads") - 1)
-    return Rules(client_of, may_infer, charge, Places(most), Shares(most), row_memory.of_this_process(), loads)
+    return Rules(
+        client_of, may_infer, charge, Places(most), Shares(most), row_memory.of_this_process(), Deadlines(), loads
+    )

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from datasette_vision.memory import available_bytes
+from datasette_vision.memory import available_bytes, give_back
 
 if TYPE_CHECKING:
     from sqlite3 import Connection, Cursor
@@ -26,6 +26,9 @@ ALL_PART, CLIENT_PART = 4, 6
 LEAST_BYTES = 32 * 2**20
 # Rows are counted in steps of this size, so that small answers cost nothing.
 STEP_BYTES = 256 * 1024
+# What a large answer took stays with the process until the C library is told to give it back: soon after the last one.
+LARGE_BYTES = 8 * 2**20
+TIDY_AFTER_S = 1.0
 # Where the system does not tell how much memory there is.
 ASSUMED_BYTES = 2**31
 
@@ -39,6 +42,7 @@ class RowMemory:
         self._held = 0
         self._clients: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._tidying = threading.Event()
 
     def hold(self, client: str, path: str) -> Held:
         """Return what a request to `path` holds, nothing yet."""
@@ -57,11 +61,20 @@ class RowMemory:
 
     def give(self, client: str, count: int) -> None:
         """Give bytes back."""
+        if count > LARGE_BYTES and not self._tidying.is_set():
+            self._tidying.set()
+            timer = threading.Timer(TIDY_AFTER_S, self._tidy)
+            timer.daemon = True
+            timer.start()
         with self._lock:
             self._held -= count
             self._clients[client] -= count
             if not self._clients[client]:
                 del self._clients[client]
+
+    def _tidy(self) -> None:
+        self._tidying.clear()
+        give_back()
 
 
 class Held:
