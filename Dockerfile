@@ -23,7 +23,7 @@ WORKDIR /build
 COPY docker/constraints.txt ./
 COPY --from=requirements /server.txt ./
 RUN python3 -m venv --without-pip /opt/datasette \
- && pip --python /opt/datasette/bin/python install -c constraints.txt -r server.txt
+ && pip --python /opt/datasette/bin/python install -c constraints.txt -r server.txt dumb-init
 
 # What models are made of and with.
 FROM scratch AS making
@@ -91,6 +91,9 @@ WORKDIR /tmp
 # Every file of every model against its digest, and its answers against those recorded when it was made.
 RUN datasette vision verify
 EXPOSE 8080
+# Process 1 gets no signal that it does not ask for, and Python asks only once it has started: a SIGTERM before that
+# would be lost.
+ENTRYPOINT ["dumb-init", "--single-child", "--"]
 CMD ["datasette", "serve", "/app", "--memory", "--cors", "--host", "0.0.0.0", "--port", "8080"]
 
 # The databases of docker/data, and one for each folder of pictures in it, embedded here and now.

@@ -7,9 +7,12 @@ import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,6 +248,33 @@ def test_the_image_ends_as_somebody_who_may_do_nothing() -> None:
     assert not [line for line in stages()["the image"] if line.startswith(("USER", "RUN"))]
     users = [line for line in stages()["server"] if line.startswith("USER")]
     assert users == ["USER 10001:10001"]
+
+
+def test_process_1_of_the_image_can_be_ended_at_once() -> None:
+    """A SIGTERM that comes before Python has a handler for it is lost by process 1, unless that is an init."""
+    (line,) = [line for line in instructions() if line.startswith("ENTRYPOINT ")]
+    assert json.loads(line.removeprefix("ENTRYPOINT ")) == ["dumb-init", "--single-child", "--"]
+    assert line in stages()["server"]
+    installed = next(line for line in stages()["packages"] if "install" in line)
+    assert installed.split()[-1] == "dumb-init"
+    assert re.search(r"^dumb-init==", (ROOT / "docker/constraints.txt").read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.mark.skipif(not shutil.which("dumb-init") or not shutil.which("unshare"), reason="needs dumb-init and unshare")
+def test_a_sigterm_before_there_are_handlers(tmp_path: Path) -> None:
+    """In a namespace of processes as a container has it. Where that may not be made, there is nothing to see."""
+    ready = tmp_path / "ready"
+    program = f"open({str(ready)!r}, 'w').close(); import time; time.sleep(60)"  # no handler for SIGTERM
+    alone = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no namespace of processes can be made here")
+    with subprocess.Popen([*alone, "dumb-init", "--single-child", "--", sys.executable, "-c", program]) as process:
+        while not ready.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
 
 
 def test_what_changes_least_comes_first() -> None:
