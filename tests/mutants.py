@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -356,7 +357,11 @@ class Session:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = {item.nodeid: item for item in session.items}
-        self._work(self)
+        try:
+            self._work(self)
+        except BaseException:  # pytest would keep it to itself: nothing is printed here
+            traceback.print_exc()
+            raise
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -522,7 +527,9 @@ class Hunt:
     def __call__(self) -> None:
         os.chdir(self._tree)
         options = ["-p", "no:cacheprovider", "-p", "no:terminal", f"--basetemp={self._tree}/.basetemp"]
-        pytest.main([*self._tests, *options], plugins=[Session(self._work)])
+        ended = pytest.main([*self._tests, *options], plugins=[Session(self._work)])
+        if self.noticed + len(self.survivors) < len(self._chosen):
+            raise SystemExit(f"pytest ended with {ended!r} before all mutants were tested")
 
     def _work(self, session: Session) -> None:
         map_ = self._map(session)
