@@ -86,7 +86,7 @@ def test_places(place: dict[int, Any], expected: tuple[float | None, float | Non
 
 
 def test_the_tags_are_those_of_the_standard() -> None:
-    """Exif 2.32, tables 8 and 15. The other tests write and read with the same constants."""
+    """The other tests write and read with the same constants."""
     assert (exif.TAKEN, exif.TAKEN_OFFSET) == (36867, 36881)  # DateTimeOriginal, OffsetTimeOriginal
     assert (exif.DIGITISED, exif.DIGITISED_OFFSET) == (36868, 36882)  # DateTimeDigitized, OffsetTimeDigitized
 
