@@ -15,7 +15,7 @@ from tests.fuzz import properties
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 # A deadline of our own, in processor time, bounds each input: hypothesis's would fail on a busy machine.
-settings.register_profile("ci", max_examples=25, deadline=None, print_blob=True, suppress_health_check=_CHECKS)
+settings.register_profile("ci", max_examples=12, deadline=None, print_blob=True, suppress_health_check=_CHECKS)
 settings.register_profile("hour", parent=settings.get_profile("ci"), max_examples=1000)
 settings.load_profile(os.environ.get("FUZZ_PROFILE", "ci"))
 

@@ -186,7 +186,7 @@ def test_pieces_take_time_in_proportion(image_format: str, data: st.DataObject) 
     parts = pieces(image_format, data.draw(st.sampled_from(seeds(image_format))))
     at = data.draw(st.integers(0, len(parts) - 1))
     piece = parts[at][: data.draw(st.sampled_from((100, 4, 1)))]
-    count = 20_000 // len(piece)
+    count = 5_000 // len(piece)
 
     def work(number: int) -> None:
         images.error(repaired(image_format, b"".join([*parts[: at + 1], piece * number, *parts[at + 1 :]])), LIMITS)
