@@ -78,6 +78,21 @@ async def enriched(tmp_path: Path) -> AsyncIterator[Enriched]:
     enriched.connection.close()
 
 
+@pytest.mark.asyncio
+async def test_a_job_is_for_those_who_may_have_models_compute(enriched: Enriched) -> None:
+    datasette = enriched.datasette
+    datasette.config["permissions"] = {"enrichments": {"id": ["alice", "bob"]}, "vision-infer": {"id": "bob"}}
+    for name, status in (("alice", 403), ("bob", 302)):
+        enriched.cookies = {"ds_actor": datasette.sign({"a": {"id": name}}, "actor")}
+        answer = await enriched.post("vision-embed", {"column": "name", "model": "tiny-emoji"})
+        assert answer.status_code == status, answer.text
+        form = await datasette.client.get("/-/enrich/photos/photos/vision-embed", cookies=enriched.cookies)
+        assert (form.status_code == 403) == (status == 403)
+        there = "_enrichment_jobs" in await datasette.get_database("photos").table_names()
+        assert there == (status == 302)
+    await wait_for_job(datasette, 1, "photos", timeout=60)
+
+
 NOT_AN_IMAGE = "not an image of a known format"
 
 

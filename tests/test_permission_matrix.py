@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import httpx
 import pytest
@@ -25,6 +25,7 @@ from datasette.utils import actor_matches_allow
 from datasette.utils.sqlite import sqlite3
 
 from datasette_vision import photos, vectors
+from datasette_vision.cache import EmbeddingCache, LabelSets
 from datasette_vision.plugin import hooks
 from datasette_vision.plugin.compatibility import IS_1_0
 from datasette_vision.plugin.inputs import TEXT
@@ -34,9 +35,11 @@ from datasette_vision.plugin.search_request import encode_embedding
 from datasette_vision.plugin.state import state_of
 from datasette_vision.plugin.table import ROUTES
 from datasette_vision.schema import Row, SideTable, content_hash
+from datasette_vision.sqltable import FUNCTIONS
 from datasette_vision.vision import Vision
 from tests import pictures
 
+PLUGIN = "datasette-vision"
 MODEL = "fake"
 KNOWN = "words that were embedded before"
 TABLES = ("zzopen", "zzhidden", "zzveiled")  # the last is a view
@@ -107,6 +110,12 @@ class Way:
     table: str | None = None
     computes: bool = False
     needs: tuple[str, ...] = ()
+    # Whether it tells of the server, or shows a page. To be computed for, or to read metrics, needs nothing else.
+    is_of_instance: bool = True
+    # A page of Datasette's that has to be shown as well.
+    page: str | None = None
+    # Whether it is SQL, which reads everything, and tells what it may not do as it tells all errors.
+    is_sql: bool = False
 
 
 def picture(number: int) -> bytes:
@@ -174,7 +183,8 @@ def of_route(route: Route) -> Iterator[Way]:
         return (method, path, {"params" if method == GET else "json": json.loads(text)} if values else {})
 
     for method in route.methods:
-        yield Way(method, lambda number, method=method: request(method, number), None, bool(values), needs)
+        of_instance = not values and not needs
+        yield Way(method, lambda number, method=method: request(method, number), None, bool(values), needs, of_instance)
 
 
 def of_playground(pattern: str) -> Iterator[Way]:
@@ -206,8 +216,29 @@ def of_own_tables() -> Iterator[Way]:
             yield Way("Datasette", got(address), name)
 
 
+def sql(query: str) -> str:
+    """The address that runs SQL."""
+    return f"/pub{'/-/query' if IS_1_0 else ''}.json?{urlencode({'sql': query})}"
+
+
+def of_sql() -> Iterator[Way]:
+    """The ways of SQL: that of visitors, that of the configuration, and filters."""
+    for table in ("zzhidden", "_vision_zzhidden", "_visionloads"):
+        yield Way("SQL", got(sql(f"select count(*) from {table}")), page=ANY_SQL, is_sql=True)
+    stored = "(select embedding from _vision_zzhidden limit 1)"
+    yield Way("SQL", got(sql(f"select vision_search('zzhidden', {stored})")), page=ANY_SQL, is_sql=True)
+    word = "vision_embed('word NUMBER')"
+    yield Way("SQL", got(sql(f"select length({word})")), None, True, page=ANY_SQL, is_sql=True)
+    query = "/pub/find.json?q="
+    yield Way("query", got(f"{query}word+NUMBER"), None, True, page=f"{query}{quote(KNOWN)}", is_sql=True)
+    where = urlencode({"_where": f"{word} is not null"})
+    yield Way("filter", got(f"/pub/zzopen.json?{where}"), "zzopen", True, page=ANY_SQL, is_sql=True)
+
+
+QUERIES = {"find": "select length(vision_embed(:q)) as bytes"}
+ANY_SQL = sql("select 1")
 ROUTE_WAYS = ways_of_routes()
-WAYS = [*itertools.chain.from_iterable(ROUTE_WAYS.values()), *of_own_tables()]
+WAYS = [*itertools.chain.from_iterable(ROUTE_WAYS.values()), *of_own_tables(), *of_sql()]
 
 
 # A database, a server, and what Datasette says
@@ -251,13 +282,25 @@ def path(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     return path
 
 
+def computed(vision: Vision) -> int:
+    """How many inputs the models have computed."""
+    return sum(
+        size * count
+        for service in vision.services.running().values()
+        for queue in service.queues.values()
+        for size, count in dict(queue.sizes).items()
+    )
+
+
 class Server:
     """A Datasette with a configuration, and what it says that an actor may see."""
 
     def __init__(self, path: Path, models: Path, setup: Setup) -> None:
         self.setup = setup
         plugin = {"models_dir": str(models), "default_model": MODEL, "default_classifier": "fake-classifier"}
-        whole = {**setup.instance, "plugins": {"datasette-vision": {**plugin, **setup.plugin}}}
+        whole = {**setup.instance, "plugins": {PLUGIN: {**plugin, **setup.plugin}}}
+        pub = setup.instance.get("databases", {}).get("pub", {})
+        whole["databases"] = {"pub": {**pub, "queries": QUERIES}}
         named: dict[str, Any] = {"config": whole} if IS_1_0 else {"metadata": whole}
         if IS_1_0:
             named["default_deny"] = setup.default_deny
@@ -268,6 +311,10 @@ class Server:
         self._client: httpx.AsyncClient | None = None
         self._said: dict[str, bool] = {}
         self._number = itertools.count(1000)
+
+    async def start(self) -> None:
+        await self.datasette.invoke_startup()
+        self.vision.embed_text(KNOWN, MODEL)
 
     async def ask(self, actor: dict[str, Any] | None, request: Request) -> Any:
         method, address, named = request
@@ -317,41 +364,32 @@ class Server:
         return await self.shows_instance(holder)
 
     async def allows(self, actor: dict[str, Any] | None, way: Way) -> bool:
+        if way.page is not None and not await self.shows(actor, way.page):
+            return False
         if way.table is not None:
             if not await self.shows_table(actor, way.table):
                 return False
-        # Whoever may have a model compute needs nothing else for it; what describes the server is the instance's.
-        elif METRICS not in way.needs and not (way.computes and way.name in (GET, POST)):  # noqa: SIM102
-            if not await self.shows_instance(actor):
-                return False
+        elif way.page is None and way.is_of_instance and not await self.shows_instance(actor):
+            return False
         needs = {*way.needs, *([INFER] if way.computes else [])}
         return all([await self.may(actor, action) for action in needs])
-
-    def computed(self) -> int:
-        """How many inputs the models have computed."""
-        services = self.vision.services.running().values()
-        return sum(
-            size * count
-            for service in services
-            for queue in service.queues.values()
-            for size, count in dict(queue.sizes).items()
-        )
 
     async def check(self, actor: dict[str, Any] | None, way: Way) -> str | None:
         """Try a way, and return what is wrong with what came of it."""
         allowed = await self.allows(actor, way)
         request = way.request(next(self._number))
-        before = self.computed()
+        before = computed(self.vision)
         answer = await self.ask(actor, request)
-        computed = self.computed() > before
+        has_computed = computed(self.vision) > before
         what = f"{request[0]} {request[1]} ({way.name}): {answer.status_code}"
-        if (answer.status_code < 400) != allowed or (not allowed and answer.status_code != 403):
+        refusals = (400, 403) if way.is_sql else (403,)
+        if (answer.status_code < 400) != allowed or (not allowed and answer.status_code not in refusals):
             return f"{what}, expected {'an answer' if allowed else '403'}: {answer.text[-200:]}"
-        if computed != (allowed and way.computes):
-            return f"{what}, and a model {'computed' if computed else 'did not compute'}"
+        if has_computed != (allowed and way.computes):
+            return f"{what}, and a model {'computed' if has_computed else 'did not compute'}"
         if "secretfolder" in answer.text and (actor or {}).get("id") != "root":
             return f"{what}, with a path of the server"
-        for table in TABLES:
+        for table in () if way.is_sql else TABLES:
             if not await self.shows_table(actor, table):
                 if f"the row of {table}" in answer.text:
                     return f"{what}, with a row of {table}"
@@ -374,8 +412,7 @@ def test_every_route_has_a_way() -> None:
 @pytest.mark.parametrize("setup", SETUPS)
 async def test_what_is_told_is_what_datasette_shows(path: Path, models: Path, setup: str) -> None:
     server = Server(path, models, SETUPS[setup])
-    await server.datasette.invoke_startup()
-    server.vision.embed_text(KNOWN, MODEL)
+    await server.start()
     wrong = []
     for name, actor in ACTORS.items():
         for way in WAYS:
@@ -392,9 +429,34 @@ async def test_the_matrix_has_all_cases(path: Path, models: Path) -> None:
     said: dict[str, set[bool]] = {}
     for setup in SETUPS.values():
         server = Server(path, models, setup)
-        await server.datasette.invoke_startup()
+        await server.start()
         for way in WAYS:
             for actor in ACTORS.values():
                 said.setdefault(way.request(1)[1], set()).add(await server.allows(actor, way))
         state_of(server.datasette).close()
     assert {address for address, found in said.items() if found != {True, False}} == set()
+
+
+@pytest.mark.asyncio
+async def test_no_sql_function_computes_without_the_permission(demo_path: Path) -> None:
+    """Every function there is, by its example. Which of them compute is found out by running them."""
+    computing: dict[str, list[bool]] = {}
+    for plugin in ({}, {"allow": False}):
+        datasette = Datasette([str(demo_path)], **{"config" if IS_1_0 else "metadata": {"plugins": {PLUGIN: plugin}}})
+        await datasette.invoke_startup()
+        vision = state_of(datasette).vision.get()
+        for function in FUNCTIONS:
+            vision.cache, vision.label_sets = EmbeddingCache(10_000_000), LabelSets(10_000_000)
+            before = computed(vision)
+            answer = await datasette.client.get(
+                f"/demo{'/-/query' if IS_1_0 else ''}.json", params={"sql": function.example}
+            )
+            computing.setdefault(function.name, []).append(computed(vision) > before)
+            refused = answer.status_code == 400 and INFER in answer.text
+            assert refused or answer.status_code == 200, (function.name, answer.text)
+            assert refused == (computing[function.name][0] and "allow" in plugin), (function.name, answer.text)
+        state_of(datasette).close()
+    assert not any(found[1] for found in computing.values()), computing
+    assert {"vision_embed", "vision_classify", "vision_zero_shot", "llm_embed"} <= {
+        name for name, found in computing.items() if found[0]
+    }

@@ -20,6 +20,7 @@ from datasette_vision.errors import Busy, VisionError
 from datasette_vision.identifiers import quote
 from datasette_vision.models.manifest import DUAL_ENCODER
 from datasette_vision.plugin import enrichment_forms as forms
+from datasette_vision.plugin import permissions, queries
 from datasette_vision.plugin.compatibility import open_reader
 from datasette_vision.plugin.enriching import Batch, Done, image_column
 from datasette_vision.plugin.parameters import labels_of_text
@@ -53,7 +54,8 @@ class VisionEnrichment(Enrichment):
         """Say whether a model, as Vision.models() describes it, can do this."""
 
     async def get_config_form(self, datasette: Datasette, db: Database, table: str) -> Any:
-        """Return the form, with the table's columns and the installed models to choose from."""
+        """Return the form, with the table's columns and the installed models to choose from. Raises Forbidden."""
+        await _ensure_may_infer(datasette)
 
         def make() -> Any:
             vision = state_of(datasette).vision.get()
@@ -81,7 +83,11 @@ class VisionEnrichment(Enrichment):
         config: Config,
         actor_id: str | None = None,
     ) -> int:
-        """Begin a job. Its rows come without their pictures, which are read one by one as they are needed."""
+        """Begin a job. Its rows come without their pictures, which are read one by one as they are needed.
+
+        Raises Forbidden for those who may not have models compute: the job will, when nobody is there to ask any more.
+        """
+        await _ensure_may_infer(datasette)
         # Datasette writes no valid SQL for a table that is left without any column.
         if config["column"] not in await db.primary_keys(table) and len(await db.table_columns(table)) > 1:
             without = urllib.parse.urlencode({"_nocol": config["column"]})
@@ -185,6 +191,13 @@ class ZeroShot(VisionEnrichment):
         k = _wanted(config)
         describe = _described(config, lambda embedding: vision.score(embedding, labels, prompts, model, k))
         return batch.describe(vision, model, config["output"], describe, known=True)
+
+
+async def _ensure_may_infer(datasette: Datasette) -> None:
+    """Raise Forbidden when this is for a request of somebody who may not have models compute."""
+    request = queries.current_request()
+    if request is not None:
+        await permissions.ensure(datasette, request.actor, permissions.INFER)
 
 
 def _wanted(config: Config) -> int:

@@ -202,6 +202,12 @@ def note_request(request: Request) -> None:
         state.request = request
 
 
+def current_request() -> Request | None:
+    """Return the request that is being answered; None where there is none, as in a background task of the server."""
+    state = _request.get()
+    return None if state is None else state.request
+
+
 def stop(error: DeadlineExceeded) -> bool:
     """End the query on this thread as Datasette's own time limit does. False where none of ours runs here."""
     run: Run | None = getattr(_thread, "run", None)
