@@ -31,7 +31,7 @@ FROM scratch AS making
 COPY docker/weights /weights
 # The modules that make models, and no other: changing the rest bakes nothing anew.
 COPY docker/bake.py /build/
-COPY datasette_vision/__init__.py datasette_vision/errors.py datasette_vision/lazy.py datasette_vision/memory.py datasette_vision/cgroups.py \
+COPY datasette_vision/__init__.py datasette_vision/errors.py datasette_vision/lazy.py datasette_vision/memory.py \
   datasette_vision/garbage.py \
   datasette_vision/cgroups.py datasette_vision/cores.py datasette_vision/images.py datasette_vision/imageformats.py \
   datasette_vision/imagememory.py datasette_vision/imagemodes.py datasette_vision/imagetags.py \

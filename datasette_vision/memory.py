@@ -13,6 +13,9 @@ from datasette_vision.garbage import elsewhere
 
 STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
+# malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+LARGE_BLOCK = 4 << 20
 
 
 def resident_mib() -> float | None:
@@ -51,6 +54,19 @@ def _kibibytes(path: Path, name: str) -> int | None:
     with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
         return int(next(line for line in path.read_text("utf-8").splitlines() if line.startswith(name)).split()[1])
     return None
+
+
+def return_large_blocks() -> None:
+    """Have the C library give large blocks back to the system as soon as they are freed, in all of this process.
+
+    By itself glibc does so until the first one of up to 32 MB is freed, and then keeps those of that size in its heaps,
+    with holes between them: after 96 pictures on 8 threads a process held 299 MiB, with this 111 (it began with 93).
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):
+            library = ctypes.CDLL(None)
+            library.mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
+            library.mallopt(_M_TRIM_THRESHOLD, 4 * LARGE_BLOCK)  # or every small block at the top would go at once
 
 
 def give_back() -> None:

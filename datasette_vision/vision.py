@@ -50,6 +50,7 @@ class Vision:
             max_bytes=int(self.config.max_image_mb * 1_000_000),
             max_pixels=int(self.config.max_image_megapixels * 1_000_000),
         )
+        memory.return_large_blocks()
         decode_mb = self.config.image_memory_mb
         decode_bytes = budget.default_bytes(memory.available_bytes()) if decode_mb is None else decode_mb * 1_000_000
         self.decoder = Decoder(self.limits, budget.DecodeBudget(decode_bytes))

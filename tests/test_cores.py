@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,28 @@ def test_memory_without_proc(tmp_path: Path) -> None:
     none = tmp_path / "none"
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
     assert memory.available_bytes(none, none, none, none) == pages
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_large_blocks_that_are_freed_are_given_back() -> None:
+    """Otherwise what is freed between two small blocks that stay is held: here 256 MiB."""
+    program = """
+        from datasette_vision import memory
+        from datasette_vision.vision import Vision
+
+        vision = Vision()
+        first = bytearray(b"a") * (31 << 20)
+        del first
+        before = memory.resident_mib()
+        large, small = [], []
+        for _ in range(16):
+            large.append(bytearray(b"a") * (16 << 20))
+            small.append(bytearray(b"a") * 100_000)
+        held = memory.resident_mib()
+        large.clear()
+        print(held - before, memory.resident_mib() - before)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    held, kept = map(float, done.stdout.split())
+    assert held > 250
+    assert kept < 50
