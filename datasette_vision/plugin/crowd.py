@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from datasette_vision.plugin.activity import Application
 
+ATTRIBUTE = "_datasette_vision_crowd"
 # A browser sends 6 at a time, and a proxy whose header is not trusted those of all its clients.
 AT_A_TIME = 64
 MAX_WAITING = 1000
@@ -35,7 +36,8 @@ def wrapper(
     datasette: Datasette, at_a_time: int = AT_A_TIME, max_waiting: int = MAX_WAITING
 ) -> Callable[[Application], Application]:
     """Return what wraps an ASGI application so that each client has so many requests under way."""
-    shares = Shares(at_a_time, max_waiting, "requests")
+    # Datasette's own client makes the application again for each of its requests.
+    shares = vars(datasette).setdefault(ATTRIBUTE, Shares(at_a_time, max_waiting, "requests"))
 
     def wrap(application: Application) -> Application:
         async def watched(scope: Any, receive: Any, send: Any) -> None:
