@@ -87,7 +87,7 @@ async def test_who_gives_up_loses_no_thread(late: bool) -> None:
 
 @pytest.mark.asyncio
 async def test_the_endless_queries_of_one_client_leave_a_thread_to_the_others() -> None:
-    datasette = Datasette([], memory=True, settings={"num_sql_threads": 2, "sql_time_limit_ms": 4000})
+    datasette = Datasette([], memory=True, settings={"num_sql_threads": 2, "sql_time_limit_ms": 10_000})
     await datasette.invoke_startup()
 
     async def ask(client: str, sql: str) -> int:

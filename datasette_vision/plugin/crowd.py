@@ -37,7 +37,8 @@ def wrapper(
 ) -> Callable[[Application], Application]:
     """Return what wraps an ASGI application so that each client has so many requests under way."""
     # Datasette's own client makes the application again for each of its requests.
-    shares = vars(datasette).setdefault(ATTRIBUTE, Shares(at_a_time, max_waiting, "requests"))
+    made: dict[tuple[int, int], Shares] = vars(datasette).setdefault(ATTRIBUTE, {})
+    shares = made.setdefault((at_a_time, max_waiting), Shares(at_a_time, max_waiting, "requests"))
 
     def wrap(application: Application) -> Application:
         async def watched(scope: Any, receive: Any, send: Any) -> None:
