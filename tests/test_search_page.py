@@ -263,7 +263,7 @@ async def test_mistakes_are_told_on_the_page(datasette: Datasette, query: str, s
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("value", ['"\\ud800"', "[1]", "{}", str(10**30), "null"])
+@pytest.mark.parametrize("value", ['"\\ud800"', "[1]", "{}", str(10**30)])
 async def test_values_that_no_row_and_no_page_can_hold(demo_path: Path, tmp_path: Path, value: str) -> None:
     """A _through holds any JSON."""
     database = tmp_path / "demo.db"
@@ -272,8 +272,8 @@ async def test_values_that_no_row_and_no_page_can_hold(demo_path: Path, tmp_path
         connection.execute("create table notes (id integer primary key, emoji text references emoji (hexcode))")
     through = quote(f'{{"table": "notes", "column": "id", "value": {value}}}')
     page = await get(make(database), f"{PAGE}?q=cat&_through={through}")
-    assert page.status == (200 if value == "null" else 400)
-    assert page.error or value == "null"
+    assert page.status == 400
+    assert page.error
 
 
 @pytest.mark.asyncio
