@@ -31,7 +31,7 @@ MAX_HEADER_BYTES = 8_192
 MAX_BOUNDARY = 70
 # What a value in JSON takes at most on CPython 3.10 to 3.14, by the character that comes with it: a float and its place
 # in an array; an entry of an object, while the object grows; an object or array; half a string, without its characters.
-JSON_BYTES = {b",": 40, b":": 100, b"{": 64, b"[": 64, b'"': 30}
+JSON_BYTES = {b",": 40, b":": 100, b"{": 136, b"[": 64, b'"': 30}
 # What a field of a form takes, without its characters.
 FIELD_BYTES = 300
 # What any request needs are five levels.
