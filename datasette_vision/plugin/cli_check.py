@@ -31,9 +31,10 @@ def check(as_json: bool, memory_mb: float | None, kill_after: float | None, argu
     and no model loaded. Each item of the checklist in docs/security.md is ok, or gets advice, or is a problem; ends
     with exit code 1 when there is a problem.
     """
+    from datasette_vision import memory
     from datasette_vision.plugin import checklist, deployment
 
-    available = deployment.memory_bytes() if memory_mb is None else int(memory_mb * MEGABYTE)
+    available = memory.available_bytes() if memory_mb is None else int(memory_mb * MEGABYTE)
     found = deployment.read(arguments, memory_bytes=available, kill_after_s=kill_after)
     lines = list(checklist.read_out(found))
     if as_json:

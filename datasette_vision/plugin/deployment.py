@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from datasette.database import Database
 
 NAME = "datasette-vision"
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass
@@ -137,16 +136,6 @@ def read(
         with contextlib.suppress(Exception):
             datasette.close() if hasattr(datasette, "close") else None
     return deployment
-
-
-def memory_bytes() -> int | None:
-    """Return how much memory a process may hold here, or None where the system does not tell."""
-    limits = []
-    with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-        limits.append(int(CGROUP_LIMIT.read_text("utf-8")))
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(limits, default=None)
 
 
 async def _read(deployment: Deployment, datasette: Datasette) -> None:
