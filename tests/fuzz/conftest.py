@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +64,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for name, count in sorted(tried.items()):
             terminalreporter.write_line(f"{count:>9,}  {name}")
     terminalreporter.write_line(f"{sum(tried.values()):>9,}  inputs tried, for {len(tried)} properties")
+
+
+@pytest.fixture(scope="module")
+def errors_alone() -> Iterator[None]:
+    """Log errors, which come with their traceback, but none of the warnings that thousands of bad inputs deserve."""
+    logger = logging.getLogger("datasette_vision")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(before)

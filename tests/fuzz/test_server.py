@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,13 +81,13 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(demo_path: Path, fake_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    logging.getLogger("datasette_vision").setLevel(logging.CRITICAL)
+def server(
+    demo_path: Path, fake_models: Path, tmp_path_factory: pytest.TempPathFactory, errors_alone: None
+) -> Iterator[Server]:
     loop = asyncio.new_event_loop()
     database = tmp_path_factory.mktemp("server") / "demo.db"
     shutil.copyfile(demo_path, database)
     yield Server(loop, database, fake_models)
-    logging.getLogger("datasette_vision").setLevel(logging.NOTSET)
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,7 +171,7 @@ def expected(name: str, value: Any, arguments: list[Any]) -> None:
 
 @pytest.mark.parametrize("name", BY_NAME)
 @fuzz(st.data(), weight=1.2)
-def test_every_function(database: Database, caplog_off: None, name: str, data: st.DataObject) -> None:
+def test_every_function(database: Database, errors_alone: None, name: str, data: st.DataObject) -> None:
     function = BY_NAME[name]
     arguments = data.draw(arguments_of(function))
     if function.aggregate:
@@ -185,13 +184,6 @@ def test_every_function(database: Database, caplog_off: None, name: str, data: s
     expected(name, value, arguments)
     if not function.aggregate and None in arguments and name not in ("vision_combine", "vision_models"):
         assert value is None, "NULL in, NULL out"
-
-
-@pytest.fixture(scope="module")
-def caplog_off() -> Iterator[None]:
-    """An internal error is logged with its traceback: let pytest show it."""
-    logging.getLogger("datasette_vision").setLevel(logging.ERROR)
-    return
 
 
 @pytest.mark.parametrize("name", ["vision_error", "vision_info", "vision_embed_image"])
