@@ -15,6 +15,7 @@ import sqlite3
 from typing import NamedTuple
 
 from datasette_vision.identifiers import literal, quote, rowid_name
+from datasette_vision.transactions import in_transaction
 
 # No side table can be called so: those begin with "_vision_".
 LOG = "_visionchanges"
@@ -46,22 +47,16 @@ def install(connection: sqlite3.Connection, side_table: str, primary_key: tuple[
     wanted = _triggers(side_table, primary_key, rowid_name(columns))
     if _installed(connection, side_table) == wanted and state(connection, "main", side_table):
         return
-    began = not connection.in_transaction
-    if began:
-        connection.execute("begin immediate")
-    try:
+
+    def write(connection: sqlite3.Connection) -> None:
         connection.execute(CREATE_LOG)
         for name in _installed(connection, side_table):
             connection.execute(f"drop trigger {quote(name)}")
         for statement in wanted.values():
             connection.execute(statement)
         connection.execute(_note(side_table, "null"))
-        if began:
-            connection.execute("commit")
-    except BaseException:
-        if began:
-            connection.execute("rollback")
-        raise
+
+    in_transaction(connection, write)
 
 
 def state(connection: sqlite3.Connection, schema: str, side_table: str) -> State | None:

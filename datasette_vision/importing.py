@@ -6,6 +6,7 @@ a column. An import that was stopped is run again: what is there already is pass
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from datasette_vision.matching import Matcher, key_of
 from datasette_vision.parquet import MODEL, batches, opened, shards, vectors_of
 from datasette_vision.places import Place, place, storage_errors
 from datasette_vision.schema import Row, SideTable, content_hash
+from datasette_vision.transactions import in_transaction
 
 BATCH_ROWS = 1000  # a transaction of some 20 ms: a Datasette beside it is not kept waiting
 SHOWN = 20
@@ -116,14 +118,7 @@ class Importer:
         began = time.monotonic()
         for shard, model in self._shards:
             for batch in self._batches(shard, model):
-                self._connection.execute("begin immediate")
-                try:
-                    counts = self._write(model, batch)
-                except BaseException:
-                    self._connection.execute("rollback")
-                    raise
-                self._connection.execute("commit")
-                self._count(counts)
+                self._count(in_transaction(self._connection, functools.partial(self._write, model, batch)))
                 self.summary.seconds = time.monotonic() - began
                 told(self.summary)
         self.summary.seconds = time.monotonic() - began
@@ -195,7 +190,7 @@ class Importer:
                 f" {self._side.name}, found {size}"
             )
 
-    def _write(self, model: str, batch: list[_Embedded]) -> Summary:
+    def _write(self, model: str, batch: list[_Embedded], connection: sqlite3.Connection) -> Summary:
         """Write a batch, in the transaction that is open, and return the numbers of it."""
         counts = Summary()
         column = self.column
@@ -219,7 +214,7 @@ class Importer:
                 counts.imported += 1
             else:
                 counts.failed += 1
-        self._side.write(self._connection, written.values())
+        self._side.write(connection, written.values())
         return counts
 
     def _is_there(self, key: tuple[object, ...], column: str, model: str, row: _Embedded) -> bool:

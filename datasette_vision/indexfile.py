@@ -58,7 +58,10 @@ def save(path: Path, about: dict[str, Any], base: Flat | Graph, alive: Mask | No
     with unfinished(path, ".tmp") as temporary:
         if isinstance(base, Graph):
             header |= {"kind": "graph", "expansion": base.expansion}
-            base.graph.save(str(temporary))
+            try:
+                base.graph.save(str(temporary))
+            except RuntimeError as error:  # what usearch makes of a disk that is full
+                raise OSError(f"{path}: {error}") from None
             end_of_vectors = GRAPH_HEAD + len(base) * dimensions
             size = temporary.stat().st_size
             with temporary.open("rb") as file:

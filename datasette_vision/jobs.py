@@ -172,6 +172,12 @@ def prepare(connection: sqlite3.Connection, side: SideTable, tower: Tower, *, fo
     side.create(connection)
     found = connection.execute("select name from pragma_table_info(?)", (side.name,)).fetchall()
     key = tuple(name for (name,) in found[: -len(OWN_COLUMNS)])
+    if tuple(name.lower() for (name,) in found[-len(OWN_COLUMNS) :]) != OWN_COLUMNS:
+        names = ", ".join(name for (name,) in found)
+        raise InvalidArgument(
+            f"{side.name} has other columns than a side table: expected {', '.join((*side.key_columns, *OWN_COLUMNS))},"
+            f" found {names}. Put them right, or drop it and embed {side.table} again"
+        )
     if key != side.key_columns:
         raise InvalidArgument(f"{side.name} knows the rows of {side.table} by {', '.join(key)}: give that as --key")
     side.index_contents(connection)

@@ -13,6 +13,7 @@ from datasette_vision.decoding import Decoder
 from datasette_vision.errors import InvalidArgument
 from datasette_vision.identifiers import quote
 from datasette_vision.schema import LOADS
+from datasette_vision.transactions import in_transaction
 
 # Which tables were made by load, from which folder, with what pictures.
 CREATE_LOADS = f"create table if not exists {LOADS} (name text primary key, base not null, pictures text not null)"
@@ -94,13 +95,15 @@ def prepare(connection: sqlite3.Connection, table: str, base: str, pictures: Pic
         raise InvalidArgument(f"{table} was loaded with {found[1]}, not with {pictures}: choose another --table")
     if not exists:
         picture = f", {pictures.column} blob" if pictures.column else ""
-        connection.execute("begin immediate")
-        connection.execute(CREATE.format(table=quote(table), picture=picture))
-        connection.execute(
-            f"create index {quote(f'{table}_near_duplicate_group')} on {quote(table)} (near_duplicate_group)"
-        )
-        connection.execute(f"insert or replace into {LOADS} values (?, ?, ?)", (table, stored(base), str(pictures)))
-        connection.execute("commit")
+
+        def make(connection: sqlite3.Connection) -> None:
+            connection.execute(CREATE.format(table=quote(table), picture=picture))
+            connection.execute(
+                f"create index {quote(f'{table}_near_duplicate_group')} on {quote(table)} (near_duplicate_group)"
+            )
+            connection.execute(f"insert or replace into {LOADS} values (?, ?, ?)", (table, stored(base), str(pictures)))
+
+        in_transaction(connection, make)
     elif move:
         connection.execute(f"update {LOADS} set base = ? where name = ? collate nocase", (stored(base), table))
     else:

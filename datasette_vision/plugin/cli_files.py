@@ -173,11 +173,13 @@ def import_embeddings(
 
     if not (wishes["create"] or database.exists()):
         raise click.ClickException(f"{database}: there is no such file; --create makes it")
-    is_new = not database.exists()
-    connection = sqlite3.connect(database, timeout=60, isolation_level=None)
-    if is_new:
-        connection.execute(f"pragma page_size = {PAGE_SIZE}")
-    with contextlib.closing(connection), _failures(database), _stoppable():
+    with (
+        _failures(database),
+        contextlib.closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection,
+        _stoppable(),
+    ):
+        if connection.execute("pragma page_count").fetchone() == (0,):  # new, or killed before it wrote anything
+            connection.execute(f"pragma page_size = {PAGE_SIZE}")
         base = _base(wishes.pop("base"))
         importer = Importer(connection, Plan(table=table, sources=parquet, base=base, **wishes))
         with Progress(f"Importing into {table}", quiet=quiet) as progress:
