@@ -34,6 +34,23 @@ def database_path(connection: sqlite3.Connection, schema: str) -> str:
     return ""
 
 
+def recover(connect: Callable[..., sqlite3.Connection], path: str) -> None:
+    """Undo what a killed process was writing, if anything: whoever may only read a database cannot, and reads nothing.
+
+    SQLite itself sees whether the journal beside the file is that of a transaction nobody will end. What cannot be
+    done is left: reading the database says why.
+    """
+    if not path or not Path(f"{path}-journal").exists():
+        return
+    try:
+        with contextlib.closing(
+            connect(f"{Path(path).absolute().as_uri()}?mode=rw", uri=True, timeout=0)
+        ) as connection:
+            connection.execute("select count(*) from sqlite_master").fetchone()
+    except Exception as error:  # each SQLite module has its own class of errors
+        logger.debug("%s: %s", path, error)
+
+
 def open_to_read(connect: Callable[..., sqlite3.Connection], path: str) -> sqlite3.Connection | None:
     """Open a database file to read it on any thread, or return None where it cannot be opened a second time.
 

@@ -154,6 +154,9 @@ def _opened(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
     # Datasette's own SQLite, which may know more than Python's. As an address, so that no character is misread.
     from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
 
+    from datasette_vision.connections import recover
+
+    recover(datasette_sqlite3.connect, str(database))
     connection = datasette_sqlite3.connect(f"{database.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None)
     with contextlib.closing(connection):
         try:

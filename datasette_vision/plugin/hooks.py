@@ -28,6 +28,7 @@ from datasette_vision.plugin import (
     pages,
     permissions,
     queries,
+    recovery,
     routes,
     sidepermissions,
     sqlite_limits,
@@ -58,6 +59,12 @@ def asgi_wrapper(datasette: Datasette) -> Callable[[Application], Application]:
 
 
 @hookimpl(specname="asgi_wrapper")
+def readable_databases(datasette: Datasette) -> Callable[[Application], Application]:
+    """Undo what killed processes were writing, before a request reads it."""
+    return functools.partial(recovery.watch, datasette)
+
+
+@hookimpl(specname="asgi_wrapper")
 def request_of_queries(datasette: Datasette) -> Callable[[Application], Application]:
     """Let queries know which request they belong to."""
     return queries.watch
@@ -81,6 +88,7 @@ def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
     queries.install(rules_of)  # connections may be made before the start
     sqlite_limits.limit(conn)
     state_of(datasette).sql.register(conn)
+    recovery.before_reading(datasette)
 
 
 @hookimpl
