@@ -67,6 +67,8 @@ class Indexes:
         self._readings: dict[tuple[str, ...], Reading] = {}
         self._working: set[tuple[str, ...]] = set()
         self._given_up: set[tuple[str, ...]] = set()
+        # States of connections to which nothing leads that can be read: their file was replaced by another.
+        self._unreachable: dict[tuple[str, ...], State] = {}
         self._one_at_a_time = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
@@ -89,6 +91,8 @@ class Indexes:
             if found is not None:
                 self._improve(key, entry, connection, wanted)
                 return found
+            if self._unreachable.get(key) == state:
+                return None
             if path == "" and connection.in_transaction:
                 # Nobody else can open a database in memory, and what is not committed is for this connection alone.
                 return None
@@ -102,7 +106,10 @@ class Indexes:
             if reading.error is not None:
                 raise copy.copy(reading.error)  # what is raised holds on to the frames that it passes
         with _within_deadline(entry, wanted):
-            return self._fitting(entry, connection, wanted, dimensions, state)
+            found = self._fitting(entry, connection, wanted, dimensions, state)
+        if found is None:
+            self._unreachable[key] = state  # not to read the whole table again for each query
+        return found
 
     def dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
         """Return the dimensions of an index that is in memory, None when there is none, or nothing in it."""
@@ -184,7 +191,10 @@ class Indexes:
                 with contextlib.closing(own):
                     work(own, wanted.in_schema("main"))
 
-            threading.Thread(target=work_on_own, name="datasette-vision-index", daemon=True).start()
+            try:
+                threading.Thread(target=work_on_own, name="datasette-vision-index", daemon=True).start()
+            except RuntimeError:  # the system gives no more threads: this one does it
+                work_on_own()
         return reading
 
     def _improve(self, key: tuple[str, ...], entry: Entry, connection: sqlite3.Connection, wanted: Embeddings) -> None:
@@ -217,8 +227,13 @@ class Indexes:
 
         thread = threading.Thread(target=work, name="datasette-vision-index-work", daemon=True)
         with self._lock:
-            self._threads.append(thread)
-        thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system gives no more threads: a later query tries again
+                logger.warning("the index of %s cannot be made faster now: %s", wanted.source.table, error)
+                self._working.discard(key)
+            else:
+                self._threads.append(thread)
 
     def _do(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -174,6 +175,7 @@ class Watched:
         self._vision = vision
         self._connection: Any = None
         self._version: int | None = None
+        self._file: tuple[int, int] | None = None
         self._kept: dict[tuple[sidetables.Source, str, str], Kept] = {}
         self._errors: dict[tuple[sidetables.Source, str, str], int] = {}
         self.error: str | None = None
@@ -189,8 +191,15 @@ class Watched:
         if self._activity.stopping.is_set():
             return False
         try:
+            file = _identity(str(self._database.path))
             if self._connection is None:
                 self._connection = connected(open_reader(self._database))
+                self._file = file
+            if file != self._file:
+                # Datasette's connections go on with the old file, and would write to it.
+                what = "gone" if file is None else "replaced by another"
+                self.error = f"{self._database.path} is {what}: start the server again"
+                return False
             (version,) = self._connection.execute("pragma data_version").fetchone()
             if version != self._version:
                 self._find()
@@ -264,3 +273,12 @@ class Watched:
         )
         for name, reason in summary.failures:
             logger.warning("%s: %s/%s: %s: %s", NAME, self._database.name, kept.name, name, reason)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return what tells a file from another of the same name, None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
