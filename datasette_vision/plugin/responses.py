@@ -9,10 +9,11 @@ import functools
 import json
 import logging
 import math
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from datasette_vision.errors import Busy, VisionError
+from datasette_vision.errors import Busy, StorageFailed, VisionError
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -78,6 +79,8 @@ def status_of(error: Exception) -> tuple[int, dict[str, str]]:
         return error.http_status, {"retry-after": str(math.ceil(BUSY_RETRY_S))}
     if isinstance(error, VisionError):
         return error.http_status, {}
+    if _is_unreadable(error):
+        return StorageFailed.http_status, {}
     status = getattr(error, "status", None)  # Datasette's NotFound, Forbidden and BadRequest
     return (status if isinstance(status, int) else 500), {}
 
@@ -85,8 +88,18 @@ def status_of(error: Exception) -> tuple[int, dict[str, str]]:
 def message_of(error: Exception) -> str:
     """Return what a person may read of an error. What nobody foresaw goes to the log, not to the client."""
     if isinstance(error, (VisionError, RequestError)) or status_of(error)[0] != 500:
-        return str(error)
+        return f"the database cannot be read: {error}" if _is_unreadable(error) else str(error)
     return "something went wrong here; the server's log says what"
+
+
+def _is_unreadable(error: Exception) -> bool:
+    """Say whether SQLite raised an error for a file that is damaged, is no database, or is gone."""
+    from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
+
+    if type(error) in (sqlite3.DatabaseError, datasette_sqlite3.DatabaseError):
+        return True  # SQLITE_NOTADB and SQLITE_CORRUPT; the rest have classes below this one
+    is_operational = isinstance(error, (sqlite3.OperationalError, datasette_sqlite3.OperationalError))
+    return is_operational and str(error) in ("disk I/O error", "unable to open database file")
 
 
 def error_answer(datasette: Datasette, error: Exception) -> Response:
@@ -111,7 +124,7 @@ def guarded(handler: Handler, refused: Callable[[Datasette, Exception], Response
         try:
             return await handler(datasette, request)
         except Exception as error:
-            if status_of(error)[0] == 500:
+            if status_of(error)[0] == 500 or _is_unreadable(error):
                 logger.error("%s %s failed", request.method, request.path, exc_info=error)
             return refused(datasette, error)
 
