@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class Tokenizer:
         load: Any = tokenizers.Tokenizer.from_file  # 1.0 has other methods than the types say
         library = f"tokenizers {tokenizers.__version__}"
         try:
-            self._tokenizer = load(str(path))
+            with _panics_as_errors():
+                self._tokenizer = load(str(path))
         except Exception as error:
             logger.error("%s: %s: %s", path, library, error)
             raise ModelCorrupt(f"{path}: expected a tokenizer; the log says why it cannot be read") from None
@@ -85,7 +87,9 @@ class Tokenizer:
         return ids if len(ids) >= self._room + MARGIN_TOKENS else None
 
     def _content(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _panics_as_errors():
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def _special_tokens(self, path: Path) -> tuple[list[int], list[int]]:
         """Return the tokens that come before every text, and those behind it."""
@@ -126,6 +130,17 @@ class Tokenizer:
             ids[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = 1
         return {"input_ids": ids, "attention_mask": mask}
+
+
+@contextlib.contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """Turn what Rust raises when it gives up, which is no Exception and would end a worker, into a RuntimeError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"tokenizers gave up: {error}") from None
 
 
 def _well_formed(text: str) -> str:
