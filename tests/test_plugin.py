@@ -16,6 +16,8 @@ import pytest
 from datasette.app import Datasette
 from datasette.utils import StartupError
 
+from datasette_vision import plugin
+from datasette_vision.plugin import hooks
 from datasette_vision.plugin.compatibility import IS_1_0
 from datasette_vision.plugin.sql_errors import HINT
 from datasette_vision.plugin.state import state_of
@@ -213,3 +215,11 @@ async def test_each_datasette_has_a_vision_of_its_own(fake_models: Path) -> None
     one, other = make_datasette(fake_models), make_datasette()
     assert state_of(one) is state_of(one)
     assert state_of(one).vision.get() is not state_of(other).vision.get()
+
+
+def test_every_hook_is_seen_by_datasette() -> None:
+    """Datasette looks at the package, whose folder has the templates, and not at the module with the hooks."""
+    made = {name for name, value in vars(hooks).items() if hasattr(value, "datasette_impl")}
+    assert len(made) > 20
+    assert made == set(plugin.__all__)
+    assert all(getattr(plugin, name) is getattr(hooks, name) for name in made)
