@@ -246,7 +246,7 @@ def _rows(unit: Unit, wanted: str | None) -> Iterator[Image]:
     file = place(unit.uri)
     table = opened(file)
     column = Column.choose(table.schema_arrow, wanted, file.address)
-    needed = list(dict.fromkeys(name for name in (column.name, column.names) if name))
+    needed = list(dict.fromkeys(name for name in (column.name, column.names) if name is not None))
     folder = file.at(file.path.rpartition("/")[0])
     number = unit.first
     for batch in batches(file, table, ROWS_AT_A_TIME, row_groups=[unit.row_group], columns=needed):

@@ -164,6 +164,11 @@ def test_datasets_of_hugging_face(tmp_path: Path) -> None:
     ]
 
 
+def test_a_column_without_a_name(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.parquet", **{"": [b"1"]})
+    assert list(next(Inputs([str(path)]).units()).images()) == [Image(f"{path}#0", content=b"1")]
+
+
 def test_a_column_of_paths(tmp_path: Path) -> None:
     names = ["x.jpg", "/y.jpg", "s3://bucket/z.jpg", "http://example.com/w.jpg", None]
     path = table(tmp_path / "a.parquet", label=["1", "2", "3", "4", "5"], file_name=names)
