@@ -68,6 +68,9 @@ def serve(folder: Path, *arguments: str, plugins: str = "", config: dict[str, An
             assert process.poll() is None, server.log
             time.sleep(0.05)
         yield server
+    except BaseException:
+        print(f"exit code of the server: {process.poll()}; it wrote:\n{server.log[-4000:]}", file=sys.stderr)  # noqa: T201
+        raise
     finally:
         if process.poll() is None:
             process.kill()
