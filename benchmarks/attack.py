@@ -170,7 +170,10 @@ class Server:
             str(self.port),
         ]
         if init:
-            command = ["unshare", "--pid", "--fork", "--kill-child", *command]
+            first = shutil.which("dumb-init", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+            if first is None:
+                sys.exit("the container's process 1 is needed: pip install dumb-init, or --skip early")
+            command = ["unshare", "--pid", "--fork", "--kill-child", first, "--single-child", "--", *command]
         environment = {**os.environ, **ENVIRONMENT, "TMPDIR": str(folder.parent)}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
         if models is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from contextlib import ExitStack, suppress
@@ -121,6 +122,41 @@ def test_inputs_in_hand() -> None:
         other.take_inputs(images=2)
         with pytest.raises(Busy, match=r"10 inputs are waiting already \(max_queue\)"):
             other.take_inputs(texts=1)
+    assert all_of_them.inputs == 0
+
+
+def test_a_word_is_not_refused_for_somebody_elses_many_texts() -> None:
+    all_of_them = limits(max_queue=256, max_inputs=256)
+    with all_of_them.share("many") as many, all_of_them.share("word") as word:
+        many.take_inputs(texts=256)
+        word.take_inputs(texts=1)
+        assert all_of_them.inputs == 257
+        with pytest.raises(Busy, match=r"256 inputs are waiting already"):
+            word.take_inputs(texts=16)
+        assert all_of_them.inputs == 257
+    assert all_of_them.inputs == 0
+
+
+def test_a_client_of_many_words_leaves_places_for_others() -> None:
+    all_of_them = limits(max_queue=32)
+    with contextlib.ExitStack() as stack:
+        for _ in range(24):
+            stack.enter_context(all_of_them.share("flood")).take_inputs(texts=1)
+        with pytest.raises(Busy, match=r"24 inputs are waiting already"):
+            stack.enter_context(all_of_them.share("flood")).take_inputs(images=1)
+        for client in range(8):
+            stack.enter_context(all_of_them.share(str(client))).take_inputs(images=1)
+        with pytest.raises(Busy, match=r"32 inputs are waiting already"):
+            stack.enter_context(all_of_them.share("ninth")).take_inputs(images=1)
+    assert all_of_them.inputs == 0
+
+
+def test_a_request_that_grows_moves_to_the_other_places() -> None:
+    all_of_them = limits(max_queue=256)
+    with all_of_them.share("one") as one:
+        one.take_inputs(texts=16)
+        one.take_inputs(images=1)
+        assert (all_of_them.few.held, all_of_them.many.held) == (0, 17)
     assert all_of_them.inputs == 0
 
 

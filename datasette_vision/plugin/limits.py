@@ -24,6 +24,10 @@ CLIENT_LARGEST_REQUESTS = 1.5
 SMALL_BYTES = 262_144
 LEAST_SMALL_ROOM = 16 * SMALL_BYTES
 CLIENTS_OF_SMALL_ROOM = 4
+# Requests of few inputs have places of their own too: a word is not refused for somebody else's 300 texts. Few are at
+# most these many, or that part of max_queue; and one client leaves some of the places to the others.
+FEW_INPUTS, FEW_PART = 16, 16
+CLIENT_FEW_PLACES = 0.75
 # What a request takes beside its body: it bounds how many may be unfinished.
 REQUEST_BYTES = 4096
 # Clients whose use is remembered, and the places that newcomers share while there are more.
@@ -42,7 +46,9 @@ class Limits:
         self.max_request_bytes = int(config.max_request_mb * 1_000_000)
         self.max_inputs = min(config.max_inputs, config.max_queue)
         self.max_queue = config.max_queue
-        self.inputs = 0
+        self.many = Room(config.max_queue, config.max_queue)
+        self.few = Room(config.max_queue, max(1, int(CLIENT_FEW_PLACES * config.max_queue)))
+        self.few_inputs = max(1, min(FEW_INPUTS, config.max_queue // FEW_PART))
         largest = self.max_request_bytes
         self.max_held_bytes = int(CLIENT_LARGEST_REQUESTS * largest)
         self.large = Room(int(LARGEST_REQUESTS * largest), self.max_held_bytes)
@@ -53,6 +59,11 @@ class Limits:
         self.patience_s = patience_s
         self.clock = clock
         self._rate = RateLimit(config.rate_limit, clock) if config.rate_limit is not None else None
+
+    @property
+    def inputs(self) -> int:
+        """The inputs of the requests that are being answered."""
+        return self.many.held + self.few.held
 
     @property
     def bytes(self) -> int:
@@ -66,8 +77,7 @@ class Limits:
         try:
             yield share
         finally:
-            self.inputs -= share.inputs
-            share.hold(0)
+            share.release()
 
     @contextmanager
     def answer(self, client: str) -> Iterator[Callable[[int], None]]:
@@ -99,7 +109,7 @@ class Limits:
 
 
 class Room:
-    """Bytes that may be held at a time, by all clients together and by each."""
+    """Bytes, or places, that may be held at a time: by all clients together, and by each."""
 
     def __init__(self, total: int, each: int) -> None:
         self.total = total
@@ -129,6 +139,7 @@ class Share:
         self._limits = limits
         self._client = client
         self._room = limits.small
+        self._places = limits.few
         self.inputs = 0
         self.bytes = 0
 
@@ -184,11 +195,22 @@ class Share:
             raise too_large(
                 f"expected at most {self._limits.max_inputs:,} inputs in a request (max_inputs), found {count:,}"
             )
-        if self._limits.inputs + count > self._limits.max_queue:
-            raise Busy(f"{self._limits.inputs:,} inputs are waiting already (max_queue): try again in a moment")
-        self.charge(texts=texts, images=images)
+        places = self._limits.few if self.inputs + count <= self._limits.few_inputs else self._limits.many
+        try:
+            places.move(self._client, self.inputs if places is self._places else 0, self.inputs + count)
+        except Busy:
+            raise Busy(f"{places.held:,} inputs are waiting already (max_queue): try again in a moment") from None
+        if places is not self._places:
+            self._places.move(self._client, self.inputs, 0)
+            self._places = places
         self.inputs += count
-        self._limits.inputs += count
+        self.charge(texts=texts, images=images)
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self._places.move(self._client, self.inputs, 0)
+        self.inputs = 0
+        self.hold(0)
 
     def charge(self, *, texts: int = 0, images: int = 0) -> None:
         """Count work against the client's rate. Raises a 429."""
