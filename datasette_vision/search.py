@@ -92,7 +92,8 @@ class Searcher:
                     f"{name} has no embeddings yet: make them with `datasette vision embed {file} {name}`"
                 )
         there = [found.table for schema in schemas for found in sidetables.sources(connection, schema)]
-        raise NotEmbedded(f"there is no table or view {table!r}; embedded are: {', '.join(there) or 'none'}")
+        shown = table if len(table) <= 64 else table[:64] + "…"
+        raise NotEmbedded(f"there is no table or view {shown!r}; embedded are: {', '.join(there) or 'none'}")
 
     def _search(
         self,

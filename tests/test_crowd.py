@@ -29,13 +29,17 @@ class Slow:
         await send({"type": "http.response.body", "body": b""})
 
 
+async def nothing_to_read() -> Any:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
 async def ask(application: Any, client: str, kind: str = "http") -> tuple[int, dict[bytes, bytes], bytes]:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await application({"type": kind, "client": (client, 1), "headers": []}, None, send)
+    await application({"type": kind, "client": (client, 1), "headers": []}, nothing_to_read, send)
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
@@ -132,3 +136,59 @@ async def test_a_server_holds_to_it() -> None:
         pm.unregister(name="gate")
     assert {answer.text for answer in answers} == {"passed"}
     assert gate.most == crowd.AT_A_TIME
+
+
+@pytest.mark.asyncio
+async def test_requests_that_nobody_waits_for_any_more_are_not_begun() -> None:
+    slow = Slow()
+    application = wrapped(slow, at_a_time=1)
+
+    async def hung_up() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        raise AssertionError("nobody takes an answer")
+
+    first = asyncio.ensure_future(ask(application, "1.1.1.1"))
+    scope = {"type": "http", "client": ("1.1.1.1", 2), "headers": []}
+    others = [asyncio.ensure_future(application(scope, hung_up, send)) for _ in range(20)]
+    await asyncio.sleep(0.05)
+    slow.go_on.set()
+    assert (await first)[0] == 200
+    await asyncio.gather(*others)
+    assert slow.under_way == ["1.1.1.1"]
+
+
+@pytest.mark.asyncio
+async def test_the_message_that_was_looked_at_is_not_lost_and_one_that_never_comes_is_not_waited_for() -> None:
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while scope["client"][1] == 1:
+            message = await receive()
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    application = wrapped(echo)
+    parts = [b"one ", b"two ", b"three"]
+
+    async def slowly() -> Any:
+        await asyncio.sleep(0.01)
+        part = parts.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(parts)}
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    for port, receive, expected in ((1, slowly, b"one two three"), (2, never, b"")):
+        sent: list[Any] = []
+
+        async def send(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        await application({"type": "http", "client": ("1.1.1.1", port), "headers": []}, receive, send)
+        assert sent[1]["body"] == expected
+    await asyncio.sleep(0)
+    assert len(asyncio.all_tasks()) == 1

@@ -2,12 +2,13 @@
 
 Datasette begins with every request as it comes, and goes on with those whose client has hung up: 6,000 of them, sent in
 three seconds, kept everybody else waiting for a minute. Here the rest of a client's requests wait, which costs nothing,
-and those of others go before them.
+those of others go before them, and those that nobody waits for any more are not begun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ ATTRIBUTE = "_datasette_vision_crowd"
 AT_A_TIME = 64
 MAX_WAITING = 1000
 TIMEOUT_S = 60.0
+
+Receive = Callable[[], Awaitable[Any]]
 
 # A request that the server asks of itself, while it answers another, must not wait for that one.
 _inside: ContextVar[bool] = ContextVar("datasette_vision_inside", default=False)
@@ -52,12 +55,43 @@ def wrapper(
                 except Busy as busy:
                     await error_answer(datasette, busy).asgi_send(send)
                     return
+                first = _First(receive)
                 token = _inside.set(True)
                 try:
-                    await application(scope, receive, send)
+                    if not await first.is_gone():
+                        await application(scope, first.receive, send)
                 finally:
                     _inside.reset(token)
+                    first.close()
 
         return watched
 
     return wrap
+
+
+class _First:
+    """The first message of a request, looked at before the request is worked on, and given to whoever does that."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._message: asyncio.Future[Any] | None = None
+
+    async def is_gone(self) -> bool:
+        """Say whether the client has hung up, as far as the server knows. Waits for nothing."""
+        self._message = asyncio.ensure_future(self._receive())
+        await asyncio.sleep(0)
+        if not self._message.done() or self._message.exception() is not None:
+            return False
+        return bool(self._message.result()["type"] == "http.disconnect")
+
+    def close(self) -> None:
+        """Wait for the message no longer: the answer is given."""
+        if self._message is not None and not self._message.cancel():
+            self._message.exception()  # so that nobody is told that it was never looked at
+
+    async def receive(self) -> Any:
+        """Return the next message."""
+        if self._message is None:
+            return await self._receive()
+        message, self._message = self._message, None
+        return await message
