@@ -1132,7 +1132,8 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("idle", "connections", "five hundred connections on which nothing is said", script=_idle),
     Attack("hang_ups", "connections", "expensive requests that nobody waits for", script=_hang_ups),
     Attack("pipelined", "connections", "a thousand requests before the first answer is read", script=_pipelined),
-    Attack("raw", "connections", "what no HTTP client sends", script=_raw),
+    # Datasette 0.65 answers a method of 60,000 letters with 500.
+    Attack("raw", "connections", "what no HTTP client sends", script=_raw, faults=SERVER_FAULTS - {"500"}),
     # Addresses
     Attack("search", "addresses", "searches that ask for too much, or for nonsense", _search_addresses, in_turn=True),
     Attack("paths", "addresses", "addresses of what is not there", _paths, in_turn=True),

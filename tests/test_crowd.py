@@ -192,3 +192,21 @@ async def test_the_message_that_was_looked_at_is_not_lost_and_one_that_never_com
         assert sent[1]["body"] == expected
     await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("size", "expected"), [(8000, 200), (9000, 431)])
+async def test_cookies_that_take_long_to_read_are_not_read(size: int, expected: int) -> None:
+    datasette = Datasette([], memory=True)
+    await datasette.invoke_startup()
+    response = await datasette.client.get("/-/versions.json", headers={"cookie": "a=b; " * (size // 5)})
+    assert response.status_code == expected
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("count", "expected"), [(50, 200), (51, 400)])
+async def test_filters_that_take_long_to_read_are_not_read(count: int, expected: int) -> None:
+    datasette = Datasette([], memory=True)
+    await datasette.invoke_startup()
+    response = await datasette.client.get("/-/versions.json?" + "&".join(["_where=1"] * count))
+    assert response.status_code == expected
