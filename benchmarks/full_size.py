@@ -31,7 +31,7 @@ from benchmarks import image_files
 from datasette_vision import vectors
 from datasette_vision.config import Config
 from datasette_vision.models import trial
-from datasette_vision.models.bake import calibration, prove
+from datasette_vision.models.bake import bake, calibration, prove
 from datasette_vision.models.bake.original import quiet
 from datasette_vision.models.install import Installer
 from datasette_vision.models.requests import Request
@@ -241,7 +241,7 @@ def check(name: str, case: Case, precision: str, models: Path) -> bool:
     """Install a case, compare, print a line, and say whether it passed."""
     started = time.perf_counter()
     request = Request(str(case.source), name=name, precision=precision, force=True, **case.options)
-    model = Installer(models, lambda line: None).install(request).model
+    model = Installer(models, lambda line: None, bake).install(request).model
     seconds = time.perf_counter() - started
     trial.verify(model)
     vision = Vision(Config(models_dir=str(models), cache_mb=0))

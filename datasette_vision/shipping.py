@@ -13,8 +13,8 @@ from pathlib import Path
 
 from datasette_vision.errors import VisionError
 from datasette_vision.models.manifest import Manifest
-from datasette_vision.models.origins import weights_beside
 from datasette_vision.models.store import InstalledModel, ModelStore
+from datasette_vision.models.weights import files_of_graph
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,7 @@ def fingerprint(manifest: Manifest) -> str:
 
 def image_files(manifest: Manifest) -> list[str]:
     """Return the paths of the image tower's files: the graph, and what may hold weights for it."""
-    graph = manifest.image.file
-    folder = graph.rpartition("/")[0]
-    names = [file.path for file in manifest.files]
-    together = [name for name in names if folder and name.rpartition("/")[0] == folder]
-    return sorted({graph, *weights_beside(graph, names), *together})
+    return files_of_graph(manifest.image.file, [file.path for file in manifest.files])
 
 
 def pack(model: InstalledModel) -> Package:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from datasette_vision.errors import InstallFailed, SourceNotFound, VisionError
 from datasette_vision.models import catalog, trial
+from datasette_vision.models.bake import bake
 from datasette_vision.models.install import Installer
 from datasette_vision.models.requests import Request
 
@@ -51,7 +52,7 @@ def install(installer: Installer, wish: str, precision: str) -> None:
 def main(folder: Path, precision: str, wishes: list[str]) -> None:
     """Install all, or end with the exit code of the first that fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    installer = Installer(folder, say)
+    installer = Installer(folder, say, bake)
     for wish in wishes:
         try:
             install(installer, wish, precision)

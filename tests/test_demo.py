@@ -21,7 +21,8 @@ from datasette.app import Datasette
 
 from datasette_vision import demo, images, schema
 from datasette_vision.errors import InvalidImage, VisionError
-from datasette_vision.plugin.compatibility import IS_1_0, serve_arguments
+from datasette_vision.plugin.cli import serve_arguments
+from datasette_vision.plugin.compatibility import IS_1_0
 from datasette_vision.vision import Vision
 
 PARAMETERS = {

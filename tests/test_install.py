@@ -27,6 +27,7 @@ from datasette_vision.errors import (
 )
 from datasette_vision.models import staging, trial
 from datasette_vision.models.install import Installer
+from datasette_vision.models.leftovers import leftovers
 from datasette_vision.models.requests import Request
 from datasette_vision.models.store import ModelStore
 from datasette_vision.vision import Vision
@@ -334,8 +335,8 @@ def test_names_that_begin_alike_are_kept_apart(installer: Installer, source: Pat
     with staging.exclusive(models_dir / ".locks" / "clip-b16", "", print):
         installer.install(request(source))
         assert at_work.is_dir()
-    assert [kind for _, kind in staging.leftovers(models_dir, "clip-b16")] == ["install"]
-    assert staging.leftovers(models_dir, "clip") == []
+    assert [kind for _, kind in leftovers(models_dir, "clip-b16")] == ["install"]
+    assert leftovers(models_dir, "clip") == []
 
 
 def test_a_replacement_killed_half_way(installer: Installer, source: Path, models_dir: Path) -> None:

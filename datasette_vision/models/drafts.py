@@ -16,9 +16,10 @@ from datasette_vision.models import graphs, preprocessors, samples, texttowers, 
 from datasette_vision.models.catalog import CLIP_LOGIT_SCALE, Row
 from datasette_vision.models.labels import labels_of, read_labels
 from datasette_vision.models.manifest import DUAL_ENCODER, FORMAT, IMAGE_CLASSIFICATION, ImageTower, TextTower, parse
-from datasette_vision.models.origins import UNKNOWN_LICENCE, Origin, Say, read_json, weights_beside
+from datasette_vision.models.origins import UNKNOWN_LICENCE, Origin, Say, read_json
 from datasette_vision.models.sources import Classifier, Graphs, Towers, choose_precisions
 from datasette_vision.models.staging import link_or_copy
+from datasette_vision.models.weights import weights_beside
 from datasette_vision.preprocess import Preprocess
 from datasette_vision.tokenizer import Tokenizer
 

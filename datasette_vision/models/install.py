@@ -11,15 +11,13 @@ from typing import Any
 
 from datasette_vision.errors import InstallFailed, InvalidArgument, ModelCorrupt, SourceNotFound, UnknownModel
 from datasette_vision.models import catalog, digests, drafts, hub, manifest, sources, staging, trial
+from datasette_vision.models.leftovers import leftovers
 from datasette_vision.models.manifest import IMAGE_CLASSIFICATION, NAME
 from datasette_vision.models.origins import LocalFolder, OneGraph, Origin, Say, read_json
 from datasette_vision.models.requests import COMMIT, REPOSITORY, Request, is_path, location, name_of
 from datasette_vision.models.store import InstalledModel, ModelStore
 
-NO_BAKE = (
-    "{location} holds PyTorch weights: exporting them needs more packages: pip install 'datasette-vision[bake]'"
-    " (only to install the model, not to use it); missing is {missing}"
-)
+NO_BAKE = "{location} holds PyTorch weights: exporting them is not possible here"
 
 Bake = Callable[..., dict[str, Any]]
 
@@ -34,7 +32,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Installer:
-    """Installs into one models folder. `bake` exports PyTorch weights; tests put their own there."""
+    """Installs into one models folder. `bake` exports PyTorch weights: without it, those are refused."""
 
     models_dir: Path
     say: Say
@@ -60,7 +58,7 @@ class Installer:
                 f" ({', '.join(row.name for row in catalog.CATALOG)})"
             )
         target = self.models_dir / name
-        whole = (target / "manifest.json").is_file() and not staging.leftovers(self.models_dir, name)
+        whole = (target / "manifest.json").is_file() and not leftovers(self.models_dir, name)
         if whole and not request.force:  # also where nothing can be written, as in a container
             return Outcome(self._already_there(name, request, row), already_there=True)
         with staging.held(self.models_dir, name, self.say):
@@ -121,7 +119,8 @@ class Installer:
         return self._bake(layout.origin, request, wishes, folder)
 
     def _bake(self, origin: Origin, request: Request, wishes: drafts.Wishes, folder: Path) -> drafts.Draft:
-        bake = self.bake or _import_bake(origin.location)
+        if self.bake is None:
+            raise InstallFailed(NO_BAKE.format(location=origin.location))
         weights = folder / "weights"
         needed = sources.needed_for_export(origin)
         if isinstance(origin, LocalFolder) and type(origin) is LocalFolder:
@@ -130,7 +129,7 @@ class Installer:
             for name in needed:
                 staging.link_or_copy(origin, name, weights / name)
         self.say(f"Exporting {origin.location}")
-        draft = bake(
+        draft = self.bake(
             weights,
             folder,
             task=request.task,
@@ -225,14 +224,6 @@ def _copy_finished(origin: Origin, folder: Path, precision: str) -> drafts.Draft
         staging.link_or_copy(origin, file.path, folder / file.path)
         InstalledModel(found, folder).path(file.path)
     return value
-
-
-def _import_bake(location: str) -> Bake:
-    try:
-        from datasette_vision.models.bake import bake  # heavy: torch and transformers
-    except ImportError as error:
-        raise InstallFailed(NO_BAKE.format(location=location, missing=error.name or error)) from None
-    return bake
 
 
 def _without(folder: Path, message: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,18 +97,6 @@ def _walk(folder: Path, root: Path, depth: int) -> list[str]:
         if len(found) > MAX_FILES:
             raise SourceNotFound(f"{root}: more than {MAX_FILES:,} files: this is not the folder of a model")
     return found
-
-
-def weights_beside(graph: str, names: Iterable[str]) -> list[str]:
-    """Return those of `names` that hold the weights of a graph: one above 2 GB cannot hold them itself."""
-    if not graph.endswith(".onnx"):
-        return []
-    stem = graph.removesuffix(".onnx")
-    return sorted(
-        name
-        for name in names
-        if name.startswith((f"{graph}_data", f"{graph}.data")) or name in {f"{stem}.data", f"{stem}.bin"}
-    )
 
 
 def read_json(origin: Origin, name: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import secrets
 import shutil
 import time
@@ -24,9 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datasette_vision.errors import InstallFailed
+from datasette_vision.models.leftovers import all_leftovers, leftovers
 from datasette_vision.models.origins import Origin, Say
 
-LEFTOVER = re.compile(r"\.(?P<kind>install|old)-(?P<name>.+)-[0-9a-f]{8}")
 # A download that nobody came back for.
 STALE_SECONDS = 7 * 24 * 3600
 
@@ -92,7 +91,7 @@ def recover(models_dir: Path, name: str) -> None:
 
 def clear_up(models_dir: Path, say: Say) -> None:
     """Put right what killed installs of any name left, unless they are at work, and drop downloads long forgotten."""
-    for name in sorted({match["name"] for match, _ in _leftovers(models_dir)}):
+    for name in sorted({match["name"] for match, _ in all_leftovers(models_dir)}):
         with exclusive(models_dir / ".locks" / name, "", say, wait=False) as mine:
             if mine:
                 recover(models_dir, name)
@@ -101,25 +100,6 @@ def clear_up(models_dir: Path, say: Say) -> None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()
-
-
-def leftovers(models_dir: Path, name: str) -> list[tuple[Path, str]]:
-    """Return (folder, "install" or "old") for what is there of installs of `name`, at work or killed."""
-    return [(entry, match["kind"]) for match, entry in _leftovers(models_dir) if match["name"] == name]
-
-
-def replaced_name(entry: Path) -> str | None:
-    """Return the name of the model that a folder is the replaced one of, None for any other folder."""
-    match = LEFTOVER.fullmatch(entry.name)
-    return match["name"] if match and match["kind"] == "old" else None
-
-
-def _leftovers(models_dir: Path) -> list[tuple[re.Match[str], Path]]:
-    try:
-        entries = sorted(models_dir.iterdir())
-    except OSError:
-        return []
-    return [(match, entry) for entry in entries if (match := LEFTOVER.fullmatch(entry.name))]
 
 
 @contextlib.contextmanager

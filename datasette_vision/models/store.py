@@ -11,9 +11,9 @@ import platformdirs
 from datasette_vision.errors import ModelCorrupt, UnknownModel
 from datasette_vision.models import digests
 from datasette_vision.models import manifest as manifests
+from datasette_vision.models.leftovers import leftovers, replaced_name
 from datasette_vision.models.manifest import File, Manifest
-from datasette_vision.models.origins import weights_beside
-from datasette_vision.models.staging import leftovers, replaced_name
+from datasette_vision.models.weights import files_of_graph
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -31,11 +31,9 @@ class InstalledModel:
         With a graph, the files are checked that hold weights for it: by their names, or by being in its folder below
         the model's. Raises ModelCorrupt when one is missing, of another size or of another digest.
         """
-        names = [file.path for file in self.manifest.files]
-        folder = name.rpartition("/")[0]
-        together = [other for other in names if folder and other.rpartition("/")[0] == folder and other != name]
-        for other in dict.fromkeys([*weights_beside(name, names), *together]):
-            self._check(self.manifest.file(other))
+        for other in files_of_graph(name, [file.path for file in self.manifest.files]):
+            if other != name:
+                self._check(self.manifest.file(other))
         return self._check(self.manifest.file(name))
 
     def _check(self, file: File) -> Path:

@@ -18,7 +18,6 @@ import click
 
 from datasette_vision.config import Config
 from datasette_vision.errors import VisionError
-from datasette_vision.plugin.compatibility import serve_arguments
 
 SAMPLE_QUERIES = ("purple heart", "happy cat", "something to eat")
 
@@ -78,6 +77,23 @@ def demo(database: Path, serve: bool, host: str, port: int) -> None:
     from datasette.cli import cli
 
     cli.main(args=arguments, prog_name="datasette")
+
+
+def serve_arguments(database: Path, metadata: Path, host: str, port: int) -> list[str]:
+    """Return the arguments that make `datasette` serve a database with its metadata and saved queries.
+
+    0.65 reads saved queries from --metadata, 1.0 from --config; each ignores what is the other's.
+    """
+    import datasette
+
+    is_1_0 = not datasette.__version__.startswith("0.")
+    files = ["--metadata", _argument(metadata), *(["--config", _argument(metadata)] if is_1_0 else [])]
+    return ["serve", _argument(database), *files, "--host", host, "--port", str(port), "--cors"]
+
+
+def _argument(path: Path) -> str:
+    """Write a path so that no command line takes it for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def _write_demo(database: Path, metadata: Path, route: str) -> None:

@@ -66,11 +66,12 @@ def install(source: str, models_dir: Path | None, **wishes: Any) -> None:
 
     A model appears whole or not at all: an install can be stopped at any moment and run again.
     """
+    from datasette_vision.models.bake import bake
     from datasette_vision.models.install import Installer
     from datasette_vision.models.requests import Request
     from datasette_vision.models.store import default_models_dir
 
-    outcome = Installer(models_dir or default_models_dir(), say).install(Request(source=source, **wishes))
+    outcome = Installer(models_dir or default_models_dir(), say, bake).install(Request(source=source, **wishes))
     manifest = outcome.model.manifest
     if outcome.already_there:
         click.echo(f"{manifest.name} is installed already, in {outcome.model.folder} (--force replaces it)")

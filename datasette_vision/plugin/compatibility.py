@@ -7,7 +7,6 @@ import json
 import queue
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +22,6 @@ if TYPE_CHECKING:
     from datasette.utils.asgi import Request
 
 IS_1_0 = not datasette.__version__.startswith("0.")
-
-
-def serve_arguments(database: Path, metadata: Path, host: str, port: int) -> list[str]:
-    """Return the arguments that make `datasette` serve a database with its metadata and saved queries.
-
-    0.65 reads saved queries from --metadata, 1.0 from --config; each ignores what is the other's.
-    """
-    files = ["--metadata", _argument(metadata), *(["--config", _argument(metadata)] if IS_1_0 else [])]
-    return ["serve", _argument(database), *files, "--host", host, "--port", str(port), "--cors"]
 
 
 def query_path(datasette: Datasette, database: str) -> str:
@@ -138,11 +128,6 @@ def _check_through(text: str) -> None:
         and isinstance(through.get("value"), (str, int, float))
     ):
         raise InvalidArgument(f"_through: expected a JSON object of table, column and value, found {text[:60]!r}")
-
-
-def _argument(path: Path) -> str:
-    """Write a path so that no command line takes it for an option."""
-    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def close_databases(datasette: Datasette, timeout_s: float) -> None:
