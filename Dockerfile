@@ -29,16 +29,16 @@ RUN python3 -m venv --without-pip /opt/datasette \
 FROM scratch AS making
 # Folders of weights, for MODELS such as clip=/weights/clip-vit-base-patch32.
 COPY docker/weights /weights
-# The modules that make models, and no other: changing the rest bakes nothing anew.
+# The folders of the package that make models, and no other: changing the rest bakes nothing again.
 COPY docker/bake.py /build/
-COPY datasette_vision/__init__.py datasette_vision/errors.py datasette_vision/lazy.py datasette_vision/memory.py \
-  datasette_vision/garbage.py \
-  datasette_vision/cgroups.py datasette_vision/cores.py datasette_vision/images.py datasette_vision/imageformats.py \
-  datasette_vision/imagememory.py datasette_vision/imagemodes.py datasette_vision/imagetags.py \
-  datasette_vision/imagetext.py datasette_vision/preprocess.py \
-  datasette_vision/zeroshot.py datasette_vision/runtime.py datasette_vision/operators.py datasette_vision/tokenizer.py \
-  datasette_vision/encoder.py datasette_vision/classifier.py /build/datasette_vision/
+COPY datasette_vision/__init__.py datasette_vision/errors.py /build/datasette_vision/
+COPY datasette_vision/util /build/datasette_vision/util
+COPY datasette_vision/images /build/datasette_vision/images
+COPY datasette_vision/vectors /build/datasette_vision/vectors
 COPY datasette_vision/models /build/datasette_vision/models
+COPY datasette_vision/engine /build/datasette_vision/engine
+COPY datasette_vision/install /build/datasette_vision/install
+COPY datasette_vision/bake /build/datasette_vision/bake
 # The pictures that precisions are compared over.
 COPY datasette_vision/demo/emoji.zip /build/datasette_vision/demo/
 

@@ -43,7 +43,7 @@ setup(
     },
     entry_points={
         "datasette": ["vision = datasette_vision.plugin"],
-        "llm": ["vision = datasette_vision.llm_plugin"],
+        "llm": ["vision = datasette_vision.llm.plugin"],
     },
     install_requires=[
         # Of Datasette 1.0, what is tested begins with 1.0a40.

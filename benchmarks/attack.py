@@ -40,7 +40,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datasette_vision.config import Config  # noqa: E402
+from datasette_vision.config.settings import Config  # noqa: E402
 from datasette_vision.models.manifest import DUAL_ENCODER  # noqa: E402
 from datasette_vision.models.store import ModelStore  # noqa: E402
 from tests import attacks  # noqa: E402

@@ -14,14 +14,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from datasette_vision.models.bake import bake
+from datasette_vision.bake.bake import bake
 
 # Each tower in a process of its own: what memory it takes, and how long until it can answer.
 LOAD = """
 import sys, time
 import onnxruntime
-from datasette_vision.memory import resident_mib
-from datasette_vision.runtime import OnnxSession
+from datasette_vision.util.memory import resident_mib
+from datasette_vision.engine.runtime import OnnxSession
 before, started, used = resident_mib(), time.perf_counter(), time.process_time()
 OnnxSession(sys.argv[1], inputs=tuple(sys.argv[3:]), output=sys.argv[2])
 print(f"{1000 * (time.perf_counter() - started):.0f} ms to load ({1000 * (time.process_time() - used):.0f} ms of CPU),"

@@ -22,10 +22,10 @@ from typing import Any
 
 from generated import write_pictures
 
-from datasette_vision.encoder import LoadSession, load_on
-from datasette_vision.jobs import embed_table
-from datasette_vision.pipeline import config_for_bulk
-from datasette_vision.vision import Vision
+from datasette_vision.bulk.embed_table import embed_table
+from datasette_vision.bulk.pipeline import config_for_bulk
+from datasette_vision.engine.encoder import LoadSession, load_on
+from datasette_vision.engine.vision import Vision
 
 
 def work(database: Path, folder: Path, model: str, log: Path) -> None:

@@ -22,10 +22,10 @@ from statistics import median
 import numpy as np
 from generated import write_pictures
 
-from datasette_vision.jobs import Summary, embed_table
-from datasette_vision.pipeline import BATCH_SIZE, config_for_bulk
-from datasette_vision.runtime import default_threads
-from datasette_vision.vision import Vision
+from datasette_vision.bulk.embed_table import Summary, embed_table
+from datasette_vision.bulk.pipeline import BATCH_SIZE, config_for_bulk
+from datasette_vision.engine.runtime import default_threads
+from datasette_vision.engine.vision import Vision
 
 
 def ideal(model: str, paths: list[Path]) -> tuple[float, float]:

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasette_vision import images, memory
-from datasette_vision.budget import DecodeBudget
-from datasette_vision.decoding import Decoder
-from datasette_vision.preprocess import Preprocess, Size
+from datasette_vision.images import decode as images
+from datasette_vision.images.budget import DecodeBudget
+from datasette_vision.images.decoder import Decoder
+from datasette_vision.images.preprocess import Preprocess, Size
+from datasette_vision.util import memory
 from tests import pictures
 
 STATUS = Path("/proc/self/status")

@@ -28,14 +28,15 @@ import transformers
 from PIL import Image
 
 from benchmarks import image_files
-from datasette_vision import vectors
-from datasette_vision.config import Config
-from datasette_vision.models import trial
-from datasette_vision.models.bake import bake, calibration, prove
-from datasette_vision.models.bake.original import quiet
-from datasette_vision.models.install import Installer
-from datasette_vision.models.requests import Request
-from datasette_vision.vision import Vision
+from datasette_vision.bake import calibration, prove
+from datasette_vision.bake.bake import bake
+from datasette_vision.bake.original import quiet
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.vision import Vision
+from datasette_vision.install import trial
+from datasette_vision.install.install import Installer
+from datasette_vision.install.requests import Request
+from datasette_vision.vectors import embedding as vectors
 from tests import tinytorch
 
 TEXTS = (*calibration.TEXTS, "<|startoftext|> and <|endoftext|>", "tabs\tand\nlines", "x" * 500, "İstanbul ŒUVRE ẞ")

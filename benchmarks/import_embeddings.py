@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasette_vision import vectors
-from datasette_vision.parquet import Form, ImageRow, Output
+from datasette_vision.files.parquet import Form, ImageRow, Output
+from datasette_vision.vectors import embedding as vectors
 
 ROWS_PER_FILE = 10_000
 

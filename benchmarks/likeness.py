@@ -17,9 +17,10 @@ import numpy as np
 from generated import picture
 from PIL import Image, ImageEnhance
 
-from datasette_vision import images, likeness
-from datasette_vision.demo import read_archive
+from datasette_vision.demo.demo import read_archive
 from datasette_vision.errors import InvalidImage
+from datasette_vision.images import decode as images
+from datasette_vision.images import perceptual_hash as likeness
 
 
 def coded(picture: Image.Image, image_format: str, quality: int) -> Image.Image:

@@ -30,9 +30,9 @@ import numpy as np
 from PIL import Image
 from servers import Server, serve
 
-from datasette_vision.config import Config
-from datasette_vision.intake import Intake
-from datasette_vision.vision import Vision
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.inference import Intake
+from datasette_vision.engine.vision import Vision
 
 TEXTS, IMAGES = 200, 40
 # What the order of additions may make of the same input in batches of different sizes.

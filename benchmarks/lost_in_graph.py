@@ -12,8 +12,9 @@ import time
 
 import numpy as np
 
-from datasette_vision import hnsw, vectors
-from datasette_vision.eightbit import Flat, coded
+from datasette_vision.vectors import embedding as vectors
+from datasette_vision.vectors import hnsw
+from datasette_vision.vectors.eight_bit import Flat, coded
 
 
 def clustered(count: int, dimensions: int) -> Flat:

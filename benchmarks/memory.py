@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 from servers import serve
 
-from datasette_vision.plugin.compatibility import IS_1_0
+from datasette_vision.plugin.server.compatibility import IS_1_0
 
 QUERIES = {
     "first text": "select length(vision_embed('purple and gold'))",

@@ -38,9 +38,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from servers import Server, serve
 
-from datasette_vision.config import Config
-from datasette_vision.schema import Row, SideTable, content_hash
-from datasette_vision.vision import Vision
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.vision import Vision
+from datasette_vision.tables.schema import Row, SideTable, content_hash
 from tests import pictures
 from tests.attacks import CLASSIFY, EMBED, OPENAI, ZERO_SHOT, Attacker, Request, Site, as_json, upload
 from tests.attacks import sql as sql_request

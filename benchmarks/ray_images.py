@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasette_vision.parquet import opened, shards
-from datasette_vision.places import place
+from datasette_vision.files.parquet import opened, shards
+from datasette_vision.files.storage import place
 
 SIZES = ((320, 240), (640, 480), (640, 480), (1024, 768), (1600, 1200))
 

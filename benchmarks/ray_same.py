@@ -20,11 +20,13 @@ import ray
 from ray.cluster_utils import Cluster
 
 from benchmarks import ray_images
-from datasette_vision import embed_files, ray_cluster, ray_job
-from datasette_vision.config import Config
-from datasette_vision.embed_files import Job
-from datasette_vision.pipeline import config_for_bulk
-from datasette_vision.vision import Vision
+from datasette_vision.bulk.pipeline import config_for_bulk
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.vision import Vision
+from datasette_vision.files import embed_files
+from datasette_vision.files.embed_files import Job
+from datasette_vision.files.ray import cluster as ray_cluster
+from datasette_vision.files.ray import job as ray_job
 
 TOLERANCE = 1e-6
 NODE = {"num_cpus": 1, "object_store_memory": 200_000_000}

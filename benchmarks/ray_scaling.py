@@ -31,18 +31,19 @@ WAYS = {"one process": (0, "0"), "Ray, 1 worker": (1, "0"), "Ray, 2 workers": (2
 
 def job(folder: Path, workers: int, model: str, models_dir: str | None) -> None:
     """Embed a folder, and print images a second, and milliseconds of processors for each."""
-    from datasette_vision import embed_files
-    from datasette_vision.config import Config
-    from datasette_vision.embed_files import Job
-    from datasette_vision.pipeline import config_for_bulk
-    from datasette_vision.vision import Vision
+    from datasette_vision.bulk.pipeline import config_for_bulk
+    from datasette_vision.config.settings import Config
+    from datasette_vision.engine.vision import Vision
+    from datasette_vision.files import embed_files
+    from datasette_vision.files.embed_files import Job
 
     config = Config(models_dir=models_dir)
     processor = ProcessorTime()
     if workers:
         import ray
 
-        from datasette_vision import ray_cluster, ray_job
+        from datasette_vision.files.ray import cluster as ray_cluster
+        from datasette_vision.files.ray import job as ray_job
 
         ray_cluster.settle()
         ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)

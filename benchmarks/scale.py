@@ -3,7 +3,7 @@
 python -m benchmarks.scale             the tables of docs/scale.md (cog writes them there)
 python -m benchmarks.scale --measure   the times of this machine that they start from, as processor time
 
-A fleet works as ray_job.py has it work: the driver hands out blocks of images (128, to a GPU 2,048) one by one; a
+A fleet works as files/ray/job.py has it work: the driver hands out blocks of images (128, to a GPU 2,048) one by one; a
 worker's block takes as long as the slowest of computing it, fetching it over its machine's network, and being let in by
 the store; a machine that dies takes the block in hand with it, and another comes two minutes later. Twenty blocks a
 worker are simulated, and a corpus goes on at the rate of those in the middle.
@@ -174,10 +174,10 @@ def measure(model: str, models_dir: str | None) -> None:
     import numpy as np
     from PIL import Image
 
-    from datasette_vision.config import Config
-    from datasette_vision.parquet import Form, ImageRow, Output
-    from datasette_vision.pipeline import config_for_bulk
-    from datasette_vision.vision import Vision
+    from datasette_vision.bulk.pipeline import config_for_bulk
+    from datasette_vision.config.settings import Config
+    from datasette_vision.engine.vision import Vision
+    from datasette_vision.files.parquet import Form, ImageRow, Output
 
     def milliseconds(work: Callable[[], object], runs: int = 30) -> float:
         taken = []
@@ -226,7 +226,7 @@ def measure_driver(blocks: int) -> None:
     import ray
     import ray.data
 
-    from datasette_vision import ray_cluster
+    from datasette_vision.files.ray import cluster as ray_cluster
 
     ray_cluster.settle()
     ray.init(address="local", include_dashboard=False, log_to_driver=False)

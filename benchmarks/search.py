@@ -22,12 +22,16 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision import indexfile, indexwork, memory, sql, vectors
-from datasette_vision.indexentry import file_of
-from datasette_vision.schema import Row, SideTable
-from datasette_vision.search import Searcher
-from datasette_vision.sidereader import Embeddings
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.search import index_work as indexwork
+from datasette_vision.search.index_entry import file_of
+from datasette_vision.search.search import Searcher
+from datasette_vision.sql import registration as sql
+from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.util import memory
+from datasette_vision.vectors import embedding as vectors
+from datasette_vision.vectors import index_file as indexfile
 
 QUERIES = 200
 MODEL = "made-up"

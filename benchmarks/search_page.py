@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from datasette.app import Datasette
 
-from datasette_vision import schema, vectors
-from datasette_vision.plugin.search_request import encode_embedding
+from datasette_vision.plugin.search.request import encode_embedding
+from datasette_vision.tables import schema
+from datasette_vision.vectors import embedding as vectors
 
 DIMENSIONS = 512
 GROUPS = "abcdefghij"

@@ -12,8 +12,9 @@ from statistics import median
 
 import numpy as np
 
-from datasette_vision import sql, vectors
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.sql import registration as sql
+from datasette_vision.vectors import embedding as vectors
 
 
 def main() -> None:

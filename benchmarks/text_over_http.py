@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime
 from servers import serve
 
+from datasette_vision.engine.tokenizer import Tokenizer
 from datasette_vision.models.store import ModelStore
-from datasette_vision.tokenizer import Tokenizer
 
 
 def milliseconds(action: Callable[[], object]) -> float:

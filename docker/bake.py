@@ -12,11 +12,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from datasette_vision.bake.bake import bake
 from datasette_vision.errors import InstallFailed, SourceNotFound, VisionError
-from datasette_vision.models import catalog, trial
-from datasette_vision.models.bake import bake
-from datasette_vision.models.install import Installer
-from datasette_vision.models.requests import Request
+from datasette_vision.install import trial
+from datasette_vision.install.install import Installer
+from datasette_vision.install.requests import Request
+from datasette_vision.models import catalog
 
 
 def say(line: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datasette_vision.plugin.checklist import ITEMS
+from datasette_vision.plugin.checks.checklist import ITEMS
 from docs.readme import table
 
 

@@ -8,11 +8,11 @@ import tempfile
 from functools import cache
 from typing import Any
 
-from datasette_vision import demo
-from datasette_vision.plugin.documentation import STATUSES, entries
-from datasette_vision.plugin.examples import Example
-from datasette_vision.plugin.routes import PREFIX
-from datasette_vision.plugin.table import ROUTES
+from datasette_vision.demo import demo
+from datasette_vision.plugin.api.documentation import STATUSES, entries
+from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.api.table import ROUTES
+from datasette_vision.plugin.http.routes import PREFIX
 from docs.readme import table
 
 SERVER = "http://localhost:8001"
@@ -29,7 +29,7 @@ async def ask(path: str, example: Example) -> str:
     """Run an example against a Datasette with the bundled model, and return its answer."""
     from datasette.app import Datasette
 
-    from datasette_vision.plugin.compatibility import IS_1_0
+    from datasette_vision.plugin.server.compatibility import IS_1_0
 
     with tempfile.TemporaryDirectory() as empty:
         config = {"plugins": {"datasette-vision": {"models_dir": empty}}}

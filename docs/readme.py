@@ -9,11 +9,12 @@ import click
 from click.testing import CliRunner
 from datasette.cli import cli
 
-from datasette_vision import demo, sql
-from datasette_vision.config import KEYS, Config
+from datasette_vision.config.settings import KEYS, Config
+from datasette_vision.demo import demo
+from datasette_vision.engine.vision import Vision
 from datasette_vision.models.catalog import CATALOG
-from datasette_vision.sqltable import FUNCTIONS, SqlFunction
-from datasette_vision.vision import Vision
+from datasette_vision.sql import registration as sql
+from datasette_vision.sql.table import FUNCTIONS, SqlFunction
 
 
 @cache

@@ -29,8 +29,8 @@ from urllib.parse import quote, urlencode
 import numpy as np
 from PIL import Image
 
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.schema import Row, SideTable, content_hash
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.tables.schema import Row, SideTable, content_hash
 from tests import hostile, pictures
 
 DATABASE = "gallery"

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from datasette_vision import transactions
-from datasette_vision.config import Config
-from datasette_vision.encoder import LoadSession, load_on
-from datasette_vision.jobs import embed_table
+from datasette_vision.bulk.embed_table import embed_table
+from datasette_vision.bulk.pipeline import config_for_bulk
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.encoder import LoadSession, load_on
+from datasette_vision.engine.vision import Vision
 from datasette_vision.models.store import ModelStore
-from datasette_vision.pipeline import config_for_bulk
-from datasette_vision.vision import Vision
+from datasette_vision.util import transactions
 
 SECONDS = 0.002
 

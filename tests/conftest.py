@@ -11,10 +11,11 @@ import datasette.database
 import pytest
 from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
 
-from datasette_vision import demo, sql
-from datasette_vision.config import Config
+from datasette_vision.config.settings import Config
+from datasette_vision.demo import demo
+from datasette_vision.engine.vision import Vision
 from datasette_vision.models.store import ModelStore
-from datasette_vision.vision import Vision
+from datasette_vision.sql import registration as sql
 from tests import fakes
 
 # Datasette has CPython print the traceback of every error in a SQL function, which pytest then takes for a defect.

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from datasette_vision.encoder import LoadSession, load_on
+from datasette_vision.engine.encoder import LoadSession, load_on
 
 SIDE = 16
 VOCABULARY = 256 + 3

@@ -24,10 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from datasette_vision import indexfile, sidetables, vectors
-from datasette_vision.schema import PREFIX, Row, SideTable
-from datasette_vision.search import Searcher
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.search.search import Searcher
+from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables.schema import PREFIX, Row, SideTable
+from datasette_vision.vectors import embedding as vectors
+from datasette_vision.vectors import index_file as indexfile
 from tests import pictures
 
 MODEL, DIMENSIONS = "tiny-emoji", 256
@@ -43,7 +45,8 @@ DATASETTE = [sys.executable, "-m", "datasette", "vision"]
 WITH_GRAPHS = [
     sys.executable,
     "-c",
-    "from datasette_vision import indexwork; indexwork.FLAT_NUMBERS = 1000 * 256; from datasette.cli import cli; cli()",
+    "from datasette_vision.search import index_work; index_work.FLAT_NUMBERS = 1000 * 256;"
+    " from datasette.cli import cli; cli()",
     "vision",
 ]
 

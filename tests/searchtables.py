@@ -6,9 +6,9 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasette_vision import vectors
-from datasette_vision.schema import Row, SideTable, content_hash
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.tables.schema import Row, SideTable, content_hash
+from datasette_vision.vectors import embedding as vectors
 from tests import pictures
 
 NAMES = ("red apple", "green apple", "happy cat", "sad cat", "fire engine", "violin", "purple heart", "pizza")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasette_vision.plugin.compatibility import IS_1_0
+from datasette_vision.plugin.server.compatibility import IS_1_0
 
 
 class Server:

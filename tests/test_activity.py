@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision.plugin.activity import Activity
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.state import state_of
+from datasette_vision.plugin.server.activity import Activity
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.plugin.server.state import state_of
 from tests.servers import Server, serve
 
 # Routes that take their time, and work in the background.
@@ -27,7 +27,7 @@ SLOW = '''
 import asyncio, sqlite3, threading, time
 from datasette import hookimpl
 from datasette.utils.asgi import Response, AsgiStream
-from datasette_vision.plugin.state import state_of
+from datasette_vision.plugin.server.state import state_of
 
 async def slow(datasette, request):
     """Answers after so many seconds, having asked the database, which is still open then."""

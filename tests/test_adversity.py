@@ -24,20 +24,21 @@ from typing import Any
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision import indexfile
-from datasette_vision.config import AutoEmbed as Settings
-from datasette_vision.config import Config
+import datasette_vision
+from datasette_vision.bulk.embed_table import embed_table
+from datasette_vision.bulk.load import load
+from datasette_vision.config.settings import AutoEmbed as Settings
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument, ModelCorrupt, NotEmbedded
-from datasette_vision.indexentry import Entry
-from datasette_vision.indexes import Indexes
-from datasette_vision.jobs import embed_table
-from datasette_vision.loading import load
 from datasette_vision.models.store import ModelStore
-from datasette_vision.plugin.activity import Activity
-from datasette_vision.plugin.auto_embed import Watched
-from datasette_vision.schema import SideTable
-from datasette_vision.search import Searcher
-from datasette_vision.vision import Vision
+from datasette_vision.plugin.server.activity import Activity
+from datasette_vision.plugin.server.auto_embed import Watched
+from datasette_vision.search.index_entry import Entry
+from datasette_vision.search.indexes import Indexes
+from datasette_vision.search.search import Searcher
+from datasette_vision.tables.schema import SideTable
+from datasette_vision.vectors import index_file as indexfile
 from tests import kills, pictures
 from tests.kills import SCENARIOS, Scenario
 from tests.servers import serve
@@ -331,7 +332,7 @@ def test_without_threads_an_index_is_read_by_the_thread_that_asks(
 def test_work_in_the_background_that_gets_no_thread_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     indexes = Indexes()
     begun: list[str] = []
-    monkeypatch.setattr("datasette_vision.indexwork.next_step", lambda entry: "a step")
+    monkeypatch.setattr("datasette_vision.search.index_work.next_step", lambda entry: "a step")
     monkeypatch.setattr(Indexes, "_do", lambda self, *given: begun.append("work"))
 
     class Wanted:
@@ -503,10 +504,10 @@ def test_a_photo_that_is_older_than_what_was_read_is_read_again(tmp_path: Path, 
 
 def test_only_leftovers_are_judged_by_the_clock_on_the_wall() -> None:
     """Whatever else waits or measures uses a clock that nobody sets."""
-    package = Path(indexfile.__file__).parent
+    package = Path(datasette_vision.__file__).parent
     users = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")
         if re.search(r"\btime\.time\(|datetime\.now\(|\butcnow\(", path.read_text("utf-8"))
     }
-    assert users == {"models/staging.py", "unfinished.py"}
+    assert users == {"install/staging.py", "util/unfinished.py"}

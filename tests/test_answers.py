@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from datasette_vision.plugin import answers
-from datasette_vision.plugin.desk import desk_of
-from datasette_vision.plugin.limits import SMALL_BYTES
+from datasette_vision.plugin.http import answers
+from datasette_vision.plugin.http.context import desk_of
+from datasette_vision.plugin.http.limits import SMALL_BYTES
 from tests.servers import serve, serving
 from tests.test_api import Api
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision.caller import Caller, current
-from datasette_vision.plugin import desk as desks
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.crossorigin import is_ours
-from datasette_vision.plugin.desk import desk_of
-from datasette_vision.plugin.parameters import labels_of_form
-from datasette_vision.plugin.state import state_of
-from datasette_vision.plugin.table import ROUTES
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.plugin.api.table import ROUTES
+from datasette_vision.plugin.http import context as desks
+from datasette_vision.plugin.http.context import desk_of
+from datasette_vision.plugin.http.cross_origin import is_ours
+from datasette_vision.plugin.http.parameters import labels_of_form
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.plugin.server.state import state_of
+from datasette_vision.util.caller import Caller, current
 from tests import pictures
 
 PICTURE = pictures.png()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
 from tests import attacks
 from tests.attacks import ATTACKS, BY_NAME, Answer, Attack, Attacker, Site, statuses
 from tests.servers import Server, serve

@@ -14,12 +14,12 @@ import pytest
 from datasette.app import Datasette
 from datasette.utils.sqlite import sqlite3
 
-from datasette_vision.jobs import embed_table
-from datasette_vision.loading import load
-from datasette_vision.plugin.auto_embed import AutoEmbed
-from datasette_vision.plugin.compatibility import IS_1_0, open_reader
-from datasette_vision.plugin.state import state_of
-from datasette_vision.vision import Vision
+from datasette_vision.bulk.embed_table import embed_table
+from datasette_vision.bulk.load import load
+from datasette_vision.engine.vision import Vision
+from datasette_vision.plugin.server.auto_embed import AutoEmbed
+from datasette_vision.plugin.server.compatibility import IS_1_0, open_reader
+from datasette_vision.plugin.server.state import state_of
 from tests import pictures
 from tests.servers import Server, serve
 
@@ -310,7 +310,7 @@ async def test_a_folder_that_was_loaded_is_left_to_load(photos: Photos, tmp_path
 
 @pytest.mark.asyncio
 async def test_a_mistake_of_ours_ends_nothing(photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasette_vision import keeping
+    from datasette_vision.bulk import sync as keeping
 
     def broken(*arguments: Any) -> Any:
         monkeypatch.undo()

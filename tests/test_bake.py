@@ -21,11 +21,12 @@ with warnings.catch_warnings():
 
     from tests import tinytorch
 
-from datasette_vision.classifier import ImageClassifier
-from datasette_vision.encoder import DualEncoder, load_on
+from datasette_vision.bake import calibration
+from datasette_vision.bake.bake import bake
+from datasette_vision.engine.classifier import ImageClassifier
+from datasette_vision.engine.encoder import DualEncoder, load_on
 from datasette_vision.errors import InstallFailed, InvalidArgument, SourceNotFound
 from datasette_vision.models import manifest as manifests
-from datasette_vision.models.bake import bake, calibration
 from datasette_vision.models.store import InstalledModel
 
 # What torch, transformers and sentence-transformers say to each other is not this package's.

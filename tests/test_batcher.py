@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from datasette_vision import batcher as batching
-from datasette_vision import memory
-from datasette_vision.batcher import Batcher
-from datasette_vision.caller import Caller, acting
+from datasette_vision.engine import batcher as batching
+from datasette_vision.engine.batcher import Batcher
 from datasette_vision.errors import Busy, DeadlineExceeded, EngineFailure, InvalidText, ModelCorrupt, VisionError
+from datasette_vision.util import memory
+from datasette_vision.util.caller import Caller, acting
 
 
 class Doubler:
@@ -156,7 +156,7 @@ def test_a_caller_that_gave_up_is_skipped(doubler: Doubler, batcher: Batcher[int
 def test_an_answer_that_does_not_come_in_time_is_busy(
     doubler: Doubler, batcher: Batcher[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datasette_vision.batcher.ANSWER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("datasette_vision.engine.batcher.ANSWER_TIMEOUT_S", 0.01)
     doubler.gate.clear()
     with pytest.raises(Busy, match="no answer within"):
         batcher(1)
@@ -273,7 +273,7 @@ def test_a_process_that_ends_amid_work_ends_in_order(tmp_path: Path) -> None:
     """Real inference on a daemon thread while the interpreter goes down: without care it aborts."""
     script = """
     import threading
-    from datasette_vision.vision import Vision
+    from datasette_vision.engine.vision import Vision
     from tests import pictures
     vision = Vision()
     outcomes = vision.embed_images(pictures.png(seed=number % 5) for number in range(100_000))

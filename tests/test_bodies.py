@@ -13,9 +13,9 @@ from datasette.utils.asgi import Request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasette_vision.config import Config
+from datasette_vision.config.settings import Config
 from datasette_vision.errors import Busy
-from datasette_vision.plugin.bodies import (
+from datasette_vision.plugin.http.bodies import (
     ESCAPED_STEP,
     FORM,
     INLINE_BYTES,
@@ -26,8 +26,8 @@ from datasette_vision.plugin.bodies import (
     parse,
     read_fields,
 )
-from datasette_vision.plugin.limits import REQUEST_BYTES, Limits
-from datasette_vision.plugin.responses import RequestError
+from datasette_vision.plugin.http.limits import REQUEST_BYTES, Limits
+from datasette_vision.plugin.http.responses import RequestError
 
 
 class Sender:

@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from datasette_vision import budget as budgets
-from datasette_vision.budget import DecodeBudget
-from datasette_vision.caller import Caller, acting
-from datasette_vision.config import Config
-from datasette_vision.decoding import Decoder
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import Busy, DeadlineExceeded, InvalidImage
-from datasette_vision.images import ImageLimits
-from datasette_vision.vision import Vision
+from datasette_vision.images import budget as budgets
+from datasette_vision.images.budget import DecodeBudget
+from datasette_vision.images.decode import ImageLimits
+from datasette_vision.images.decoder import Decoder
+from datasette_vision.util.caller import Caller, acting
 from tests import pictures
 
 ENOUGH = 10_000_000  # for any small picture

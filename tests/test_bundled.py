@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from datasette_vision import demo
+from datasette_vision.demo import demo
+from datasette_vision.engine.vision import Vision
 from datasette_vision.models.manifest import read
 from datasette_vision.models.store import BUNDLED, ModelStore
-from datasette_vision.vision import Vision
 from tests import pictures
 
 FOLDER = BUNDLED / "tiny-emoji"

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from datasette_vision.cache import ENTRY_OVERHEAD, EmbeddingCache
+from datasette_vision.engine.cache import ENTRY_OVERHEAD, EmbeddingCache
 
 SIZE = 4 * 8 + ENTRY_OVERHEAD
 

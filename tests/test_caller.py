@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from datasette_vision.caller import NOBODY, Caller, acting, current
 from datasette_vision.errors import DeadlineExceeded
+from datasette_vision.util.caller import NOBODY, Caller, acting, current
 
 
 def test_the_caller_is_that_of_the_innermost_block() -> None:

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from datasette_vision.install.requests import REPOSITORY
 from datasette_vision.models.catalog import CATALOG, CLIP_LOGIT_SCALE, Row, find
 from datasette_vision.models.manifest import DUAL_ENCODER, NAME, TASKS
-from datasette_vision.models.requests import REPOSITORY
 
 
 def test_what_the_catalogue_holds() -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision import images, vectors
-from datasette_vision.plugin.cells import is_embedding
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.schema import Row, SideTable
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.images import decode as images
+from datasette_vision.plugin.pages.cells import is_embedding
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.vectors import embedding as vectors
 from tests import pictures, searchtables
 
 IMAGE = re.compile(r'<a href="([^"]+)"><img src="([^"]+)" alt="([^"]+)"')

@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from datasette.cli import cli
 
-from datasette_vision.config import Config
-from datasette_vision.plugin import checklist
-from datasette_vision.plugin.checklist import ADVICE, ITEMS, OK, PROBLEM, Line
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.deployment import Access, Deployment, File, read
+from datasette_vision.config.settings import Config
+from datasette_vision.plugin.checks import checklist
+from datasette_vision.plugin.checks.checklist import ADVICE, ITEMS, OK, PROBLEM, Line
+from datasette_vision.plugin.checks.deployment import Access, Deployment, File, read
+from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests import fakes
 
 ROOT = Path(__file__).parent.parent

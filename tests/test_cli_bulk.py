@@ -1,4 +1,4 @@
-"""plugin/cli_bulk.py: the commands as they are typed, what they print, and how they end."""
+"""cli/bulk.py: the commands as they are typed, what they print, and how they end."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from click.testing import CliRunner, Result
 from datasette.app import Datasette
 from datasette.cli import cli
 
-from datasette_vision.jobs import Summary
-from datasette_vision.plugin import progress
-from datasette_vision.plugin.progress import Progress
+from datasette_vision.bulk.embed_table import Summary
+from datasette_vision.cli import progress
+from datasette_vision.cli.progress import Progress
 from tests import pictures
 
 

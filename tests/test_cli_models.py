@@ -1,4 +1,4 @@
-"""plugin/cli_models.py: the commands as they are typed, what they print, and how they end."""
+"""cli/models.py: the commands as they are typed, what they print, and how they end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""plugin/cli_search.py: searching and indexing from the command line."""
+"""cli/search.py: searching and indexing from the command line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from datasette.cli import cli
 
-from datasette_vision import indexwork, recall, vectors
-from datasette_vision.plugin.cli_search import table_lines
-from datasette_vision.schema import Row, SideTable
+from datasette_vision.cli.search import table_lines
+from datasette_vision.search import index_work as indexwork
+from datasette_vision.search import recall
+from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.vectors import embedding as vectors
 from tests import pictures
 from tests.test_index import clustered
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasette_vision.configvalues import Proxies
-from datasette_vision.plugin.clients import Clients
+from datasette_vision.config.values import Proxies
+from datasette_vision.plugin.server.clients import Clients
 from tests.servers import serving
 
 ON_FLY = {"FLY_APP_NAME": "vision"}

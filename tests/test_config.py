@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datasette_vision.config import KEYS, MODEL_KEYS, AutoEmbed, Config, ModelConfig, RateLimits
+from datasette_vision.config.settings import KEYS, MODEL_KEYS, AutoEmbed, Config, ModelConfig, RateLimits
 from datasette_vision.errors import ConfigError
 
 WHERE = "plugins.datasette-vision"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from datasette_vision import memory
-from datasette_vision.cores import available_cores
-from datasette_vision.runtime import default_threads
+from datasette_vision.engine.runtime import default_threads
+from datasette_vision.util import memory
+from datasette_vision.util.cores import available_cores
 
 SEEN = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -96,8 +96,8 @@ def test_memory_without_proc(tmp_path: Path) -> None:
 def test_large_blocks_that_are_freed_are_given_back() -> None:
     """Otherwise what is freed between two small blocks that stay is held: here 256 MiB."""
     program = """
-        from datasette_vision import memory
-        from datasette_vision.vision import Vision
+        from datasette_vision.util import memory
+        from datasette_vision.engine.vision import Vision
 
         vision = Vision()
         first = bytearray(b"a") * (31 << 20)

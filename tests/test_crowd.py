@@ -12,7 +12,7 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 from datasette.utils.asgi import Response
 
-from datasette_vision.plugin import crowd
+from datasette_vision.plugin.http import crowd
 
 
 class Slow:

@@ -11,7 +11,7 @@ from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
 
-from datasette_vision.plugin.deadlines import Deadlines
+from datasette_vision.plugin.queries.deadlines import Deadlines
 
 
 def test_a_block_is_interrupted_once_its_time_is_up() -> None:

@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision import demo, images, schema
+from datasette_vision.cli.main import serve_arguments
+from datasette_vision.demo import demo
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidImage, VisionError
-from datasette_vision.plugin.cli import serve_arguments
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.vision import Vision
+from datasette_vision.images import decode as images
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.tables import schema
 
 PARAMETERS = {
     "search": {"q": "purple heart"},

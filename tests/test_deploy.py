@@ -22,11 +22,11 @@ import pytest
 from datasette.app import Datasette
 
 import datasette_vision
-from datasette_vision.config import Config, RateLimits
-from datasette_vision.plugin.compatibility import IS_1_0
+from datasette_vision.config.settings import Config, RateLimits
+from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests import pictures, repositories
 from tests.servers import Server, serve
-from tests.test_imports import MODULES, own_imports
+from tests.test_imports import MODULES, folder, own_imports
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -201,13 +201,18 @@ def copied() -> set[str]:
     return found
 
 
-def test_the_builder_gets_the_modules_that_baking_needs_and_no_other() -> None:
-    """What models are made with is copied by name, so that a change of any other module bakes nothing anew."""
-    (line,) = [line for line in instructions() if line.startswith("COPY datasette_vision/__init__.py")]
-    given = {Path(word).stem for word in shlex.split(line)[1:-1]}
+def test_the_builder_gets_the_folders_that_baking_needs_and_no_other() -> None:
+    """They are copied by name, so that a change of any other bakes nothing again."""
+    given = {
+        path.partition("/")[2].removesuffix("__init__.py").removesuffix(".py")
+        for line in instructions()
+        if line.startswith("COPY datasette_vision/") and "/build/" in line
+        for path in shlex.split(line)[1:-1]
+        if not path.endswith(".zip")
+    }
     needed: set[str] = set()
     script = ast.parse((ROOT / "docker/bake.py").read_text("utf-8"))
-    waiting = {"models.install", "models.bake", *(module for module in MODULES if module.startswith("models."))}
+    waiting = {module for module in MODULES if folder(module) in ("bake", "install")}
     for node in ast.walk(script):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("datasette_vision."):
             waiting.add(node.module.removeprefix("datasette_vision."))
@@ -216,7 +221,7 @@ def test_the_builder_gets_the_modules_that_baking_needs_and_no_other() -> None:
         if module not in needed:
             needed.add(module)
             waiting |= {imported for imported, _ in own_imports(module)}
-    assert given == {module or "__init__" for module in needed if not module.startswith("models")} | {"__init__"}
+    assert given == {folder(module) for module in needed}
 
 
 def test_every_file_that_the_dockerfile_copies_is_let_through() -> None:

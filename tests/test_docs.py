@@ -10,8 +10,8 @@ import click
 import pytest
 from datasette.cli import cli
 
-from datasette_vision.config import KEYS
-from datasette_vision.sqltable import FUNCTIONS, SqlFunction
+from datasette_vision.config.settings import KEYS
+from datasette_vision.sql.table import FUNCTIONS, SqlFunction
 from tests.conftest import Connection
 
 ROOT = Path(__file__).parent.parent

@@ -18,13 +18,15 @@ from datasette.cli import cli
 pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
-from datasette_vision import embed_files, images, vectors  # noqa: E402
-from datasette_vision.embed_files import Job  # noqa: E402
-from datasette_vision.jobs import Summary  # noqa: E402
-from datasette_vision.parquet import opened, shards  # noqa: E402
-from datasette_vision.places import place  # noqa: E402
-from datasette_vision.schema import content_hash  # noqa: E402
-from datasette_vision.vision import Vision  # noqa: E402
+from datasette_vision.bulk.embed_table import Summary  # noqa: E402
+from datasette_vision.engine.vision import Vision  # noqa: E402
+from datasette_vision.files import embed_files  # noqa: E402
+from datasette_vision.files.embed_files import Job  # noqa: E402
+from datasette_vision.files.parquet import opened, shards  # noqa: E402
+from datasette_vision.files.storage import place  # noqa: E402
+from datasette_vision.images import decode as images  # noqa: E402
+from datasette_vision.tables.schema import content_hash  # noqa: E402
+from datasette_vision.vectors import embedding as vectors  # noqa: E402
 from tests import fakes, pictures  # noqa: E402
 
 COUNT = 30
@@ -211,7 +213,7 @@ def test_mistakes_are_named(run: Any, photos: Path, out: Path) -> None:
 
 def test_without_ray(run: Any, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "datasette_vision.ray_job", raising=False)
+    monkeypatch.delitem(sys.modules, "datasette_vision.files.ray.job", raising=False)
     result = run(photos, "--ray")
     assert result.exit_code == 11
     assert "--ray needs Ray: pip install 'datasette-vision[ray]'" in result.output

@@ -14,10 +14,10 @@ import pytest_asyncio
 from datasette.app import Datasette
 from datasette.utils.sqlite import sqlite3
 
-from datasette_vision import vectors
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.state import state_of
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.plugin.server.state import state_of
+from datasette_vision.vectors import embedding as vectors
 from tests import pictures
 
 if not IS_1_0:
@@ -26,8 +26,8 @@ pytest.importorskip("datasette_enrichments", reason="needs datasette-enrichments
 
 from datasette_enrichments.utils import wait_for_job
 
-from datasette_vision.plugin.enriching import Batch
-from datasette_vision.plugin.enrichment_forms import LABEL, SCORES
+from datasette_vision.plugin.enrichments.batches import Batch
+from datasette_vision.plugin.enrichments.forms import LABEL, SCORES
 
 PICTURES = [pictures.png(seed=seed) for seed in range(6)]
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational, ImageFileDirectory_v2
 
-from datasette_vision import exif, images
-from datasette_vision.exif import Taken
+from datasette_vision.images import decode as images
+from datasette_vision.images import exif
+from datasette_vision.images.exif import Taken
 from tests import pictures
 
 

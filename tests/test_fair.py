@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from datasette_vision.caller import NOBODY, Caller, acting, current
 from datasette_vision.errors import Busy
-from datasette_vision.fair import FairPool, Turns
+from datasette_vision.util.caller import NOBODY, Caller, acting, current
+from datasette_vision.util.fair_queues import FairPool, Turns
 
 ANN, ANN_TOO, BOB = Caller("ann"), Caller("ann"), Caller("bob")
 

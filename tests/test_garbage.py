@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from datasette_vision.errors import Busy
-from datasette_vision.garbage import CollectElsewhere
-from datasette_vision.sqltable import FUNCTIONS
+from datasette_vision.sql.table import FUNCTIONS
+from datasette_vision.util.garbage import CollectElsewhere
 
 LEFT_BEHIND = """
 import gc, os, sqlite3, sys, threading
-from datasette_vision.encoder import load_on
-from datasette_vision.sql import register
-from datasette_vision.vision import Vision
+from datasette_vision.engine.encoder import load_on
+from datasette_vision.sql.registration import register
+from datasette_vision.engine.vision import Vision
 
 
 def collect_as_any_allocation_may():

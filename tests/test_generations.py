@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from datasette_vision import generations
-from datasette_vision.generations import State
-from datasette_vision.identifiers import quote
-from datasette_vision.schema import Row, SideTable
+from datasette_vision.tables import change_log as generations
+from datasette_vision.tables.change_log import State
+from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.util.sql_names import quote
 
 SIDE = SideTable("photos", ("id",))
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from datasette_vision.config import Config
-from datasette_vision.plugin.compatibility import IS_1_0
+from datasette_vision.config.settings import Config
+from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests import repositories
 from tests.hubserver import Hub, serve
 from tests.test_deploy import FLY_SHAPE, ROOT, check, tomllib

@@ -1,4 +1,4 @@
-"""models/hub.py: downloads against a server that speaks the hub's protocol, and all the ways in which they fail."""
+"""install/hub.py: downloads against a server that speaks the hub's protocol, and all the ways in which they fail."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import huggingface_hub.constants
 import pytest
 
 from datasette_vision.errors import DownloadFailed, InstallFailed, SourceNotFound, VisionError
-from datasette_vision.models import hub as hubs
-from datasette_vision.models.install import Installer, Outcome
-from datasette_vision.models.requests import Request
+from datasette_vision.install import hub as hubs
+from datasette_vision.install.install import Installer, Outcome
+from datasette_vision.install.requests import Request
 from tests import repositories
 from tests.hubserver import COMMIT, Hub, serve
 

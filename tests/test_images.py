@@ -21,9 +21,10 @@ import PIL
 import pytest
 from PIL import Image, ImageFile
 
-from datasette_vision import images, imagetags
 from datasette_vision.errors import InvalidArgument, InvalidImage
-from datasette_vision.images import ImageLimits
+from datasette_vision.images import decode as images
+from datasette_vision.images import tiff_tags as imagetags
+from datasette_vision.images.decode import ImageLimits
 from tests import hostile, pictures
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -426,7 +427,7 @@ def test_a_progressive_jpeg_cannot_pass_for_another() -> None:
 
 
 def test_a_jpeg_in_one_pass() -> None:
-    from datasette_vision.imageformats import is_read_in_strips
+    from datasette_vision.images.formats import is_read_in_strips
 
     data = pictures.jpeg()
     scan = data.index(b"\xff\xda")
@@ -614,7 +615,7 @@ def test_no_hostile_input_takes_much_memory() -> None:
     """Peak resident memory of a process that reads all of them, over one that reads a good picture."""
     code = """if True:
         import resource, sys
-        from datasette_vision import images
+        from datasette_vision.images import decode as images
         from tests import hostile, pictures
         def peak():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 if sys.platform != "darwin" else 1024)
@@ -735,7 +736,7 @@ def test_texts_of_a_png_are_not_unpacked() -> None:
 
 
 def test_a_png_keeps_what_is_looked_at() -> None:
-    from datasette_vision.imageformats import split_png
+    from datasette_vision.images.formats import split_png
 
     xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
     good = pictures.png()
@@ -760,7 +761,7 @@ def test_numbers_of_a_tiff_are_not_unpacked(tag: int, kind: int, count: int, mes
 
 
 def test_many_scans_of_many_pixels_are_refused() -> None:
-    from datasette_vision.imageformats import MAX_SCANNED_PIXELS, piece_bomb
+    from datasette_vision.images.formats import MAX_SCANNED_PIXELS, piece_bomb
 
     data = pictures.jpeg(progressive=True)
     scans = data.count(b"\xff\xda")

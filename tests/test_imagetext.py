@@ -17,8 +17,8 @@ import urllib.parse
 
 import pytest
 
-from datasette_vision import imagetext
 from datasette_vision.errors import InvalidImage
+from datasette_vision.images import data_uri as imagetext
 
 ENOUGH_S = 120  # for what takes a second; before, it took minutes to weeks
 # The most memory that reading a text may take, in multiples of its length.
@@ -61,7 +61,7 @@ def in_a_process(program: str) -> str:
 
 def test_reading_hostile_text_ends() -> None:
     program = """
-        from datasette_vision import imagetext
+        from datasette_vision.images import data_uri as imagetext
         from datasette_vision.errors import InvalidImage
         from tests.test_imagetext import HOSTILE, written
 

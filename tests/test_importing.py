@@ -16,11 +16,12 @@ from datasette.cli import cli
 pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
-from datasette_vision import importing, vectors  # noqa: E402
-from datasette_vision.parquet import Form, ImageRow, Output  # noqa: E402
-from datasette_vision.schema import SideTable  # noqa: E402
-from datasette_vision.search import Searcher  # noqa: E402
-from datasette_vision.vision import Vision  # noqa: E402
+from datasette_vision.engine.vision import Vision  # noqa: E402
+from datasette_vision.files import import_embeddings as importing  # noqa: E402
+from datasette_vision.files.parquet import Form, ImageRow, Output  # noqa: E402
+from datasette_vision.search.search import Searcher  # noqa: E402
+from datasette_vision.tables.schema import SideTable  # noqa: E402
+from datasette_vision.vectors import embedding as vectors  # noqa: E402
 
 FORM = Form("fake", "f" * 64, 4)
 COUNT = 50
@@ -370,7 +371,7 @@ def test_another_may_write_meanwhile(
 def test_pyarrow_is_asked_for(database: Path, connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pyarrow", "pyarrow.fs"):
         monkeypatch.setitem(sys.modules, name, None)
-    from datasette_vision import places
+    from datasette_vision.files import storage as places
 
     places._local.cache_clear()
     result = run(database, "photos", "x.parquet")

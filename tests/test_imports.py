@@ -18,105 +18,43 @@ import datasette_vision
 PACKAGE = "datasette_vision"
 ROOT = Path(datasette_vision.__file__).parent
 
-# The layers of the design; a module is placed by its own name or by that of a package above it.
-LAYERS: dict[str, int] = {
-    "": 0,
-    "errors": 0,
-    "lazy": 0,
-    "caller": 0,
-    "garbage": 0,
-    "unfinished": 0,
-    "vectors": 1,
-    "imageformats": 1,
-    "imagememory": 1,
-    "imagemodes": 1,
-    "imagetags": 1,
-    "imagetext": 1,
-    "images": 1,
-    "preprocess": 1,
-    "zeroshot": 1,
-    "budget": 1,
-    "decoding": 1,
-    "models": 2,
-    "runtime": 2,
-    "tokenizer": 2,
-    "encoder": 2,
-    "classifier": 2,
-    "fair": 2,
-    "batcher": 2,
-    "operators": 2,
-    "cache": 2,
-    "memory": 2,
-    "cgroups": 0,
-    "cores": 2,
-    "eightbit": 2,
-    "hnsw": 2,
-    "index": 2,
-    "indexfile": 2,
-    "config": 3,
-    "configvalues": 3,
-    "serving": 3,
-    "intake": 3,
-    "vision": 3,
-    "sqltable": 3,
-    "sql": 3,
-    "sqlfunctions": 3,
-    "identifiers": 0,
-    "generations": 3,
-    "schema": 3,
-    "known": 3,
-    "places": 3,
-    "parquet": 3,
-    "sidetables": 3,
-    "sidereader": 3,
-    "hits": 3,
-    "connections": 3,
-    "indexentry": 3,
-    "indexwork": 3,
-    "indexes": 3,
-    "search": 3,
-    "recall": 3,
-    "matching": 3,
-    "importing": 3,
-    "inputs": 3,
-    "shipping": 3,
-    "embed_files": 3,
-    "exif": 1,
-    "likeness": 1,
-    "folders": 3,
-    "photos": 3,
-    "duplicates": 3,
-    "phototable": 3,
-    "conveyor": 3,
-    "loading": 3,
-    "pipeline": 3,
-    "rows": 3,
-    "files": 3,
-    "columns": 3,
-    "transactions": 3,
-    "drift": 3,
-    "keeping": 3,
-    "jobs": 3,
-    "demo": 3,
-    "plugin": 4,
-    "ray_job": 4,
-    "ray_cluster": 4,
-    "llm_models": 4,
-    "llm_plugin": 4,
-}
+# The folders in order: each imports only from those before it. A module that stands alone is named as one.
+FOLDERS = (
+    "",
+    "errors",
+    "util",
+    "config",
+    "images",
+    "vectors",
+    "models",
+    "engine",
+    "install",
+    "bake",
+    "tables",
+    "search",
+    "bulk",
+    "files",
+    "sql",
+    "llm",
+    "demo",
+    "cli",
+    "plugin",
+)
+# Where Datasette, click, llm, torch and Ray may be imported.
+OUTSIDE_THE_CORE = ("bake", "files.ray", "llm", "cli", "plugin")
 FRAMEWORKS = {"datasette", "click", "llm", "torch", "transformers", "ray"}
 HEAVY = {"onnxruntime", "torch", "llm", "usearch", "tokenizers", "numpy", "PIL", "numkong", "pyarrow", "fsspec", "ray"}
 HEAVY |= {"prometheus_client"}
-# The only module that may import each, wherever in it.
+# The only modules that may import each, wherever in them.
 ONE_PLACE = {
-    "onnxruntime": "runtime models.bake.fuse models.bake.static",
-    "tokenizers": "tokenizer models.bake.slow_tokenizers",
-    "llm": "llm_models llm_plugin",
-    "usearch": "hnsw",
-    "ray": "ray_cluster ray_job",
+    "onnxruntime": "engine.runtime bake.fuse bake.static",
+    "tokenizers": "engine.tokenizer bake.slow_tokenizers",
+    "llm": "llm.models llm.plugin",
+    "usearch": "vectors.hnsw",
+    "ray": "files.ray.cluster files.ray.job",
 }
-# Turns PyTorch models into ours: may import torch, and nothing that serves may import it.
-BAKE = "models.bake"
+# Turns PyTorch models into ours: may import torch, and nothing that serves may import it. What others import is FRONT.
+BAKE, FRONT = "bake", "bake.bake"
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
@@ -124,20 +62,16 @@ MODULES = {
 }
 
 
-def placed(module: str) -> int | None:
-    """The layer of a module, given below the package: "models.store"; None when it has none yet."""
-    return LAYERS[""] if not module else LAYERS.get(module, LAYERS.get(module.partition(".")[0]))
+def folder(module: str) -> str:
+    """The folder of a module below the package: "plugin" for "plugin.http.bodies"."""
+    return module.partition(".")[0]
 
 
-def layer(module: str) -> int:
-    """The same, for a module that must have one."""
-    found = placed(module)
-    if found is None:
-        pytest.fail(f"{module} has no layer: place it in LAYERS of tests/test_imports.py")
-    return found
+def is_core(module: str) -> bool:
+    return not any(module == outer or module.startswith(f"{outer}.") for outer in OUTSIDE_THE_CORE)
 
 
-CORE = [module for module in MODULES if module and placed(module) != 4 and not module.startswith(BAKE + ".")]
+CORE = [module for module in MODULES if module and is_core(module)]
 
 
 def imports(module: str) -> Iterator[tuple[str, bool]]:
@@ -162,7 +96,7 @@ def imports(module: str) -> Iterator[tuple[str, bool]]:
             source = ".".join([*base, *([node.module] if node.module else [])])
             for alias in node.names:
                 inner = f"{source}.{alias.name}".removeprefix(f"{PACKAGE}.")
-                # `from datasette_vision import sql` is the module; `from datasette_vision.sql import register` too.
+                # `from datasette_vision.sql import table` names a module, `… .sql.table import X` a thing in it.
                 yield f"{PACKAGE}.{inner}" if inner in MODULES else source, id(node) not in late
 
 
@@ -205,19 +139,20 @@ def loaded(names: set[str], modules: list[str]) -> set[str]:
 # What the files say
 
 
+def test_every_folder_has_its_place_and_says_what_belongs_there() -> None:
+    assert {folder(module) for module in MODULES} == set(FOLDERS)
+    packages = [path for path in MODULES.values() if path.name == "__init__.py"]
+    assert len(packages) > 20
+    for path in packages:
+        assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
+    for path in ROOT.rglob("*.py"):
+        assert (path.parent / "__init__.py").exists(), path
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_has_a_layer(module: str) -> None:
-    assert 0 <= layer(module) <= 4
-
-
-def test_the_table_names_only_what_exists() -> None:
-    assert set(LAYERS) <= set(MODULES)
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_downward(module: str) -> None:
-    upward = [imported for imported, _ in own_imports(module) if layer(imported) > layer(module)]
-    assert upward == []
+def test_imports_go_to_folders_before_ones_own(module: str) -> None:
+    place = FOLDERS.index(folder(module))
+    assert [name for name, _ in own_imports(module) if FOLDERS.index(folder(name)) > place] == []
 
 
 @pytest.mark.parametrize("module", CORE)
@@ -230,11 +165,10 @@ def test_baking_is_apart() -> None:
     users = {module for module in MODULES if loaded({"torch"}, [imported for imported, _ in imports(module)])}
     assert users
     assert all(module.startswith(BAKE + ".") for module in users)
-    for module in CORE:
-        seen = {imported for imported, at_once in own_imports(module) if at_once and imported.startswith(BAKE)}
-        assert seen == set(), module
-        if module != BAKE:
-            assert {imported for imported, _ in own_imports(module) if imported.startswith(BAKE)} <= {BAKE}, module
+    for module in MODULES:
+        if folder(module) != BAKE:
+            seen = {(imported, at_once) for imported, at_once in own_imports(module) if folder(imported) == BAKE}
+            assert seen <= {(FRONT, False)}, module
 
 
 @pytest.mark.parametrize("library", ONE_PLACE)
@@ -259,10 +193,11 @@ def test_the_parser_of_this_test_sees_every_form(tmp_path: Path, monkeypatch: py
         textwrap.dedent(
             """
             import numpy as np, os.path
-            from . import sql
-            from .models import store
-            from .vectors import encode
-            from datasette_vision import images, __version__
+            from . import table
+            from ..models import store
+            from ..vectors.embedding import encode
+            from datasette_vision.images import decode, __name__
+            from datasette_vision import __version__
             from datasette_vision.models.manifest import Manifest
             if TYPE_CHECKING:
                 import llm
@@ -271,13 +206,14 @@ def test_the_parser_of_this_test_sees_every_form(tmp_path: Path, monkeypatch: py
             """
         )
     )
-    monkeypatch.setitem(MODULES, "x", path)
-    assert list(imports("x")) == [
+    monkeypatch.setitem(MODULES, "sql.x", path)
+    assert list(imports("sql.x")) == [
         ("numpy", True),
         ("os.path", True),
-        ("datasette_vision.sql", True),
+        ("datasette_vision.sql.table", True),
         ("datasette_vision.models.store", True),
-        ("datasette_vision.vectors", True),
+        ("datasette_vision.vectors.embedding", True),
+        ("datasette_vision.images.decode", True),
         ("datasette_vision.images", True),
         ("datasette_vision", True),
         ("datasette_vision.models.manifest", True),
@@ -300,7 +236,10 @@ def test_the_core_loads_no_framework_and_no_engine() -> None:
     assert loaded(FRAMEWORKS | {"onnxruntime", "tokenizers", "usearch"}, modules) == set()
 
 
-@pytest.mark.parametrize("module", ["config", "sql", "sqltable", "lazy", "errors", "schema", "sidetables"])
+@pytest.mark.parametrize(
+    "module",
+    ["config.settings", "sql.registration", "sql.table", "util.lazy", "errors", "tables.schema", "tables.side_tables"],
+)
 def test_what_runs_at_start_is_light(module: str) -> None:
     assert loaded(HEAVY | FRAMEWORKS, python(f"import {PACKAGE}.{module}")) == set()
 
@@ -330,8 +269,8 @@ START = """
 def test_starting_datasette_loads_nothing_heavy() -> None:
     """Startup, a connection with the functions on it, and a query that calls none of them."""
     modules = python("SQL, EXPECTED = 'select+1+as+x', 1" + textwrap.dedent(START), without=HEAVY)
-    assert {"datasette_vision.plugin.state", "datasette_vision.sql"} <= set(modules)
-    assert "datasette_vision.vision" not in modules
+    assert {"datasette_vision.plugin.server.state", "datasette_vision.sql.registration"} <= set(modules)
+    assert "datasette_vision.engine.vision" not in modules
 
 
 def test_arithmetic_of_vectors_loads_no_engine() -> None:
@@ -339,4 +278,4 @@ def test_arithmetic_of_vectors_loads_no_engine() -> None:
     modules = python(
         f'SQL, EXPECTED = "{sql}", 1.0' + textwrap.dedent(START), without=HEAVY - {"numpy", "PIL", "numkong"}
     )
-    assert {"datasette_vision.vision", "numpy", "PIL"} <= set(modules)
+    assert {"datasette_vision.engine.vision", "numpy", "PIL"} <= set(modules)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datasette_vision import hnsw, vectors
-from datasette_vision.eightbit import Flat, coded, empty, joined
-from datasette_vision.index import Index, alive_parts
+from datasette_vision.vectors import embedding as vectors
+from datasette_vision.vectors import hnsw
+from datasette_vision.vectors.eight_bit import Flat, coded, empty, joined
+from datasette_vision.vectors.index import Index, alive_parts
 
 Matrix = NDArray[np.float32]
 

@@ -18,15 +18,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasette_vision import generations, hnsw, indexentry, indexes, indexfile, indexwork, sql, vectors
-from datasette_vision.caller import Caller, acting
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import Busy, DeadlineExceeded
-from datasette_vision.hnsw import Graph
-from datasette_vision.indexentry import Entry
-from datasette_vision.schema import Row, SideTable
-from datasette_vision.search import Searcher
-from datasette_vision.sidereader import Embeddings
-from datasette_vision.vision import Vision
+from datasette_vision.search import index_entry as indexentry
+from datasette_vision.search import index_work as indexwork
+from datasette_vision.search import indexes
+from datasette_vision.search.index_entry import Entry
+from datasette_vision.search.search import Searcher
+from datasette_vision.sql import registration as sql
+from datasette_vision.tables import change_log as generations
+from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.util.caller import Caller, acting
+from datasette_vision.vectors import embedding as vectors
+from datasette_vision.vectors import hnsw
+from datasette_vision.vectors import index_file as indexfile
+from datasette_vision.vectors.hnsw import Graph
 from tests.test_index import clustered
 
 SIDE = SideTable("photos", ("id",))

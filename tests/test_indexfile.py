@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasette_vision import hnsw, indexfile
-from datasette_vision.eightbit import empty
-from datasette_vision.index import Index
-from datasette_vision.indexfile import UnusableIndex
-from datasette_vision.unfinished import unfinished
+from datasette_vision.util.unfinished import unfinished
+from datasette_vision.vectors import hnsw
+from datasette_vision.vectors import index_file as indexfile
+from datasette_vision.vectors.eight_bit import empty
+from datasette_vision.vectors.index import Index
+from datasette_vision.vectors.index_file import UnusableIndex
 from tests.test_index import clustered, flat, graph
 
 MATRIX = clustered(500)
@@ -133,7 +134,7 @@ def test_a_kill_while_saving_leaves_what_was_there(path: Path) -> None:
     code = """
         import sys
         from pathlib import Path
-        from datasette_vision import indexfile
+        from datasette_vision.vectors import index_file as indexfile
         from tests.test_index import clustered, flat, graph
         base = graph(clustered(3000))
         print("ready", flush=True)

@@ -12,8 +12,8 @@ pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
 from datasette_vision.errors import InvalidArgument, StorageFailed  # noqa: E402
-from datasette_vision.inputs import Column, Image, Inputs, Unit, glob_regex, split_glob  # noqa: E402
-from datasette_vision.places import place  # noqa: E402
+from datasette_vision.files.inputs import Column, Image, Inputs, Unit, glob_regex, split_glob  # noqa: E402
+from datasette_vision.files.storage import place  # noqa: E402
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""models/install.py and staging.py: a model appears whole or not at all, whatever happens meanwhile."""
+"""install/install.py and staging.py: a model appears whole or not at all, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -17,20 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasette_vision.config import Config
-from datasette_vision.errors import (
-    InstallFailed,
-    InvalidArgument,
-    ModelCorrupt,
-    SourceNotFound,
-    UnknownModel,
-)
-from datasette_vision.models import staging, trial
-from datasette_vision.models.install import Installer
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.vision import Vision
+from datasette_vision.errors import InstallFailed, InvalidArgument, ModelCorrupt, SourceNotFound, UnknownModel
+from datasette_vision.install import staging, trial
+from datasette_vision.install.install import Installer
+from datasette_vision.install.requests import Request
 from datasette_vision.models.leftovers import leftovers
-from datasette_vision.models.requests import Request
 from datasette_vision.models.store import ModelStore
-from datasette_vision.vision import Vision
 from tests import fakes, repositories
 from tests.hubserver import Hub, serve
 
@@ -297,7 +291,7 @@ def test_a_full_disk(models_dir: Path, source: Path, said: list[str], monkeypatc
     def full(origin: object, name: str, target: Path) -> None:
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr("datasette_vision.models.drafts.link_or_copy", full)
+    monkeypatch.setattr("datasette_vision.install.drafts.link_or_copy", full)
     with pytest.raises(InstallFailed, match=r"No space left on device: make room there, and install again"):
         Installer(models_dir, said.append).install(request(source))
     assert entries(models_dir) == {".locks"}

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasette_vision.cache import LabelSets
-from datasette_vision.caller import Caller, acting
-from datasette_vision.config import Config
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.cache import LabelSets
+from datasette_vision.engine.inference import CALL_THREADS, TEXT_THREADS, Intake, outcome_of
+from datasette_vision.engine.runtime import default_threads
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import (
     Busy,
     DeadlineExceeded,
@@ -25,10 +27,8 @@ from datasette_vision.errors import (
     UnknownModel,
     WrongTask,
 )
-from datasette_vision.intake import CALL_THREADS, TEXT_THREADS, Intake, outcome_of
 from datasette_vision.models.store import ModelStore
-from datasette_vision.runtime import default_threads
-from datasette_vision.vision import Vision
+from datasette_vision.util.caller import Caller, acting
 from tests import fakes, pictures
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from datasette_vision import sql
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.sql import registration as sql
 from tests.test_search_docs import PARAMETERS, blocks
 
 OURS = """

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasette_vision import rows, vectors
-from datasette_vision.config import Config
+from datasette_vision.bulk.embed_table import Summary, embed_table
+from datasette_vision.bulk.pipeline import config_for_bulk
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, UnknownModel, Unreadable, WrongTask
-from datasette_vision.jobs import Summary, embed_table
 from datasette_vision.models.store import ModelStore
-from datasette_vision.pipeline import config_for_bulk
-from datasette_vision.vision import Vision
+from datasette_vision.tables import rows
+from datasette_vision.vectors import embedding as vectors
 from tests import fakes, pictures
 
 PICTURES = [pictures.png(width=20 + seed % 5, height=30, seed=seed) for seed in range(30)]

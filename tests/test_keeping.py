@@ -1,4 +1,4 @@
-"""drift.py and keeping.py: what is out of step is found by keys, by lengths, by reading; nothing is done twice."""
+"""drift.py and sync.py: what is out of step is found by keys, by lengths, by reading; nothing is done twice."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
-from datasette_vision import drift, keeping, sidetables
-from datasette_vision.config import Config
-from datasette_vision.drift import Check, Glance, glance
+from datasette_vision.bulk import sync as keeping
+from datasette_vision.bulk.embed_table import Summary, embed_table
+from datasette_vision.bulk.sync import Kept, Means
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument, UnknownModel
-from datasette_vision.jobs import Summary, embed_table
-from datasette_vision.keeping import Kept, Means
 from datasette_vision.models.store import ModelStore
-from datasette_vision.rows import connected
-from datasette_vision.transactions import writer_on
-from datasette_vision.vision import Vision
+from datasette_vision.tables import diff as drift
+from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables.diff import Check, Glance, glance
+from datasette_vision.tables.rows import connected
+from datasette_vision.util.transactions import writer_on
 from tests import fakes, pictures
 
 PICTURES = [pictures.png(width=20 + seed % 5, height=30, seed=seed) for seed in range(12)]

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from datasette_vision import known
-from datasette_vision.known import Known
+from datasette_vision.files import digest_set as known
+from datasette_vision.files.digest_set import Known
 
 
 def test_what_was_added_is_there() -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from datasette_vision.lazy import Lazy
+from datasette_vision.util.lazy import Lazy
 
 
 def test_made_when_first_asked_for_and_once() -> None:

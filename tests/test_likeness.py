@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from datasette_vision import demo, images, likeness
+from datasette_vision.demo import demo
+from datasette_vision.images import decode as images
+from datasette_vision.images import perceptual_hash as likeness
 from tests import pictures
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from datasette_vision.config import Config, RateLimits
+from datasette_vision.config.settings import Config, RateLimits
 from datasette_vision.errors import Busy
-from datasette_vision.plugin.limits import SHARED_PLACES, SMALL_BYTES, Limits, RateLimit
-from datasette_vision.plugin.responses import RequestError
+from datasette_vision.plugin.http.limits import SHARED_PLACES, SMALL_BYTES, Limits, RateLimit
+from datasette_vision.plugin.http.responses import RequestError
 
 
 def limits(**config: Any) -> Limits:

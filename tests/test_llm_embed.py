@@ -12,7 +12,7 @@ pytest.importorskip("llm")
 
 from datasette.app import Datasette
 
-from datasette_vision.plugin.compatibility import IS_1_0
+from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests.llm_demo_models import EmbedDemo, demo_models  # noqa: F401 (a fixture)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 llm = pytest.importorskip("llm")
 
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
 from tests import pictures
 
 

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
 from tests import pictures
 from tests.servers import serving
 

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from datasette_vision import folders, photos
-from datasette_vision.config import Config
+from datasette_vision.bulk import folders, photos
+from datasette_vision.bulk.embed_table import embed_table
+from datasette_vision.bulk.folders import Walk
+from datasette_vision.bulk.load import LoadSummary, load
+from datasette_vision.bulk.photo_rows import PhotoTable
+from datasette_vision.bulk.photos import Pictures
+from datasette_vision.bulk.pipeline import config_for_bulk
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument, Unreadable, WrongTask
-from datasette_vision.folders import Walk
-from datasette_vision.images import sniff
-from datasette_vision.jobs import embed_table
-from datasette_vision.loading import LoadSummary, load
+from datasette_vision.images.decode import sniff
 from datasette_vision.models.store import ModelStore
-from datasette_vision.photos import Pictures
-from datasette_vision.phototable import PhotoTable
-from datasette_vision.pipeline import config_for_bulk
-from datasette_vision.schema import SideTable
-from datasette_vision.vision import Vision
+from datasette_vision.tables.schema import SideTable
 from tests import fakes, pictures
 from tests.test_exif import LONDON, NOON, block
 
@@ -125,7 +125,7 @@ def test_only_what_changed_is_read_again(
     real = photos.describe
     monkeypatch.setattr(photos, "describe", lambda *arguments: read.append("described") or real(*arguments))
     monkeypatch.setattr(
-        "datasette_vision.loading.read_image",
+        "datasette_vision.bulk.load.read_image",
         lambda path, limit: read.append(path.name) or Path(path).read_bytes(),
     )
     counting.batches.clear()
@@ -220,7 +220,7 @@ def test_a_folder_and_a_file_that_cannot_be_read(library: Library, monkeypatch: 
     monkeypatch.setattr(os, "scandir", refuse)
     os.utime(library.folder / "b.jpg", (1, 1))
     monkeypatch.setattr(
-        "datasette_vision.loading.read_image",
+        "datasette_vision.bulk.load.read_image",
         lambda path, limit: (_ for _ in ()).throw(PermissionError(13, "Permission denied")),
     )
     summary = library.load()

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from datasette_vision.errors import ModelCorrupt
+from datasette_vision.images.preprocess import Preprocess, Size
 from datasette_vision.models import manifest as manifests
 from datasette_vision.models.manifest import File, ImageTower, Label, Manifest, Source, TextTower, read
 from datasette_vision.models.store import BUNDLED
-from datasette_vision.preprocess import Preprocess, Size
 
 DIGEST = "0123456789abcdef" * 4
 GOOD: dict[str, Any] = {

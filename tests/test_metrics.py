@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from datasette_vision.plugin.desk import desk_of
+from datasette_vision.plugin.http.context import desk_of
 from tests.test_api import DATA_URI, Api, error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
 from tests import browsers, servers
 
 PAGE = Path(__file__).parent.parent / "docs" / "notebooks.md"

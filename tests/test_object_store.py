@@ -14,11 +14,11 @@ moto = pytest.importorskip("moto.server", reason="moto[server], a server that sp
 
 import urllib.request  # noqa: E402
 
-from datasette_vision import vectors  # noqa: E402
-from datasette_vision.inputs import Inputs  # noqa: E402
-from datasette_vision.parquet import opened, shards  # noqa: E402
-from datasette_vision.places import place  # noqa: E402
-from datasette_vision.vision import Vision  # noqa: E402
+from datasette_vision.engine.vision import Vision  # noqa: E402
+from datasette_vision.files.inputs import Inputs  # noqa: E402
+from datasette_vision.files.parquet import opened, shards  # noqa: E402
+from datasette_vision.files.storage import place  # noqa: E402
+from datasette_vision.vectors import embedding as vectors  # noqa: E402
 from tests import pictures  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from datasette_vision.plugin.documentation import HTML
-from datasette_vision.plugin.openapi import description
-from datasette_vision.plugin.routes import GET, POST, PREFIX, Route
-from datasette_vision.plugin.table import ROUTES
+from datasette_vision.plugin.api.documentation import HTML
+from datasette_vision.plugin.api.openapi import description
+from datasette_vision.plugin.api.table import ROUTES
+from datasette_vision.plugin.http.routes import GET, POST, PREFIX, Route
 from tests.servers import serving
 from tests.test_api import Api
 

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from datasette_vision.encoder import DualEncoder, load_on
+from datasette_vision.engine.encoder import DualEncoder, load_on
+from datasette_vision.engine.runtime import SCALE_THE_BATCH
+from datasette_vision.engine.vision import Vision
+from datasette_vision.models.operators import uses
 from datasette_vision.models.store import ModelStore
-from datasette_vision.operators import uses
-from datasette_vision.runtime import SCALE_THE_BATCH
-from datasette_vision.vision import Vision
 from tests import fakes, pictures
 
 DYNAMIC = "DynamicQuantizeLinear"

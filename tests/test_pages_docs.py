@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from datasette_vision.plugin.embedded import LARGE
-from datasette_vision.plugin.pictures import MAX_AGE_S, SIZES
-from datasette_vision.plugin.search_request import DEFAULT_SIZE, LESS, OWN_ARGUMENTS
+from datasette_vision.plugin.pages.image_route import MAX_AGE_S, SIZES
+from datasette_vision.plugin.search.embedded import LARGE
+from datasette_vision.plugin.search.request import DEFAULT_SIZE, LESS, OWN_ARGUMENTS
 from tests.test_search_page import make
 
 ROOT = Path(__file__).parent.parent

@@ -12,8 +12,8 @@ pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
 from datasette_vision.errors import InvalidArgument, StorageFailed  # noqa: E402
-from datasette_vision.parquet import Form, ImageRow, Output, opened, shards, vectors_of  # noqa: E402
-from datasette_vision.places import place  # noqa: E402
+from datasette_vision.files.parquet import Form, ImageRow, Output, opened, shards, vectors_of  # noqa: E402
+from datasette_vision.files.storage import place  # noqa: E402
 
 FORM = Form("fake", "f" * 64, 4)
 # With an earlier pyarrow, nulls cannot be among lists of a fixed size.

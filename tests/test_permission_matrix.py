@@ -24,19 +24,20 @@ from datasette.app import Datasette
 from datasette.utils import actor_matches_allow
 from datasette.utils.sqlite import sqlite3
 
-from datasette_vision import photos, vectors
-from datasette_vision.cache import EmbeddingCache, LabelSets
+from datasette_vision.bulk import photos
+from datasette_vision.engine.cache import EmbeddingCache, LabelSets
+from datasette_vision.engine.vision import Vision
 from datasette_vision.plugin import hooks
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.inputs import TEXT
-from datasette_vision.plugin.permissions import INFER, METRICS
-from datasette_vision.plugin.routes import GET, POST, PREFIX, Route
-from datasette_vision.plugin.search_request import encode_embedding
-from datasette_vision.plugin.state import state_of
-from datasette_vision.plugin.table import ROUTES
-from datasette_vision.schema import Row, SideTable, content_hash
-from datasette_vision.sqltable import FUNCTIONS
-from datasette_vision.vision import Vision
+from datasette_vision.plugin.api.table import ROUTES
+from datasette_vision.plugin.http.inputs import TEXT
+from datasette_vision.plugin.http.routes import GET, POST, PREFIX, Route
+from datasette_vision.plugin.search.request import encode_embedding
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.plugin.server.permissions import INFER, METRICS
+from datasette_vision.plugin.server.state import state_of
+from datasette_vision.sql.table import FUNCTIONS
+from datasette_vision.tables.schema import Row, SideTable, content_hash
+from datasette_vision.vectors import embedding as vectors
 from tests import pictures
 
 PLUGIN = "datasette-vision"
@@ -259,7 +260,7 @@ def models(fake_models: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
-    from datasette_vision.config import Config
+    from datasette_vision.config.settings import Config
     from datasette_vision.models.store import ModelStore
 
     path = tmp_path_factory.mktemp("secretfolder") / "pub.db"

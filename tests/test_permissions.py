@@ -10,8 +10,8 @@ import pytest
 from datasette.app import Datasette
 from datasette.utils.asgi import Forbidden, NotFound
 
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.permissions import (
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.plugin.server.permissions import (
     INFER,
     METRICS,
     ensure,

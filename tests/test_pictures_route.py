@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision import images
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.desk import PICTURES_HELD, desk_of
-from datasette_vision.plugin.pictures import SIZES
+from datasette_vision.images import decode as images
+from datasette_vision.plugin.http.context import PICTURES_HELD, desk_of
+from datasette_vision.plugin.pages.image_route import SIZES
+from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests import pictures
 
 PICTURE = "/-/vision/picture/demo/emoji/image/1F34E"

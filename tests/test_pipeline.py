@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasette_vision import conveyor
-from datasette_vision.config import Config, ModelConfig
+from datasette_vision.bulk import stages as conveyor
+from datasette_vision.bulk.pipeline import Outcome, config_for_bulk, embed
+from datasette_vision.config.settings import Config, ModelConfig
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import Busy, EngineFailure, InvalidImage, InvalidText, ModelCorrupt, Unreadable, WrongTask
 from datasette_vision.models.store import ModelStore
-from datasette_vision.pipeline import Outcome, config_for_bulk, embed
-from datasette_vision.vision import Vision
 from tests import fakes, pictures
 
 Make = Callable[..., Vision]

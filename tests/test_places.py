@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 
 from datasette_vision.errors import ExtraMissing, InvalidArgument, StorageFailed
-from datasette_vision.places import Place, place
-from datasette_vision.unfinished import unfinished
+from datasette_vision.files.storage import Place, place
+from datasette_vision.util.unfinished import unfinished
 
 
 @pytest.fixture(params=["path", "file", "memory"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision.plugin.state import state_of
+from datasette_vision.plugin.server.state import state_of
 from tests import pictures
 from tests.test_search_page import get, make
 

@@ -18,9 +18,9 @@ from datasette.utils import StartupError
 
 from datasette_vision import plugin
 from datasette_vision.plugin import hooks
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.sql_errors import HINT
-from datasette_vision.plugin.state import state_of
+from datasette_vision.plugin.queries.sql_errors import HINT
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.plugin.server.state import state_of
 from tests import pictures
 
 

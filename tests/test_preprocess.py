@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasette_vision.preprocess import RESAMPLE, Preprocess, Size
+from datasette_vision.images.preprocess import RESAMPLE, Preprocess, Size
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -1,4 +1,4 @@
-"""models/preprocessors.py: the configurations of real models, and what this package makes of them."""
+"""install/preprocessors.py: the configurations of real models, and what this package makes of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datasette_vision.errors import InstallFailed, InvalidArgument
-from datasette_vision.models.preprocessors import PRESETS, from_config, from_file, preset
+from datasette_vision.install.preprocessors import PRESETS, from_config, from_file, preset
 
 CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

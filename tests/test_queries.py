@@ -17,12 +17,12 @@ from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
 
-from datasette_vision.caller import NOBODY, current
 from datasette_vision.errors import Busy, DeadlineExceeded
-from datasette_vision.plugin import queries, sql_errors
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.queries import Places
-from datasette_vision.plugin.query_rules import rules_of
+from datasette_vision.plugin.queries import queries, sql_errors
+from datasette_vision.plugin.queries.queries import Places
+from datasette_vision.plugin.queries.rules import rules_of
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.util.caller import NOBODY, current
 
 
 class Computing:

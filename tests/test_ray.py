@@ -24,13 +24,16 @@ from click.testing import CliRunner  # noqa: E402
 from datasette.cli import cli  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from datasette_vision import embed_files, ray_cluster, ray_job, shipping  # noqa: E402
-from datasette_vision.config import Config  # noqa: E402
-from datasette_vision.embed_files import Job  # noqa: E402
+from datasette_vision.config.settings import Config  # noqa: E402
+from datasette_vision.engine.vision import Vision  # noqa: E402
 from datasette_vision.errors import ConfigError, VisionError  # noqa: E402
-from datasette_vision.parquet import opened, shards  # noqa: E402
-from datasette_vision.places import place  # noqa: E402
-from datasette_vision.vision import Vision  # noqa: E402
+from datasette_vision.files import embed_files  # noqa: E402
+from datasette_vision.files import model_transfer as shipping  # noqa: E402
+from datasette_vision.files.embed_files import Job  # noqa: E402
+from datasette_vision.files.parquet import opened, shards  # noqa: E402
+from datasette_vision.files.ray import cluster as ray_cluster  # noqa: E402
+from datasette_vision.files.ray import job as ray_job  # noqa: E402
+from datasette_vision.files.storage import place  # noqa: E402
 from tests import pictures  # noqa: E402
 
 # Ray's own affairs.

@@ -10,9 +10,9 @@ import pytest
 from datasette.app import Datasette
 from datasette.utils.sqlite import sqlite3
 
-from datasette_vision.plugin import sqlite_limits
-from datasette_vision.plugin.query_rules import rules_of
-from datasette_vision.plugin.row_memory import PAGE_COST, STEP_BYTES, WRITTEN_COST, Counted, RowMemory
+from datasette_vision.plugin.queries import sqlite_limits
+from datasette_vision.plugin.queries.row_memory import PAGE_COST, STEP_BYTES, WRITTEN_COST, Counted, RowMemory
+from datasette_vision.plugin.queries.rules import rules_of
 
 MB = 1_000_000
 
@@ -113,7 +113,7 @@ async def test_an_answer_beyond_all_memory_is_an_error_and_not_the_end() -> None
 
 SCRIPT = """
 from datasette.utils.sqlite import sqlite3
-from datasette_vision.plugin import sql_errors, sqlite_limits
+from datasette_vision.plugin.queries import sql_errors, sqlite_limits
 connection = sqlite3.connect(":memory:")
 sqlite_limits.limit(connection, 512 << 20)
 assert connection.execute("pragma hard_heap_limit").fetchone() == (128 << 20,)

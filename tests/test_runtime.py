@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from datasette_vision.engine.runtime import OnnxSession, Port, default_threads, ports, waiting
 from datasette_vision.errors import ConfigError, EngineFailure, ModelCorrupt
-from datasette_vision.runtime import OnnxSession, Port, default_threads, ports, waiting
 from tests import fakes
 
 FAILED = "the inference engine failed on this input; the log says why"
@@ -235,7 +235,7 @@ def test_an_output_more_does_no_harm(tmp_path: Path) -> None:
 def test_nothing_is_reported_to_anybody(tmp_path: Path) -> None:
     """ONNX Runtime collects telemetry from 1.31 on, and keeps it in the user's home until it is sent."""
     code = (
-        "from datasette_vision.models.store import ModelStore; from datasette_vision.runtime import ports;"
+        "from datasette_vision.models.store import ModelStore; from datasette_vision.engine.runtime import ports;"
         "model = ModelStore().find('tiny-emoji'); print(len(ports(model.path(model.manifest.image.file))))"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "ORT_"))}

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from datasette_vision.config import Config
-from datasette_vision.demo import read_archive
-from datasette_vision.pipeline import config_for_bulk
-from datasette_vision.vision import Vision
+from datasette_vision.bulk.pipeline import config_for_bulk
+from datasette_vision.config.settings import Config
+from datasette_vision.demo.demo import read_archive
+from datasette_vision.engine.vision import Vision
 
 pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 
-from datasette_vision import embed_files
+from datasette_vision.files import embed_files
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scale.md").read_text("utf-8"), re.DOTALL)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from datasette_vision.schema import OWN_COLUMNS, Row, SideTable, content_hash, quote
+from datasette_vision.tables.schema import OWN_COLUMNS, Row, SideTable, content_hash, quote
 
 HASH = content_hash(b"x")
 

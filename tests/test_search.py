@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasette_vision import sql, vectors
-from datasette_vision.hits import from_table
-from datasette_vision.identifiers import quote
-from datasette_vision.schema import Row, SideTable
-from datasette_vision.search import Searcher
-from datasette_vision.vectors import Vector
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.search.hits import from_table
+from datasette_vision.search.search import Searcher
+from datasette_vision.sql import registration as sql
+from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.util.sql_names import quote
+from datasette_vision.vectors import embedding as vectors
+from datasette_vision.vectors.embedding import Vector
 from tests import pictures
 from tests.conftest import Connection
 

@@ -13,11 +13,11 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision import vectors
-from datasette_vision.plugin import embedded
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.state import state_of
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.plugin.search import embedded
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.plugin.server.state import state_of
+from datasette_vision.vectors import embedding as vectors
 from tests.conftest import Connection
 from tests.test_search_page import ROOT_ONLY, get, make
 
@@ -228,7 +228,7 @@ async def test_large_tables_by_index_and_exactly_when_that_fails(
     assert "vision_search" not in filtered["sql"]
 
     from datasette_vision.errors import Busy
-    from datasette_vision.search import Searcher
+    from datasette_vision.search.search import Searcher
 
     def busy(*arguments: object, **named: object) -> None:
         raise Busy("the embeddings of emoji are being read")

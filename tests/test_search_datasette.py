@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision import vectors
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.state import state_of
-from datasette_vision.schema import Row, SideTable
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.plugin.server.state import state_of
+from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.vectors import embedding as vectors
 from tests.test_index import clustered
 
 SIDE = SideTable("photos", ("id",))

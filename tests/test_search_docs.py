@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
 from tests.conftest import Connection
 
 ROOT = Path(__file__).parent.parent

@@ -14,10 +14,10 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision import vectors
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.search_request import encode_embedding
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.plugin.search.request import encode_embedding
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.vectors import embedding as vectors
 from tests import searchtables
 from tests.searchtables import KINDS, NAMES
 

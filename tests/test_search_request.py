@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from datasette_vision.errors import InvalidArgument
-from datasette_vision.plugin.search_request import Example, SearchRequest, encode_embedding
+from datasette_vision.plugin.search.request import Example, SearchRequest, encode_embedding
 
 BLOB = struct.pack("<4f", 0.5, -0.5, 0.5, 0.5)
 TEXT = encode_embedding(BLOB)

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasette_vision import vectors
-from datasette_vision.plugin import embedded, search_sql
-from datasette_vision.plugin.search_request import LESS, Example, SearchRequest, encode_embedding
-from datasette_vision.plugin.search_sql import RowKey, SearchSql, Where
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.plugin.search import embedded
+from datasette_vision.plugin.search import sql as search_sql
+from datasette_vision.plugin.search.request import LESS, Example, SearchRequest, encode_embedding
+from datasette_vision.plugin.search.sql import RowKey, SearchSql, Where
+from datasette_vision.vectors import embedding as vectors
 from tests import pictures, searchtables
 from tests.conftest import Connection
 from tests.searchtables import KINDS, NAMES, Kind

@@ -19,9 +19,9 @@ import numpy as np
 import openai
 import pytest
 
-from datasette_vision.plugin.routes import PREFIX
-from datasette_vision.plugin.table import ROUTES
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.plugin.api.table import ROUTES
+from datasette_vision.plugin.http.routes import PREFIX
 from tests import pictures
 from tests.servers import serving
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from datasette_vision import shipping
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import ModelCorrupt
+from datasette_vision.files import model_transfer as shipping
 from datasette_vision.models.store import ModelStore
-from datasette_vision.vision import Vision
 from tests import fakes, pictures
 
 

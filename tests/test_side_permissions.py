@@ -11,10 +11,11 @@ from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
 
-from datasette_vision import generations, photos
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.schema import Row, SideTable
-from datasette_vision.sidetables import own_tables
+from datasette_vision.bulk import photos
+from datasette_vision.plugin.server.compatibility import IS_1_0
+from datasette_vision.tables import change_log as generations
+from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.side_tables import own_tables
 
 ROOT = {"id": "root"}
 ALICE = {"id": "alice"}

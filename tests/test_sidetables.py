@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from datasette_vision import sidetables
-from datasette_vision.identifiers import quote
-from datasette_vision.schema import Row, SideTable
+from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.util.sql_names import quote
 
 
 @pytest.fixture

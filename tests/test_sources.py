@@ -1,4 +1,4 @@
-"""models/sources.py and what drafts from them: folders as others publish them become models that answer."""
+"""install/sources.py and what drafts from them: folders as others publish them become models that answer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from datasette_vision import demo, images
-from datasette_vision.classifier import ImageClassifier
-from datasette_vision.encoder import DualEncoder, load_on
+from datasette_vision.demo import demo
+from datasette_vision.engine.classifier import ImageClassifier
+from datasette_vision.engine.encoder import DualEncoder, load_on
 from datasette_vision.errors import InstallFailed, InvalidArgument, ModelCorrupt, VisionError
-from datasette_vision.models import samples, trial
-from datasette_vision.models.install import Installer
-from datasette_vision.models.labels import labels_of, read_labels
-from datasette_vision.models.origins import LocalFolder, OneGraph
-from datasette_vision.models.requests import Request
-from datasette_vision.models.sources import Classifier, Finished, Towers, Weights, needed_for_export, recognise
+from datasette_vision.images import decode as images
+from datasette_vision.install import samples, trial
+from datasette_vision.install.install import Installer
+from datasette_vision.install.labels import labels_of, read_labels
+from datasette_vision.install.origins import LocalFolder, OneGraph
+from datasette_vision.install.requests import Request
+from datasette_vision.install.sources import Classifier, Finished, Towers, Weights, needed_for_export, recognise
 from datasette_vision.models.store import InstalledModel
 from tests import fakes, repositories
 

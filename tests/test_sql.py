@@ -12,10 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from datasette_vision import sql, vectors
-from datasette_vision.sqlfunctions import Functions
-from datasette_vision.sqltable import FUNCTIONS
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
+from datasette_vision.sql import registration as sql
+from datasette_vision.sql.functions import Functions
+from datasette_vision.sql.table import FUNCTIONS
+from datasette_vision.vectors import embedding as vectors
 from tests import pictures
 from tests.conftest import Connection
 

@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 
-from datasette_vision.vision import Vision
+from datasette_vision.engine.vision import Vision
 from tests import hostile, pictures
 from tests.conftest import Connection
 
@@ -71,7 +71,7 @@ def answer(db: Connection, expression: str, *parameters: object) -> object:
 
 @pytest.fixture(scope="module")
 def hostile_db(fake_models: object) -> Connection:
-    from datasette_vision.config import Config
+    from datasette_vision.config.settings import Config
     from datasette_vision.models.store import ModelStore
 
     return Connection(Vision(Config(default_model="fake"), store=ModelStore(fake_models)))  # type: ignore[arg-type]

@@ -17,9 +17,9 @@ import pytest
 import tokenizers
 
 import datasette_vision
+from datasette_vision.engine.tokenizer import Tokenizer
 from datasette_vision.errors import ModelCorrupt
 from datasette_vision.models.manifest import TextTower
-from datasette_vision.tokenizer import Tokenizer
 from tests import fakes
 from tests.fakes import END, PAD, START
 

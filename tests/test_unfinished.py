@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from datasette_vision import unfinished as module
-from datasette_vision.unfinished import remove_leftovers, unfinished
+from datasette_vision.util import unfinished as module
+from datasette_vision.util.unfinished import remove_leftovers, unfinished
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +54,7 @@ def test_what_is_being_written_stays_whatever_the_clock_says_and_goes_once_its_w
     code = """
 import sys, time
 from pathlib import Path
-from datasette_vision.unfinished import unfinished
+from datasette_vision.util.unfinished import unfinished
 with unfinished(Path(sys.argv[1]), ".tmp"):
     print("writing", flush=True)
     time.sleep(600)

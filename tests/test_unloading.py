@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasette_vision import memory
-from datasette_vision.config import Config, ModelConfig
+from datasette_vision.config.settings import Config, ModelConfig
+from datasette_vision.engine.vision import Vision
 from datasette_vision.models.store import ModelStore
-from datasette_vision.vision import Vision
+from datasette_vision.util import memory
 from tests import fakes, pictures
 
 
@@ -56,10 +56,10 @@ def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
     script = """
     import sys, time
     from pathlib import Path
-    from datasette_vision import memory
-    from datasette_vision.config import Config
+    from datasette_vision.util import memory
+    from datasette_vision.config.settings import Config
     from datasette_vision.models.store import ModelStore
-    from datasette_vision.vision import Vision
+    from datasette_vision.engine.vision import Vision
     from tests import fakes
 
     folder = fakes.make_dual_encoder(Path(sys.argv[1]), "large", 100_000)

@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from datasette_vision import vectors
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidVector
+from datasette_vision.vectors import embedding as vectors
 
 NOT_FINITE = "expected an embedding of finite floats, found a NaN or an infinity in it"
 MAX = float(np.finfo(np.float32).max)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasette_vision.caller import Caller, acting
-from datasette_vision.config import Config
-from datasette_vision.encoder import LoadSession, load_on
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.encoder import LoadSession, load_on
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import (
     Busy,
     DeadlineExceeded,
@@ -29,7 +29,7 @@ from datasette_vision.errors import (
     WrongTask,
 )
 from datasette_vision.models.store import ModelStore
-from datasette_vision.vision import Vision
+from datasette_vision.util.caller import Caller, acting
 from tests import fakes, pictures
 
 

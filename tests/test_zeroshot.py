@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from datasette_vision import zeroshot
 from datasette_vision.errors import InvalidLabels
-from datasette_vision.zeroshot import Labels, parse_labels, scores, sigmoid, softmax, top_k
+from datasette_vision.vectors import zero_shot as zeroshot
+from datasette_vision.vectors.zero_shot import Labels, parse_labels, scores, sigmoid, softmax, top_k
 
 # Labels
 

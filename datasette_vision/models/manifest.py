@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from datasette_vision.errors import ModelCorrupt
-from datasette_vision.preprocess import RESAMPLE, Preprocess, Size
+from datasette_vision.images.preprocess import RESAMPLE, Preprocess, Size
 
 FORMAT = 1
 DUAL_ENCODER = "dual-encoder"

@@ -14,35 +14,27 @@ from typing import TYPE_CHECKING, Any
 import click
 from datasette import hookimpl
 
-from datasette_vision.plugin import (
-    answers,
-    cells,
-    cli_bulk,
-    cli_check,
-    cli_files,
-    cli_models,
-    cli_search,
-    crossorigin,
-    crowd,
-    links,
-    pages,
-    permissions,
-    queries,
-    recovery,
-    routes,
-    sidepermissions,
-    sqlite_limits,
-    table,
-)
-from datasette_vision.plugin.cli import vision_group
-from datasette_vision.plugin.query_rules import rules_of
-from datasette_vision.plugin.state import state_of
+from datasette_vision.cli import bulk as cli_bulk
+from datasette_vision.cli import files as cli_files
+from datasette_vision.cli import models as cli_models
+from datasette_vision.cli import search as cli_search
+from datasette_vision.cli.main import vision_group
+from datasette_vision.plugin.api import table
+from datasette_vision.plugin.checks import command as cli_check
+from datasette_vision.plugin.http import answers, crowd, routes
+from datasette_vision.plugin.http import cross_origin as crossorigin
+from datasette_vision.plugin.pages import cells, links, pages
+from datasette_vision.plugin.queries import queries, sqlite_limits
+from datasette_vision.plugin.queries.rules import rules_of
+from datasette_vision.plugin.server import permissions, recovery
+from datasette_vision.plugin.server import side_table_permissions as sidepermissions
+from datasette_vision.plugin.server.state import state_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request
 
-    from datasette_vision.plugin.activity import Application
+    from datasette_vision.plugin.server.activity import Application
 
 
 @hookimpl
@@ -201,6 +193,6 @@ def skip_csrf(datasette: Datasette, scope: Any) -> bool:
 @hookimpl(optionalhook=True)
 def register_enrichments(datasette: Datasette) -> list[Any]:
     """Offer enrichments to datasette-enrichments, where that is installed. Datasette 1.0 only."""
-    from datasette_vision.plugin.enrichments import enrichments
+    from datasette_vision.plugin.enrichments.enrichments import enrichments
 
     return enrichments()

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasette_vision import exif, images, likeness
 from datasette_vision.errors import InvalidImage
-from datasette_vision.images import ImageLimits
-from datasette_vision.preprocess import Preprocess, Size
+from datasette_vision.images import decode as images
+from datasette_vision.images import exif
+from datasette_vision.images import perceptual_hash as likeness
+from datasette_vision.images.decode import ImageLimits
+from datasette_vision.images.preprocess import Preprocess, Size
 from tests import pictures
 from tests.fuzz.files import FORMATS, scenes, seeds, tiffs
 from tests.fuzz.files import images as damaged

@@ -12,10 +12,10 @@ from hypothesis import example
 from hypothesis import strategies as st
 
 from datasette_vision.errors import InstallFailed, InvalidArgument, InvalidLabels, ModelCorrupt
-from datasette_vision.models import labels as model_labels
+from datasette_vision.install import labels as model_labels
+from datasette_vision.install import preprocessors
 from datasette_vision.models import manifest as manifests
-from datasette_vision.models import preprocessors
-from datasette_vision.zeroshot import parse_labels, scores, top_k
+from datasette_vision.vectors.zero_shot import parse_labels, scores, top_k
 from tests.fuzz import strategies as own
 from tests.fuzz.properties import assert_linear, fuzz
 from tests.test_manifest import CLASSIFIER, GOOD

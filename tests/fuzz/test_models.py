@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from datasette_vision import likeness
-from datasette_vision.config import Config
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidText
+from datasette_vision.images import perceptual_hash as likeness
 from datasette_vision.models.store import ModelStore
-from datasette_vision.plugin import cells
-from datasette_vision.vision import Vision
+from datasette_vision.plugin.pages import cells
 from tests.fuzz import strategies as own
 from tests.fuzz.properties import assert_linear, fuzz
 

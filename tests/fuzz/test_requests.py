@@ -15,15 +15,15 @@ from datasette.utils.asgi import Request
 from hypothesis import example
 from hypothesis import strategies as st
 
-from datasette_vision.config import Config
+from datasette_vision.config.settings import Config
 from datasette_vision.errors import InvalidArgument, InvalidInput, VisionError
-from datasette_vision.plugin.bodies import FORM, INLINE_BYTES, JSON, MULTIPART, Field, read_fields
-from datasette_vision.plugin.inputs import EMBEDDING, IMAGE, TEXT, input_of, read_inputs
-from datasette_vision.plugin.limits import Limits
-from datasette_vision.plugin.openai import read_input
-from datasette_vision.plugin.parameters import ENCODING_FORMAT, LABELS, MODEL, K, refuse_unknown, shown
-from datasette_vision.plugin.responses import RequestError
-from datasette_vision.plugin.search_request import SearchRequest
+from datasette_vision.plugin.api.openai import read_input
+from datasette_vision.plugin.http.bodies import FORM, INLINE_BYTES, JSON, MULTIPART, Field, read_fields
+from datasette_vision.plugin.http.inputs import EMBEDDING, IMAGE, TEXT, input_of, read_inputs
+from datasette_vision.plugin.http.limits import Limits
+from datasette_vision.plugin.http.parameters import ENCODING_FORMAT, LABELS, MODEL, K, refuse_unknown, shown
+from datasette_vision.plugin.http.responses import RequestError
+from datasette_vision.plugin.search.request import SearchRequest
 from tests.fuzz import strategies as own
 from tests.fuzz.properties import assert_linear, fuzz
 

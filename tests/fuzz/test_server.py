@@ -17,9 +17,9 @@ from datasette.app import Datasette
 from hypothesis import example
 from hypothesis import strategies as st
 
-from datasette_vision.plugin.compatibility import IS_1_0
-from datasette_vision.plugin.routes import PREFIX, Route
-from datasette_vision.plugin.table import ROUTES
+from datasette_vision.plugin.api.table import ROUTES
+from datasette_vision.plugin.http.routes import PREFIX, Route
+from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests.fuzz import strategies as own
 from tests.fuzz.properties import fuzz
 from tests.fuzz.test_requests import BODIES, CONTENT_TYPES, NUMBERS, ROWS

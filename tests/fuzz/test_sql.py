@@ -12,13 +12,13 @@ import pytest
 from hypothesis import example
 from hypothesis import strategies as st
 
-from datasette_vision import sql
-from datasette_vision.config import Config
-from datasette_vision.identifiers import literal, quote
+from datasette_vision.config.settings import Config
+from datasette_vision.engine.vision import Vision
 from datasette_vision.models.store import ModelStore
-from datasette_vision.schema import Row, SideTable
-from datasette_vision.sqltable import ANY_NUMBER, FUNCTIONS, SqlFunction
-from datasette_vision.vision import Vision
+from datasette_vision.sql import registration as sql
+from datasette_vision.sql.table import ANY_NUMBER, FUNCTIONS, SqlFunction
+from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.util.sql_names import literal, quote
 from tests import hostile, pictures
 from tests.fuzz import strategies as own
 from tests.fuzz.properties import fuzz

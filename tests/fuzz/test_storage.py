@@ -15,10 +15,12 @@ import pytest
 from hypothesis import example
 from hypothesis import strategies as st
 
-from datasette_vision import exif, imagetags, indexfile
 from datasette_vision.errors import VisionError
-from datasette_vision.index import Index
-from datasette_vision.indexfile import UnusableIndex
+from datasette_vision.images import exif
+from datasette_vision.images import tiff_tags as imagetags
+from datasette_vision.vectors import index_file as indexfile
+from datasette_vision.vectors.index import Index
+from datasette_vision.vectors.index_file import UnusableIndex
 from tests import pictures
 from tests.fuzz import strategies as own
 from tests.fuzz.properties import assert_linear, fuzz
@@ -104,9 +106,9 @@ def test_damaged_indexes(tmp_path_factory: pytest.TempPathFactory, kind: str, da
 pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
-from datasette_vision.importing import Importer, Plan  # noqa: E402
-from datasette_vision.inputs import Inputs, glob_regex  # noqa: E402
-from datasette_vision.parquet import Form, ImageRow, Output, vectors_of  # noqa: E402
+from datasette_vision.files.import_embeddings import Importer, Plan  # noqa: E402
+from datasette_vision.files.inputs import Inputs, glob_regex  # noqa: E402
+from datasette_vision.files.parquet import Form, ImageRow, Output, vectors_of  # noqa: E402
 
 PNG = pictures.png(4, 4)
 TYPES: list[tuple[Any, st.SearchStrategy[Any]]] = [

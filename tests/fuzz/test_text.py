@@ -11,9 +11,10 @@ import pytest
 from hypothesis import assume, example
 from hypothesis import strategies as st
 
-from datasette_vision import images, vectors
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidImage, InvalidVector
-from datasette_vision.sqlfunctions import Functions
+from datasette_vision.images import decode as images
+from datasette_vision.sql.functions import Functions
+from datasette_vision.vectors import embedding as vectors
 from tests.fuzz import strategies as own
 from tests.fuzz.properties import assert_linear, fuzz
 

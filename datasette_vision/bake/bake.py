@@ -1,0 +1,52 @@
+"""PyTorch models turned into model folders: exported, fused, quantised, and proved to answer as the original does.
+
+Needs the extra `bake`. Nothing here is imported unless a model is baked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasette_vision.engine.runtime import without_telemetry
+from datasette_vision.errors import InstallFailed, InvalidArgument
+from datasette_vision.models.manifest import TASKS
+
+PRECISIONS = ("auto", "fp32", "int8")
+
+
+def bake(
+    source: Path,
+    staging: Path,
+    *,
+    task: str | None = None,
+    precision: str = "auto",
+    threshold: float = 0.99,
+    calibration: Path | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Export the PyTorch model in folder `source` (transformers or sentence-transformers layout) into `staging`.
+
+    Writes image.onnx and, for a dual encoder, text.onnx and tokenizer.json; returns the manifest without its keys
+    name, files, source and canonical. Every precision is compared with the original over the images in `calibration`
+    (or bundled ones) and bundled texts: "auto" keeps the fastest whose worst cosine reaches `threshold`, "int8" the
+    best quantised one above a cosine of 0.9. `progress` is told what goes on, a line at a time.
+    Raises InstallFailed or SourceNotFound, saying what is not supported or not there, or InvalidArgument.
+    """
+    if precision not in PRECISIONS:
+        raise InvalidArgument(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
+    if task is not None and task not in TASKS:
+        raise InvalidArgument(f"task: expected one of {', '.join(TASKS)}, found {task!r}")
+    without_telemetry()
+    try:
+        from datasette_vision.bake import baking, sources, towers  # heavy: torch and transformers
+        from datasette_vision.bake.calibration import pictures
+    except ImportError as error:
+        raise InstallFailed(
+            f"exporting a PyTorch model needs {error.name or error}: pip install 'datasette-vision[bake]'"
+        ) from error
+    progress("loading the PyTorch model")
+    original = sources.load(source, task)
+    wish = towers.Wish(precision, threshold, progress)
+    return baking.Baker(original, staging, wish).bake(pictures(calibration))

@@ -1,0 +1,52 @@
+"""Convolutional networks with 8-bit weights and activations, the ranges of the latter fixed beforehand.
+
+Convolutions have no dynamic quantisation that is fast. A fixed range is found over the calibration images: right for
+what looks like them; the comparison with the original says whether it is right enough.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxruntime import quantization
+
+from datasette_vision.bake.graph import Graph
+from datasette_vision.bake.original import quiet
+from datasette_vision.bake.prove import Inputs
+
+# Below this the convolutions are the first layer of something else.
+MIN_CONVOLUTIONS = 5
+
+
+class _Samples(quantization.CalibrationDataReader):
+    """Calibration inputs, one after the other."""
+
+    def __init__(self, samples: Sequence[Inputs]) -> None:
+        self._samples = iter(samples)
+
+    def get_next(self) -> dict[str, Any] | None:
+        sample = next(self._samples, None)
+        return dict(sample) if sample is not None else None
+
+
+def quantise_convolutions(source: Path, target: Path, samples: Sequence[Inputs]) -> bool:
+    """Write the graph at `source` to `target` with 8-bit convolutions; say whether it is a convolutional network."""
+    graph = Graph(source)
+    if len(graph.nodes("Conv")) < MIN_CONVOLUTIONS or graph.nodes("MatMul"):
+        return False
+    logging.disable(logging.WARNING)  # advice that was followed already, given on the root logger
+    with quiet():
+        quantization.quantize_static(
+            str(source),
+            str(target),
+            _Samples(samples),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+    logging.disable(logging.NOTSET)
+    return True

@@ -1,0 +1,117 @@
+"""One tower from PyTorch to the graph that is kept: exported, fused, quantised in several ways, proved."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from datasette_vision.bake import quantise
+from datasette_vision.bake.export import export, exportable
+from datasette_vision.bake.fuse import fuse
+from datasette_vision.bake.graph import Graph
+from datasette_vision.bake.prove import FP32, Inputs, Measured, choose, exact, measure
+from datasette_vision.errors import EngineFailure, InstallFailed, ModelCorrupt
+
+# PyTorch is given so many inputs of one shape at once: its threads then wait less for each other.
+BATCH = 8
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the person asked for."""
+
+    precision: str
+    threshold: float
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A tower of a model, and what it is tried on."""
+
+    name: str  # "image", "text": of the file too
+    model: Any
+    module: torch.nn.Module
+    output: str
+    samples: list[Inputs]
+    timed: Inputs
+    dynamic: dict[str, dict[int, str]]
+
+    def reference(self) -> NDArray[np.float32]:
+        """Compute the original's answers to the samples: (n, d)."""
+        answers = []
+        with torch.no_grad():
+            for _, alike in itertools.groupby(self.samples, lambda sample: [value.shape for value in sample.values()]):
+                rows = list(alike)
+                for start in range(0, len(rows), BATCH):
+                    part = rows[start : start + BATCH]
+                    inputs = [np.concatenate(values) for values in zip(*(row.values() for row in part), strict=True)]
+                    answers.append(self.module(*map(torch.from_numpy, inputs)).numpy())
+        return np.concatenate(answers)
+
+    def export(self, path: Path) -> None:
+        """Write the tower as it is to `path`, traced on two inputs at once."""
+        example = {name: torch.from_numpy(np.concatenate([value, value])) for name, value in self.timed.items()}
+        with exportable(self.model):
+            export(self.module, example, self.output, path, self.dynamic)
+
+
+def bake_tower(tower: Tower, wish: Wish, staging: Path, work: Path) -> tuple[Measured, dict[str, Any]]:
+    """Put the best graph into the staging folder; return what was measured of it and the report on all candidates.
+
+    Raises InstallFailed when no graph gives the original's answers, or none of the precision that was asked for.
+    """
+    say = wish.progress
+    say(f"{tower.name} tower: computing {len(tower.samples)} answers with PyTorch")
+    reference = tower.reference()
+    say(f"{tower.name} tower: exporting")
+    exported = work / f"{tower.name}-exported.onnx"
+    tower.export(exported)
+    plain = _translate(tower, exported, reference, work)
+    exported.unlink()
+    candidates = {FP32: plain}
+    if wish.precision != FP32:
+        say(f"{tower.name} tower: quantising")
+        candidates |= quantise.candidates(plain, tower.samples, work)
+    say(f"{tower.name} tower: comparing and timing {', '.join(candidates)}")
+    measured = measure(candidates, tower.output, tower.samples, reference, tower.timed)
+    kept = choose(measured, wish.precision, wish.threshold)
+    Graph(kept.path).save(staging / f"{tower.name}.onnx", weights_apart=True)
+    say(
+        f"{tower.name} tower: kept {kept.name}: worst cosine {kept.worst_cosine:.5f}, {kept.milliseconds:.1f} ms,"
+        f" {kept.size / 1e6:.0f} MB"
+    )
+    report = {
+        "kept": kept.name,
+        "worst_cosine": round(kept.worst_cosine, 6),
+        "mean_cosine": round(kept.mean_cosine, 6),
+        "samples": len(tower.samples),
+        "candidates": [candidate.report() for candidate in measured],
+    }
+    return kept, report
+
+
+def _translate(tower: Tower, exported: Path, reference: NDArray[np.float32], work: Path) -> Path:
+    """Return the path of the fp32 graph: fused, or where our own fusions do not fit the model, without them."""
+    reason = ""
+    for lean in (True, False):
+        path = work / f"{tower.name}-fp32.onnx"
+        fuse(exported, path, lean=lean)
+        try:
+            found = measure({FP32: path}, tower.output, tower.samples, reference, tower.timed, rounds=1)[0]
+        except (EngineFailure, ModelCorrupt) as error:
+            reason = str(error)
+            continue
+        if exact(found):
+            return path
+        reason = f"worst cosine {found.worst_cosine:.6f}, norms differ by {found.norm_difference:.2%}"
+    raise InstallFailed(f"the exported {tower.name} tower does not give the original's answers: {reason}")

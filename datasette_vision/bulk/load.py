@@ -1,0 +1,265 @@
+"""Loads folders of image files into a table, and embeds them on the way: each file is read once, and again only when
+it has changed.
+
+::
+
+    summary = load("photos.db", ["~/Pictures"], vision=Vision(config_for_bulk()), model="clip")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasette_vision.bulk import duplicates, photos
+from datasette_vision.bulk import embed_table as jobs
+from datasette_vision.bulk.embed_table import Summary
+from datasette_vision.bulk.folders import Walk
+from datasette_vision.bulk.photo_rows import COLUMN, File, PhotoTable
+from datasette_vision.bulk.photos import Photo, Pictures, shown
+from datasette_vision.bulk.pipeline import Outcome, embed
+from datasette_vision.engine.vision import Vision
+from datasette_vision.tables.file_content import read_image
+from datasette_vision.tables.rows import SourceTable, connected
+from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.util.sql_names import quote
+from datasette_vision.util.transactions import Transactions, Writer, writer_on
+from datasette_vision.vectors import embedding as vectors
+from datasette_vision.vectors.embedding import Vector
+
+ROWS_AT_A_TIME = 5000
+
+
+@dataclass
+class LoadSummary(Summary):
+    """What came of loading; `unchanged` are the files that are as they were.
+
+    `gone` counts the files that were there before, and `duplicates` the photos that look like an earlier one. `skipped`
+    files are no images, `links` were not followed, `unreadable` names folders and files, with the reason.
+    """
+
+    gone: int = 0
+    duplicates: int = 0
+    skipped: int = 0
+    links: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+
+def load(
+    database: Path | str,
+    paths: Sequence[str],
+    *,
+    vision: Vision,
+    table: str = "photos",
+    model: str | None = None,
+    pictures: Pictures = Pictures(pixels=512),  # noqa: B008
+    base: Path | str | None = None,
+    workers: int | None = None,
+    progress: Callable[[LoadSummary], None] = lambda summary: None,
+    stop: threading.Event | None = None,
+) -> LoadSummary:
+    """Bring the image files in `paths` (folders, files, globs) into a table, which is made if need be, and embed them.
+
+    Files whose size and time are those of the table are not read; those of the same content are not embedded again,
+    wherever they have moved. What was there and is gone is marked in `gone_at`. `near_duplicate_group` is the id of the
+    first photo that looks the same.
+
+    Paths in the table are relative to `base`: by default the folder that is loaded first, or what several have in
+    common. Files elsewhere have absolute paths. A `base` given later says where the folder is now.
+
+    `progress` and `stop` are as for embed_table(). Raises Unreadable for a path where there is nothing, InvalidArgument
+    for a table that is another's, and what embed_table() raises.
+    """
+    began = time.monotonic()
+    walk = Walk(paths)
+    tower = vision.text_tower(model)  # of a classifier this raises WrongTask: scores are no embeddings
+    tower = vision.image_tower(model)
+    connect = _creating(database)
+    with contextlib.ExitStack() as stack:
+        writer, reader, finder = (stack.enter_context(contextlib.closing(connect())) for _ in range(3))
+        connected(reader)
+        connected(finder)
+        write = writer_on(writer)
+        where = str(Path(base).expanduser().resolve()) if base is not None else _common(walk)
+        where = photos.prepare(writer, table, where, pictures, move=base is not None)
+        side = SideTable(table, ("id",))
+        jobs.prepare(writer, side, tower)
+        summary = LoadSummary(total=walk.count())
+        job = _Load(summary, walk, side, tower.model, where, pictures, vision, reader, finder)
+        outcomes = embed(
+            tower,
+            job.files(),
+            lambda file: read_image(Path(file.found.path), vision.limits.max_bytes),
+            workers=workers,
+            unchanged=job.is_unchanged,
+            known=job.known,
+            inspect=job.inspect,
+        )
+        transactions = Transactions[Outcome[File]](write, job.write)
+        with transactions, contextlib.closing(outcomes):
+            for outcome in outcomes:
+                job.take(outcome)
+                transactions.add(outcome)
+                summary.seconds = time.monotonic() - began
+                progress(summary)
+                if stop is not None and stop.is_set():
+                    summary.stopped = True
+                    break
+        job.count_walk()
+        if not summary.stopped:
+            job.mark_gone(write)
+            summary.removed = jobs.remove_gone(write, SourceTable(reader, table), COLUMN)
+            summary.duplicates = duplicates.write_groups(reader, write, table)
+        summary.seconds = time.monotonic() - began
+        progress(summary)
+        return summary
+
+
+class _Load:
+    """The files on their way in, and what becomes of them."""
+
+    def __init__(
+        self,
+        summary: LoadSummary,
+        walk: Walk,
+        side: SideTable,
+        model: str,
+        base: str,
+        pictures: Pictures,
+        vision: Vision,
+        reader: sqlite3.Connection,
+        finder: sqlite3.Connection,
+    ) -> None:
+        self._summary = summary
+        self._walk = walk
+        self._side = side
+        self._model = model
+        self._photos = PhotoTable(side, model, pictures)
+        self._base = base
+        self._pictures = pictures
+        self._decoder = vision.decoder
+        self._reader = reader
+        self._finder = finder
+        self._finding = threading.Lock()
+        self._table = quote(side.table)
+        (self._last,) = reader.execute(f"select coalesce(max(id), 0) from {self._table}").fetchone()
+        self._seen = bytearray(self._last + 1)
+        self._returned: list[int] = []
+        self._skipped = self._counted = 0
+
+    # On the threads of the pipeline
+
+    def files(self) -> Iterator[File]:
+        """Yield the files that have to be read."""
+        for found in self._walk:
+            path = photos.stored(photos.relative(found.path, self._base))
+            noted = self._photos.noted(self._reader, path)
+            if noted is not None:
+                if noted.id <= self._last:
+                    self._seen[noted.id] = 1
+                same = (noted.size, noted.modified) == (found.size, photos.moment(found.modified))
+                if same and noted.error is None and noted.embedded:
+                    if noted.gone_at is not None:
+                        self._returned.append(noted.id)
+                    self._skipped += 1
+                    continue
+            yield File(found, path, noted)
+
+    def is_unchanged(self, file: File, content_hash: str) -> bool:
+        noted = file.noted
+        file.same = noted is not None and noted.digest == content_hash and noted.format is not None
+        return file.same and noted is not None and noted.embedded
+
+    def known(self, content_hash: str) -> Vector | None:
+        with self._finding:
+            found = self._side.find(self._finder, content_hash, self._model)
+        return None if found is None else vectors.decode(found)
+
+    def inspect(self, file: File, content: bytes) -> Photo | None:
+        return None if file.same else photos.describe(content, self._pictures, self._decoder)
+
+    # On the thread of the caller
+
+    def take(self, outcome: Outcome[File]) -> None:
+        """Count an outcome."""
+        summary = self._summary
+        self._count_skipped()
+        if outcome.unchanged:
+            summary.unchanged += 1
+        elif outcome.vector is not None:
+            summary.embedded += 1
+            summary.computed += outcome.computed
+        else:
+            summary.fail(shown(outcome.item.path), str(outcome.error))
+
+    def count_walk(self) -> None:
+        """Count what the walk passed over."""
+        self._count_skipped()
+        summary, walk = self._summary, self._walk
+        summary.skipped, summary.links, summary.unreadable = walk.skipped, walk.links, walk.unreadable
+
+    def write(self, writer: sqlite3.Connection, outcomes: list[Outcome[File]]) -> None:
+        """Write the rows of photos, and of their embeddings, in the transaction that is open."""
+        rows = []
+        for outcome in outcomes:
+            noted = outcome.item.noted
+            key = self._photos.write(writer, outcome)
+            if outcome.unchanged:
+                continue
+            error = str(outcome.error) if outcome.error is not None else None
+            if error is not None and noted is not None:
+                if noted.embedded and outcome.content_hash is None:
+                    continue  # it cannot be read just now: no reason to lose what there is
+                if (noted.embedded_hash, noted.embedding_error) == (outcome.content_hash or "", error):
+                    continue
+            blob = vectors.encode(outcome.vector) if outcome.vector is not None else None
+            rows.append(Row((key,), COLUMN, self._model, outcome.content_hash or "", blob, error))
+        self._side.write(writer, rows)
+
+    def mark_gone(self, writer: Writer) -> None:
+        """Mark the files that were not found, and unmark those that are back."""
+
+        def mark(connection: sqlite3.Connection, rows: list[tuple[str | None, int]]) -> None:
+            connection.executemany(f"update {self._table} set gone_at = ? where id = ?", rows)
+
+        now = photos.moment(time.time_ns())
+        with Transactions(writer, mark) as transactions:
+            for key in self._returned:
+                transactions.add((None, key))
+            last = 0
+            while rows := self._reader.execute(
+                f"select id, path, gone_at from {self._table} where id > ? and id <= ? order by id limit ?",
+                (last, self._last, ROWS_AT_A_TIME),
+            ).fetchall():
+                last = rows[-1][0]
+                for key, path, gone_at in rows:
+                    if self._seen[key] or not self._walk.covers(photos.absolute(path, self._base)):
+                        continue
+                    self._summary.gone += 1
+                    if gone_at is None:
+                        transactions.add((now, key))
+
+    def _count_skipped(self) -> None:
+        skipped = self._skipped
+        self._summary.unchanged += skipped - self._counted
+        self._counted = skipped
+
+
+def _common(walk: Walk) -> str:
+    """Return the folder that all roots of a walk are in."""
+    folders = [os.path.dirname(root.folder) if root.is_file else root.folder for root in walk.roots]  # noqa: PTH120
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:  # on several drives
+        return folders[0]
+
+
+def _creating(database: Path | str) -> Callable[[], sqlite3.Connection]:
+    """Return what opens connections to a database, which is made if need be."""
+    return lambda: sqlite3.connect(database, timeout=60, isolation_level=None, check_same_thread=False)

@@ -1,0 +1,99 @@
+"""What the table of photos notes of each file, and how a file's row is written."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from dataclasses import dataclass
+
+from datasette_vision.bulk.folders import Found
+from datasette_vision.bulk.photos import DESCRIBED, Pictures, moment, shown
+from datasette_vision.bulk.pipeline import Outcome
+from datasette_vision.tables.schema import SideTable
+from datasette_vision.util.sql_names import quote
+
+# What embeddings of files are noted as being of, as if the column of paths had been embedded.
+COLUMN = "path"
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What the tables have for a file."""
+
+    id: int
+    size: int
+    modified: str
+    digest: str | None
+    format: str | None
+    error: str | None
+    gone_at: str | None
+    embedded_hash: str | None
+    embedding_error: str | None
+
+    @property
+    def embedded(self) -> bool:
+        return self.embedded_hash is not None and self.embedded_hash == self.digest and self.embedding_error is None
+
+
+@dataclass
+class File:
+    """A file that has to be read. `same` says, once it is read, that its content is what was noted."""
+
+    found: Found
+    path: str | bytes
+    noted: Noted | None
+    same: bool = False
+
+
+class PhotoTable:
+    """The table that load fills, beside its side table."""
+
+    def __init__(self, side: SideTable, model: str, pictures: Pictures) -> None:
+        self._side = side
+        self._table = quote(side.table)
+        self._model = model
+        self._pictures = pictures
+
+    def noted(self, reader: sqlite3.Connection, path: str | bytes) -> Noted | None:
+        """Return what there is for a path, as the table holds it."""
+        # The plus takes the column's affinity away: without it SQLite looks through the whole side table.
+        row = reader.execute(
+            f"select p.id, p.size, p.modified, p.digest, p.format, p.error, p.gone_at, s.content_hash, s.error"
+            f" from {self._table} p left join {quote(self._side.name)} s on s.id = +p.id and s.source_column = ?"
+            " and s.model = ? where p.path = ?",
+            (COLUMN, self._model, path),
+        ).fetchone()
+        return None if row is None else Noted(*row)
+
+    def write(self, writer: sqlite3.Connection, outcome: Outcome[File]) -> int:
+        """Write what became of a file, in the transaction that is open, and return the row's id."""
+        file, photo = outcome.item, outcome.inspected
+        values: dict[str, object] = {
+            "size": file.found.size,
+            "modified": moment(file.found.modified),
+            "error": None,
+            "gone_at": None,
+        }
+        if photo is not None:
+            values |= {**photo.described, "digest": outcome.content_hash}
+            if self._pictures.column is not None:
+                values[self._pictures.column] = photo.picture
+        elif outcome.error is not None and not file.same:
+            values["error"] = str(outcome.error)
+            if outcome.content_hash is not None:
+                values |= {**dict.fromkeys(DESCRIBED), "digest": outcome.content_hash}
+                if self._pictures.column is not None:
+                    values[self._pictures.column] = None
+        key = file.noted.id if file.noted is not None else None
+        if key is None:  # two patterns may have found the same file
+            row = writer.execute(f"select id from {self._table} where path = ?", (file.path,)).fetchone()
+            key = row[0] if row is not None else None
+        if key is not None:
+            columns = ", ".join(f"{quote(column)} = ?" for column in values)
+            writer.execute(f"update {self._table} set {columns} where id = ?", (*values.values(), key))
+            return key
+        values = {"path": file.path, "name": shown(os.path.basename(file.path)), **values}  # noqa: PTH119
+        columns, marks = ", ".join(map(quote, values)), ", ".join("?" * len(values))
+        added = writer.execute(f"insert into {self._table} ({columns}) values ({marks})", tuple(values.values()))
+        assert added.lastrowid is not None
+        return added.lastrowid

@@ -1,0 +1,154 @@
+"""The table that `datasette vision load` fills: a row for each image file, and what is found out of its content."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from datasette_vision.errors import InvalidArgument
+from datasette_vision.images import decode as images
+from datasette_vision.images import exif
+from datasette_vision.images import perceptual_hash as likeness
+from datasette_vision.images.decoder import Decoder
+from datasette_vision.tables.schema import LOADS
+from datasette_vision.util.sql_names import quote
+from datasette_vision.util.transactions import in_transaction
+
+# Which tables were made by load, from which folder, with what pictures.
+CREATE_LOADS = f"create table if not exists {LOADS} (name text primary key, base not null, pictures text not null)"
+
+# The picture comes last: SQLite reads past it to what stands behind.
+DESCRIBED = ("format", "width", "height", "taken_at", "latitude", "longitude", "digest", "perceptual_hash")
+CREATE = (
+    "create table {table} (id integer primary key, path text not null unique, name text not null,"
+    " size integer not null, modified text not null, format text, width integer, height integer, taken_at text,"
+    " latitude real, longitude real, digest text, perceptual_hash text, near_duplicate_group integer, error text,"
+    " gone_at text{picture})"
+)
+# A perceptual hash needs no more pixels than this.
+HASH_TARGET = 64
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is kept of a picture: a thumbnail of so many pixels, the file itself, or nothing but its path."""
+
+    pixels: int = 0
+    originals: bool = False
+
+    @property
+    def column(self) -> str | None:
+        """The column that holds it."""
+        return "thumbnail" if self.pixels else "image" if self.originals else None
+
+    def __str__(self) -> str:
+        return f"thumbnails of {self.pixels} pixels" if self.pixels else "originals" if self.originals else "paths only"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What a file's content says, by the table's columns."""
+
+    described: dict[str, Any]
+    picture: bytes | None
+
+
+def describe(content: bytes, pictures: Pictures, decoder: Decoder) -> Photo:
+    """Find out what the table says of an image. Raises InvalidImage."""
+    info = images.info(content)
+    taken = exif.read(images.exif(content))
+    picture = content if pictures.originals else None
+    seen = content
+    if pictures.pixels:
+        picture = seen = decoder.thumbnail(content, pictures.pixels)
+    # Of the thumbnail where there is one: decoding twelve megapixels again takes longer than all the rest.
+    hashed = decoder.decode(seen, likeness.perceptual_hash, HASH_TARGET)
+    return Photo(
+        {
+            "format": info["format"],
+            "width": info["width"],
+            "height": info["height"],
+            "taken_at": taken.at,
+            "latitude": taken.latitude,
+            "longitude": taken.longitude,
+            "perceptual_hash": hashed.hex() if hashed else None,
+        },
+        picture,
+    )
+
+
+def prepare(connection: sqlite3.Connection, table: str, base: str, pictures: Pictures, *, move: bool) -> str:
+    """Have the table ready, and return the folder below which its paths are: `base`, unless it had another.
+
+    With `move` it is `base` from now on. Raises InvalidArgument when there is such a table that load did not make, or
+    made with other pictures.
+    """
+    connection.execute(CREATE_LOADS)
+    found = connection.execute(f"select base, pictures from {LOADS} where name = ? collate nocase", (table,)).fetchone()
+    exists = connection.execute(
+        "select 1 from sqlite_master where type in ('table', 'view') and name = ? collate nocase", (table,)
+    ).fetchone()
+    if found is None and exists:
+        raise InvalidArgument(f"{table} was not made by vision load: choose another name with --table")
+    if found is not None and exists and found[1] != str(pictures):
+        raise InvalidArgument(f"{table} was loaded with {found[1]}, not with {pictures}: choose another --table")
+    if not exists:
+        picture = f", {pictures.column} blob" if pictures.column else ""
+
+        def make(connection: sqlite3.Connection) -> None:
+            connection.execute(CREATE.format(table=quote(table), picture=picture))
+            connection.execute(
+                f"create index {quote(f'{table}_near_duplicate_group')} on {quote(table)} (near_duplicate_group)"
+            )
+            connection.execute(f"insert or replace into {LOADS} values (?, ?, ?)", (table, stored(base), str(pictures)))
+
+        in_transaction(connection, make)
+    elif move:
+        connection.execute(f"update {LOADS} set base = ? where name = ? collate nocase", (stored(base), table))
+    else:
+        base = os.fsdecode(found[0])
+    return base
+
+
+def base_of(connection: sqlite3.Connection, table: str) -> str | None:
+    """Return the folder below which the paths of a table are that load made; None for another table."""
+    try:
+        row = connection.execute(f"select base from {LOADS} where name = ? collate nocase", (table,)).fetchone()
+    except connection.OperationalError:  # nothing was ever loaded
+        return None
+    return None if row is None else os.fsdecode(row[0])
+
+
+def stored(path: str) -> str | bytes:
+    """Return a path as a table holds it: text, or bytes where a name is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return path
+
+
+def relative(path: str, base: str) -> str:
+    """Return a path as it stands in the table: below its folder, or absolute."""
+    prefix = base.rstrip(os.sep) + os.sep
+    return path[len(prefix) :] if path.startswith(prefix) else path
+
+
+def absolute(path: str | bytes, base: str) -> str:
+    """Return where a path of the table leads."""
+    return os.path.join(base, os.fsdecode(path))  # noqa: PTH118
+
+
+def moment(nanoseconds: int) -> str:
+    """Write a file's time: ISO 8601 in UTC, to the nanosecond, so that none is taken for another."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    whole = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
+    return f"{whole.isoformat()}.{rest:09d}Z"
+
+
+def shown(path: str | bytes) -> str:
+    """Return a path as a person reads it."""
+    return path if isinstance(path, str) else path.decode("utf-8", "replace")

@@ -1,0 +1,260 @@
+"""The commands of `datasette vision` for many pictures: a table, or folders of files, into embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datasette_vision.cli.main import vision_errors, vision_group
+from datasette_vision.cli.models import models_dir_option, say
+from datasette_vision.cli.progress import Progress
+from datasette_vision.config.settings import BUNDLED_MODEL, Config
+
+if TYPE_CHECKING:
+    from datasette_vision.bulk.embed_table import Summary
+    from datasette_vision.bulk.load import LoadSummary
+    from datasette_vision.engine.vision import Vision
+
+SOME_FAILED = 3
+STOPPED = 128  # and the number of the signal, as shells have it
+# Larger than a server's: these are a person's own files.
+MAX_IMAGE_MB = 100
+THUMBNAIL_PIXELS = 512
+
+
+def bulk_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that the commands have in common."""
+    for option in (
+        click.option("-q", "--quiet", is_flag=True, help="Show no progress and no summary: failures only."),
+        click.option(
+            "--max-image-mb",
+            type=click.FloatRange(0, 2000, min_open=True),
+            default=MAX_IMAGE_MB,
+            show_default=True,
+            help="Size of an image file at most.",
+        ),
+        models_dir_option,
+        click.option("--workers", type=click.IntRange(1, 256), help="Cores to use.  [default: all]"),
+        click.option("--batch-size", type=click.IntRange(1, 4096), help="Images computed together.  [default: 8]"),
+        click.option("--model", help=f"Model to embed with.  [default: {BUNDLED_MODEL}]"),
+    ):
+        command = option(command)
+    return command
+
+
+@vision_group.command()
+@click.argument("database", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("table")
+@click.option("--column", "columns", multiple=True, help="Column to embed, more than once for several.")
+@click.option("--key", multiple=True, help="Column(s) that tell rows apart. By default the primary key, or the rowid.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="The column holds paths of image files below this folder.",
+)
+@click.option("--where", metavar="SQL", help="Only rows for which this holds.")
+@click.option("--force", is_flag=True, help="Embed also what is embedded already.")
+@bulk_options
+@vision_errors
+def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, **options: Any) -> None:
+    """Embed the images of TABLE, a table or view, into the side table _vision_TABLE.
+
+    A column holds images (BLOBs, data: URIs or base64), texts, or paths of image files. Without --column it is the one
+    that was embedded before, or the one that holds images.
+
+    It can be stopped at any moment, or killed, and run again: only what is new or changed is embedded, and what is gone
+    is removed. Datasette may serve the database meanwhile. Ends with exit code 3 when some rows failed: their reasons
+    are in the side table's column error.
+    """
+    from datasette_vision.bulk.embed_table import embed_table
+
+    base, where, key, force = (options.pop(name) for name in ("base", "where", "key", "force"))
+    failed = False
+    with _vision(**options) as (vision, model), _stoppable() as stop, _sqlite_errors(database):
+        for column in columns or (None,):
+            with Progress(f"Embedding {column or table}", quiet=quiet) as progress:
+                summary = embed_table(
+                    database,
+                    table,
+                    vision=vision,
+                    column=column,
+                    model=model,
+                    key=key,
+                    base=base,
+                    where=where,
+                    force=force,
+                    progress=progress,
+                    stop=stop.event,
+                )
+            if not quiet:
+                click.echo(_sentence(summary))
+            _show_failures(summary, f"_vision_{table}")
+            failed = failed or summary.failed > 0
+            stop.check(summary)
+    if failed:
+        sys.exit(SOME_FAILED)
+
+
+@vision_group.command()
+@click.argument("database", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--table", default="photos", show_default=True, help="Table to load into, made if need be.")
+@click.option(
+    "--thumbnails",
+    type=click.IntRange(16, 2048),
+    metavar="PIXELS",
+    help="Keep a thumbnail of each picture, its longer edge so long.  [default: 512]",
+)
+@click.option("--originals", is_flag=True, help="Keep the files themselves instead.")
+@click.option("--paths-only", is_flag=True, help="Keep no pictures.")
+@click.option(
+    "--base",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that paths in the table are relative to: by default the one loaded first. Later: where it is now.",
+)
+@bulk_options
+@vision_errors
+def load(
+    database: Path, paths: tuple[str, ...], thumbnails: int | None, originals: bool, paths_only: bool, **options: Any
+) -> None:
+    """Bring image files into a table of DATABASE, and embed them.
+
+    PATH is a folder, which is walked with all that is in it, a file, or a glob ('~/Pictures/**/*.jpg'). Links are not
+    followed, hidden files and files of other kinds are passed over. The table says of each photo where it is, when and
+    where it was taken, and to which others it is a near duplicate.
+
+    Run it again to bring the table up to date: a file is read only when its size or time has changed, and embedded only
+    when its content has. Files that are gone are marked in gone_at. It can be stopped at any moment, or killed, and run
+    again. Ends with exit code 3 when some files could not be read: their reasons are in the column error.
+    """
+    from datasette_vision.bulk.load import load as load_files
+    from datasette_vision.bulk.photos import Pictures
+
+    if sum((thumbnails is not None, originals, paths_only)) > 1:
+        raise click.UsageError("--thumbnails, --originals and --paths-only exclude one another")
+    pictures = Pictures(0 if originals or paths_only else thumbnails or THUMBNAIL_PIXELS, originals)
+    table, base, quiet = (options.pop(name) for name in ("table", "base", "quiet"))
+    with _vision(**options) as (vision, model), _stoppable() as stop, _sqlite_errors(database):
+        with Progress("Loading", quiet=quiet) as progress:
+            summary = load_files(
+                database,
+                paths,
+                vision=vision,
+                table=table,
+                model=model,
+                pictures=pictures,
+                base=base,
+                progress=progress,
+                stop=stop.event,
+            )
+        if not quiet:
+            click.echo(_sentence(summary))
+            click.echo(_around(summary))
+        for place, reason in summary.unreadable:
+            say(f"  {place}: {reason}")
+        _show_failures(summary, table)
+        stop.check(summary)
+    if not quiet:
+        click.echo(f"To see them: datasette {shlex.quote(str(database))}")
+        if model in (None, BUNDLED_MODEL):
+            click.echo(
+                "The bundled model knows drawings, not photographs: datasette vision install clip, then --model clip"
+            )
+    if summary.failed or summary.unreadable:
+        sys.exit(SOME_FAILED)
+
+
+class Stop:
+    """Whether the person asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.signal = 0
+
+    def check(self, summary: Summary) -> None:
+        """End the command when it was asked to, and say how to go on."""
+        if summary.stopped:
+            command = shlex.join(["datasette", *sys.argv[1:]])
+            say(f"Stopped: {summary.done:,} of {summary.total:,} are done and stay. To go on: {command}")
+            sys.exit(STOPPED + self.signal)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[Stop]:
+    """Have the first Ctrl-C stop in good order; the second, or any other way to insist, stops at once."""
+    stop = Stop()
+    previous: dict[signal.Signals, Any] = {}
+
+    def handler(number: int, frame: Any) -> None:
+        stop.signal = number
+        stop.event.set()
+        for kind, old in previous.items():
+            signal.signal(kind, old)
+        os.write(2, b"\nStopping: what is ready is written.\n")  # echo() may be half-way through a line itself
+
+    if threading.current_thread() is threading.main_thread():
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            previous[kind] = signal.signal(kind, handler)
+    try:
+        yield stop
+    finally:
+        for kind, old in previous.items():
+            signal.signal(kind, old)
+
+
+@contextlib.contextmanager
+def _vision(
+    model: str | None, models_dir: Path | None, workers: int | None, batch_size: int | None, max_image_mb: float
+) -> Iterator[tuple[Vision, str | None]]:
+    """Make a Vision for bulk work alone."""
+    from datasette_vision.bulk.pipeline import config_for_bulk
+    from datasette_vision.engine.vision import Vision
+
+    config = Config(models_dir=str(models_dir) if models_dir else None, max_image_mb=max_image_mb)
+    vision = Vision(config_for_bulk(config, workers=workers, batch_size=batch_size))
+    try:
+        yield vision, model
+    finally:
+        vision.close()
+
+
+@contextlib.contextmanager
+def _sqlite_errors(database: Path) -> Iterator[None]:
+    """Turn what SQLite refuses into one line."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise click.ClickException(f"{database}: {error}; what was written before stays") from None
+
+
+def _sentence(summary: Summary) -> str:
+    counts = [f"{summary.embedded:,} embedded", f"{summary.unchanged:,} unchanged", f"{summary.failed:,} failed"]
+    if summary.removed:
+        counts.append(f"{summary.removed:,} removed")
+    if summary.computed < summary.embedded:
+        counts[0] += f" ({summary.embedded - summary.computed:,} of them equal to another)"
+    return f"{', '.join(counts)}; {summary.seconds:.1f} s, {summary.per_second:,.1f} images/s"
+
+
+def _around(summary: LoadSummary) -> str:
+    counts = [f"{summary.duplicates:,} near duplicates", f"{summary.gone:,} gone"]
+    counts += [f"{summary.skipped:,} files of other kinds skipped", f"{summary.links:,} links not followed"]
+    return ", ".join(counts)
+
+
+def _show_failures(summary: Summary, table: str) -> None:
+    for name, reason in summary.failures:
+        say(f"  {name}: {reason}")
+    more = summary.failed - len(summary.failures)
+    if more:
+        say(f'  … and {more:,} more: select * from "{table}" where error is not null')

@@ -1,0 +1,255 @@
+"""The commands of `datasette vision` for embeddings in files: made from files, and brought into a table."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sqlite3
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datasette_vision.cli import search as cli_search
+from datasette_vision.cli.bulk import MAX_IMAGE_MB, SOME_FAILED, STOPPED
+from datasette_vision.cli.main import vision_errors, vision_group
+from datasette_vision.cli.models import models_dir_option
+from datasette_vision.cli.progress import Progress
+from datasette_vision.config.settings import BUNDLED_MODEL, Config
+from datasette_vision.errors import ExtraMissing
+
+if TYPE_CHECKING:
+    from datasette_vision.files.embed_files import Done, Job
+
+# Of a database that is made. A page of 4,096 bytes, the default, holds one embedding of 512 floats and no two: a
+# million take 4.5 GB, and 2.6 GB with these.
+PAGE_SIZE = 16_384
+
+
+@vision_group.command("embed-files")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--output", "-o", required=True, metavar="OUT", help="Folder of Parquet files, here or in a store.")
+@click.option("-m", "--model", default=BUNDLED_MODEL, show_default=True, help="Model to embed with.")
+@models_dir_option
+@click.option("--column", help="Column of images or paths, of Parquet inputs. By default the one there seems to be.")
+@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images computed together at most.")
+@click.option("--workers", type=click.IntRange(1), help="Cores to use, without --ray. By default all.")
+@click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="Embed on Ray: on the cluster at ADDRESS or RAY_ADDRESS, else on this machine.",
+)
+@click.option(
+    "--concurrency", metavar="N|MIN:MAX", help="With --ray: workers. By default as many as there are CPUs for."
+)
+@click.option("--num-cpus", type=click.IntRange(1), default=1, help="With --ray: CPUs of each worker.  [default: 1]")
+@click.option("--num-gpus", type=click.FloatRange(0), default=0.0, help="With --ray: GPUs of each; 0.5 shares one.")
+@click.option(
+    "--skip",
+    type=click.Choice(["path", "digest"]),
+    default="path",
+    show_default=True,
+    help="What is passed over: a path that is in OUT, or an image whose content is there.",
+)
+@click.option("--retry-errors", is_flag=True, help="Try those again that are in OUT with an error.")
+@click.option(
+    "--rows-per-file", type=click.IntRange(1), default=10_000, show_default=True, help="Rows of a Parquet file."
+)
+@click.option(
+    "--max-image-mb",
+    type=click.FloatRange(0, 2000, min_open=True),
+    default=MAX_IMAGE_MB,
+    show_default=True,
+    help="Size of an image file at most.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@vision_errors
+def embed_files(
+    inputs: tuple[str, ...],
+    models_dir: Path | None,
+    batch_size: int | None,
+    workers: int | None,
+    address: str | None,
+    concurrency: str | None,
+    num_cpus: int,
+    num_gpus: float,
+    max_image_mb: float,
+    quiet: bool,
+    **wishes: Any,
+) -> None:
+    """Embed images into Parquet files: path, digest, width, height, embedding, error.
+
+    INPUT is a folder, a glob, an image, or a Parquet file or folder of them with a column of images or of their paths;
+    on this machine or in a store (s3://, gs://, hf:// and what else pyarrow or fsspec reads). Run again with the same
+    OUT, it goes on: what is there is passed over. Ends with exit code 3 when some images could not be embedded.
+    """
+    from datasette_vision.files.embed_files import Job
+
+    job = Job(inputs=inputs, **wishes)
+    config = Config(models_dir=None if models_dir is None else str(models_dir), max_image_mb=max_image_mb)
+    with _stoppable():
+        if address is None:
+            done = _embed_here(job, config, workers, batch_size, quiet)
+        else:
+            least, most = _concurrency(concurrency)
+            ray_job = _ray_job()
+            chosen = ray_job.Workers(least, most, num_cpus, num_gpus, batch_size)
+            done = ray_job.embed_files(job, config, address=address or None, workers=chosen, quiet=quiet)
+    _report(done)
+    if done.summary.failed:
+        sys.exit(SOME_FAILED)
+
+
+def _embed_here(job: Job, config: Config, workers: int | None, batch_size: int | None, quiet: bool) -> Done:
+    from datasette_vision.bulk.pipeline import config_for_bulk
+    from datasette_vision.engine.vision import Vision
+    from datasette_vision.files import embed_files
+
+    vision = Vision(config_for_bulk(config, workers=workers, batch_size=batch_size))
+    try:
+        with Progress("Embedding", quiet=quiet) as progress:
+            return embed_files.embed_files(job, vision, workers=workers and workers + 2, told=progress)
+    finally:
+        vision.close()
+
+
+def _ray_job() -> ModuleType:
+    try:
+        from datasette_vision.files.ray import job as ray_job
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in {"ray", "pyarrow"}:
+            raise ExtraMissing("--ray needs Ray: pip install 'datasette-vision[ray]'") from None
+        raise
+    return ray_job
+
+
+def _concurrency(text: str | None) -> tuple[int, int | None]:
+    """Read N or MIN:MAX."""
+    if text is None:
+        return 1, None
+    least, colon, most = text.partition(":")
+    try:
+        found = int(least), int(most if colon else least)
+    except ValueError:
+        found = 0, 0
+    if not 1 <= found[0] <= found[1]:
+        raise click.BadParameter(f"expected a number of workers, or MIN:MAX, found {text}", param_hint="--concurrency")
+    return found
+
+
+@vision_group.command("import-embeddings")
+@click.argument("database", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("table")
+@click.argument("parquet", nargs=-1, required=True)
+@click.option("--key", "match", default="path", show_default=True, help="Column of the Parquet files to find rows by.")
+@click.option("--on", metavar="COLUMN", help="Column of the table that holds the same. By default that of --key.")
+@click.option(
+    "--base", metavar="DIR", help="Folder or URI that is left out before paths: the table's paths are below it."
+)
+@click.option("--column", "source_column", help="Column that the embeddings are noted as being of. By default --on.")
+@click.option("--model", help="The model that made the embeddings, where the files do not say so.")
+@click.option("--create", is_flag=True, help="Make the database, the table, and rows of it, where they are not there.")
+@click.option("--index/--no-index", "indexed", default=True, help="Prepare the index for searches (the default).")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@vision_errors
+def import_embeddings(
+    database: Path, table: str, parquet: tuple[str, ...], indexed: bool, quiet: bool, **wishes: Any
+) -> None:
+    """Bring embeddings from Parquet files into the side table of TABLE.
+
+    PARQUET are files or folders of them, as datasette vision embed-files writes them, or of another's making with a
+    column embedding. It can be stopped at any moment and run again: what is there already is passed over. Ends with
+    exit code 3 when the table lacks the rows of some.
+    """
+    from datasette_vision.files.import_embeddings import Importer, Plan
+
+    if not (wishes["create"] or database.exists()):
+        raise click.ClickException(f"{database}: there is no such file; --create makes it")
+    with (
+        _failures(database),
+        contextlib.closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection,
+        _stoppable(),
+    ):
+        if connection.execute("pragma page_count").fetchone() == (0,):  # new, or killed before it wrote anything
+            connection.execute(f"pragma page_size = {PAGE_SIZE}")
+        base = _base(wishes.pop("base"))
+        importer = Importer(connection, Plan(table=table, sources=parquet, base=base, **wishes))
+        with Progress(f"Importing into {table}", quiet=quiet) as progress:
+            summary = importer.run(progress)
+        rate = summary.done / summary.seconds if summary.seconds else 0.0
+        click.echo(
+            f"{summary.imported:,} imported, {summary.unchanged:,} unchanged, {summary.failed:,} with an error,"
+            f" {summary.unmatched:,} not in {table}; {summary.seconds:.1f} s, {rate:,.0f} rows/s"
+        )
+        for name in summary.first_unmatched:
+            click.echo(f"  not in {table}: {name}", err=True)
+        if summary.unmatched > len(summary.first_unmatched):
+            click.echo(f"  … and {summary.unmatched - len(summary.first_unmatched):,} more", err=True)
+        if indexed:
+            for model in importer.models:
+                prepare = {"model": model, "column": importer.column, "check": False, "models_dir": None}
+                click.get_current_context().invoke(cli_search.index, database=database, table=table, **prepare)
+    if summary.unmatched:
+        sys.exit(SOME_FAILED)
+
+
+def _base(base: str | None) -> str | None:
+    """Return a folder as paths in Parquet files name it: as its address."""
+    from datasette_vision.files.storage import place
+
+    return None if base is None else place(base).address
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """End with one line, and what is ready written, when the command is stopped by Ctrl-C or by a SIGTERM."""
+    stopped = signal.SIGINT
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, stop) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["datasette", *sys.argv[1:]])
+        click.echo(f"\nStopped: what was written stays. To go on: {command}", err=True)
+        sys.exit(STOPPED + stopped)
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    """Turn what SQLite refuses into one line."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise click.ClickException(f"{path}: {error}") from None
+
+
+def _report(done: Done) -> None:
+    """Print what was done, and the first failures."""
+    summary = done.summary
+    click.echo(
+        f"{summary.embedded:,} embedded, {summary.unchanged:,} unchanged, {summary.failed:,} failed;"
+        f" {summary.seconds:.1f} s, {summary.per_second:,.1f} images/s"
+    )
+    if done.ignored:
+        click.echo(f"{done.ignored:,} files that are no images were left out")
+    for name, reason in summary.failures:
+        click.echo(f"  {name}: {reason}", err=True)
+    if summary.failed > len(summary.failures):
+        click.echo(f"  … and {summary.failed - len(summary.failures):,} more, in the column error", err=True)

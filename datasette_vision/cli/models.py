@@ -1,0 +1,230 @@
+"""The commands of `datasette vision` that install, list, check and remove models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import click
+
+from datasette_vision.cli.main import vision_errors, vision_group
+from datasette_vision.config.settings import BUNDLED_MODEL
+from datasette_vision.errors import ModelCorrupt, VisionError
+
+models_dir_option = click.option(
+    "--models-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of installed models. By default DATASETTE_VISION_MODELS, else the user's cache directory.",
+)
+
+
+def say(line: str) -> None:
+    """Tell the person what goes on, beside what a pipe gets."""
+    click.echo(line, err=True)
+
+
+@vision_group.command()
+@click.argument("source")
+@click.option("--name", help="Name of the model in SQL. By default that of the catalogue, or made of SOURCE.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "int8"]),
+    default="auto",
+    show_default=True,
+    help="auto takes int8 where it is proved to give the same as fp32, to a cosine of 0.99.",
+)
+@click.option("--revision", help="Branch, tag or commit of a repository. By default main.")
+@models_dir_option
+@click.option("--force", is_flag=True, help="Replace a model of this name that is installed.")
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of images to compare precisions on. By default made ones.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(["dual-encoder", "image-classification"]),
+    help="What the model does, where its files do not say.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Labels of a classifier: a line each, or JSON.",
+)
+@click.option("--preprocess", metavar="PRESET|FILE", help="imagenet, clip, siglip, half, unit, or a JSON file.")
+@vision_errors
+def install(source: str, models_dir: Path | None, **wishes: Any) -> None:
+    """Install a model.
+
+    SOURCE is a name of the catalogue (datasette vision models --all), a repository of the Hugging Face hub
+    (owner/name), or a folder or .onnx file on this machine. ONNX graphs need nothing more; PyTorch weights are
+    exported with pip install 'datasette-vision[bake]'.
+
+    A model appears whole or not at all: an install can be stopped at any moment and run again.
+    """
+    from datasette_vision.bake.bake import bake
+    from datasette_vision.install.install import Installer
+    from datasette_vision.install.requests import Request
+    from datasette_vision.models.store import default_models_dir
+
+    outcome = Installer(models_dir or default_models_dir(), say, bake).install(Request(source=source, **wishes))
+    manifest = outcome.model.manifest
+    if outcome.already_there:
+        click.echo(f"{manifest.name} is installed already, in {outcome.model.folder} (--force replaces it)")
+        return
+    size = sum(file.size for file in manifest.files)
+    click.echo(f"{manifest.name} is installed in {outcome.model.folder}")
+    click.echo(f"{manifest.task}, {manifest.dimensions} dimensions, {manifest.precision}, {_megabytes(size)}")
+    function = "vision_embed('purple and gold'" if manifest.text else "vision_classify(image"
+    click.echo(f"Use it in SQL: select {function}, '{manifest.name}')")
+
+
+@vision_group.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@models_dir_option
+@vision_errors
+def verify(names: tuple[str, ...], models_dir: Path | None) -> None:
+    """Check installed models: all of them, or those named.
+
+    Every file against its SHA-256, then what the model makes of a text and a picture against what it made of them when
+    it was installed. Ends with exit code 5 when something is wrong, and names the file.
+    """
+    from datasette_vision.install import trial
+    from datasette_vision.models.store import ModelStore
+
+    store = ModelStore(models_dir)
+    failed: VisionError | None = None
+    for name in names or store.names():
+        try:
+            lines = trial.verify(store.find(name))
+        except VisionError as error:
+            click.echo(f"{name}: {error}", err=True)
+            failed = error if failed is None or isinstance(error, ModelCorrupt) else failed
+            continue
+        click.echo(f"{name}: {'; '.join(lines)}")
+    if failed is not None:
+        sys.exit(failed.exit_code)
+
+
+@vision_group.command()
+@click.argument("name")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@models_dir_option
+@vision_errors
+def remove(name: str, yes: bool, models_dir: Path | None) -> None:
+    """Remove an installed model."""
+    from datasette_vision.install.install import Installer, check_removable
+    from datasette_vision.models.store import default_models_dir
+
+    folder = check_removable(models_dir or default_models_dir(), name)
+    if not yes:
+        click.confirm(f"Remove {name}, in {folder}?", abort=True)
+    Installer(models_dir or default_models_dir(), say).remove(name)
+    click.echo(f"{name} is removed")
+
+
+@vision_group.command()
+@click.option("--all", "catalogue", is_flag=True, help="The catalogue: what can be installed by name.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+@models_dir_option
+@vision_errors
+def models(catalogue: bool, as_json: bool, models_dir: Path | None) -> None:
+    """List the installed models, or those of the catalogue."""
+    from datasette_vision.models.store import ModelStore
+
+    store = ModelStore(models_dir)
+    rows = _catalogue(set(store.names())) if catalogue else _installed(store)
+    if as_json:
+        click.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    if catalogue:
+        columns = {"name": "", "task": "", "dimensions": "dim", "size_mb": "MB", "licence": "", "installed": "here"}
+        _print_table(rows, columns, below="description")
+        click.echo("\nInstall one with: datasette vision install NAME")
+    else:
+        columns = {"name": "", "task": "", "dimensions": "dim", "precision": "", "size_mb": "MB", "default": ""}
+        _print_table(rows, columns, below="error")
+
+
+def _installed(store: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for name in store.names():
+        try:
+            model = store.find(name)
+        except VisionError as error:
+            rows.append({"name": name, "error": str(error)})
+            continue
+        manifest = model.manifest
+        rows.append(
+            {
+                "name": name,
+                "task": manifest.task,
+                "dimensions": manifest.dimensions,
+                "precision": manifest.precision,
+                "size_mb": round(sum(file.size for file in manifest.files) / 1e6, 1),
+                "default": name == BUNDLED_MODEL,
+                "source": manifest.source.location,
+                "revision": manifest.source.revision,
+                "licence": manifest.source.licence,
+                "description": manifest.description,
+                "folder": str(model.folder),
+            }
+        )
+    return rows
+
+
+def _catalogue(installed: set[str]) -> list[dict[str, Any]]:
+    from datasette_vision.models.catalog import CATALOG
+
+    return [
+        {
+            "name": row.name,
+            "task": row.task,
+            "dimensions": row.dimensions,
+            "size_mb": row.megabytes,
+            "licence": row.licence,
+            "installed": row.name in installed,
+            "source": row.source,
+            "text_source": row.text_source,
+            "original": row.original,
+            "needs_bake": row.bakes,
+            "description": row.description,
+        }
+        for row in CATALOG
+    ]
+
+
+def _print_table(rows: list[dict[str, Any]], columns: dict[str, str], below: str) -> None:
+    """Print rows under each other, with a line of prose below each that has one; 80 columns are enough."""
+    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
+    heads = [head or key for key, head in columns.items()]
+    widths = [max(len(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
+    numbers = {index for index, key in enumerate(columns) if key in {"dimensions", "size_mb"}}
+
+    def line(values: list[str]) -> str:
+        padded = [
+            value.rjust(width) if index in numbers else value.ljust(width)
+            for index, (value, width) in enumerate(zip(values, widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip()
+
+    click.echo(line(heads))
+    width = min(80, shutil.get_terminal_size().columns)
+    for row, values in zip(rows, cells, strict=True):
+        click.echo(line(values))
+        if row.get(below):
+            click.echo(textwrap.fill(row[below], width, initial_indent="    ", subsequent_indent="    "))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value or "")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

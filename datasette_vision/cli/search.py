@@ -1,0 +1,277 @@
+"""The commands of `datasette vision` that search a table, and that prepare the index of a large one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datasette_vision.cli.main import vision_errors, vision_group
+from datasette_vision.cli.models import models_dir_option
+from datasette_vision.config.settings import Config
+from datasette_vision.errors import StorageFailed
+
+if TYPE_CHECKING:
+    from datasette_vision.engine.vision import Vision
+    from datasette_vision.search.hits import Hit
+    from datasette_vision.tables.side_tables import Source
+
+# A cell is cut after so many characters, and there are so many columns in a terminal that is not one.
+CELL = 40
+PIPE_WIDTH = 160
+
+database_argument = click.argument("database", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+model_option = click.option("-m", "--model", default="", help="Model. By default the one the table is embedded with.")
+column_option = click.option("--column", default="", help="Column. By default the one that is embedded.")
+
+
+@vision_group.command()
+@database_argument
+@click.argument("table")
+@click.argument("query", required=False)
+@click.option(
+    "--image",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Search by a picture in place of QUERY.",
+)
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Number of rows.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON: key, similarity and the row, without BLOBs.")
+@model_option
+@column_option
+@models_dir_option
+@vision_errors
+def search(
+    database: Path,
+    table: str,
+    query: str | None,
+    image: Path | None,
+    k: int,
+    as_json: bool,
+    model: str,
+    column: str,
+    models_dir: Path | None,
+) -> None:
+    """Find the rows of a table closest to a text or a picture.
+
+    The table has to be embedded first: datasette vision embed DATABASE TABLE.
+    """
+    from datasette_vision.search.search import Searcher
+
+    if (query is None) == (image is None):
+        raise click.UsageError("give a QUERY, or a picture with --image")
+    with _opened(database, "ro") as connection, _vision(models_dir) as vision:
+        searcher = Searcher(vision, improve=False)
+        source = searcher.source(connection, table)
+        asked = query if query is not None else Path(str(image)).read_bytes()
+        hits = searcher.search(connection, table, asked, k, model, column)
+        rows = [_row(connection, source, hit) for hit in hits]
+    if as_json:
+        found = [{**hit.to_json(), "row": row} for hit, row in zip(hits, rows, strict=True)]
+        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+    elif hits:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+        for line in table_lines(
+            [{"similarity": f"{hit.similarity:.3f}", **row} for hit, row in _pairs(hits, rows)], width
+        ):
+            click.echo(line)
+    else:
+        click.echo("nothing found", err=True)
+
+
+@vision_group.command()
+@database_argument
+@click.argument("table")
+@model_option
+@column_option
+@click.option("--check", is_flag=True, help="Measure recall@10: what the index finds of what an exact search finds.")
+@models_dir_option
+@vision_errors
+def index(database: Path, table: str, model: str, column: str, check: bool, models_dir: Path | None) -> None:
+    """Prepare and save the index of a table, so that the first search need not read it.
+
+    It is saved in a folder beside the database, DATABASE-vision, and brought up to date by running this again. A server
+    makes the same by itself, in the background, for a table that is large; what has changed since an index was saved is
+    always found. Up to some 500,000 embeddings of 512 numbers are compared all; beyond, they are put into a graph
+    (HNSW), which takes minutes for a million.
+    """
+    from datasette_vision.search import index_work as indexwork
+    from datasette_vision.search import recall
+    from datasette_vision.search.index_entry import file_of
+    from datasette_vision.search.search import Searcher
+    from datasette_vision.tables import change_log as generations
+    from datasette_vision.util.connections import snapshot
+    from datasette_vision.vectors import index_file as indexfile
+    from datasette_vision.vectors.hnsw import Graph
+
+    with _opened(database, "ro") as connection, _vision(models_dir) as vision:
+        searcher = Searcher(vision, improve=False)
+        source = searcher.source(connection, table)
+        if generations.state(connection, source.schema, source.side.name) is None:
+            _note_changes(database, source)
+        wanted = searcher.choose(connection, source, model, column)
+        dimensions = searcher.dimensions(connection, wanted)
+        if dimensions is None:
+            click.echo(f"{source.table} ({wanted.column}, {wanted.model}): no embeddings, nothing to index")
+            return
+        file = file_of(str(database.resolve()), wanted)
+        if check:
+            try:
+                indexfile.verify(file)
+            except FileNotFoundError:
+                pass
+            except indexfile.UnusableIndex as error:
+                click.echo(f"{error}: it is made anew", err=True)
+                file.unlink()
+        began = time.perf_counter()
+        try:
+            with snapshot(connection, "main"), _progress() as progress:
+                entry = indexwork.prepare(file, connection, wanted, dimensions, progress)
+        except OSError as error:
+            raise StorageFailed(f"{file} cannot be written: {error}") from None
+        assert entry.index is not None
+        base = entry.index.view.base
+        how = f"a graph, {base.expansion} candidates" if isinstance(base, Graph) else "all compared"
+        size, seconds = file.stat().st_size / 1e6, time.perf_counter() - began
+        click.echo(f"{source.table} ({wanted.column}, {wanted.model}): {len(entry.index):,} embeddings, {how}")
+        click.echo(f"{file}: {size:,.1f} MB, in {seconds:,.1f} s")
+        if check:
+            measured = recall.measure(connection, wanted, entry.index.view, dimensions)
+            if measured is not None:
+                click.echo(
+                    f"recall@{recall.K} {measured.mean:.3f} over {measured.queries} searches, the worst"
+                    f" {measured.least:.1f}; {measured.milliseconds:.1f} ms each (median)"
+                )
+
+
+@contextlib.contextmanager
+def _opened(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    # Datasette's own SQLite, which may know more than Python's. As an address, so that no character is misread.
+    from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
+
+    from datasette_vision.util.connections import recover
+
+    recover(datasette_sqlite3.connect, str(database))
+    connection = datasette_sqlite3.connect(f"{database.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+    with contextlib.closing(connection):
+        try:
+            yield connection
+        except (sqlite3.Error, datasette_sqlite3.Error) as error:
+            raise StorageFailed(f"{database}: {error}") from None
+
+
+@contextlib.contextmanager
+def _vision(models_dir: Path | None) -> Iterator[Vision]:
+    from datasette_vision.engine.vision import Vision
+
+    vision = Vision(Config(models_dir=None if models_dir is None else str(models_dir)))
+    try:
+        yield vision
+    finally:
+        vision.close()
+
+
+def _note_changes(database: Path, source: Source) -> None:
+    """Have the changes of a side table noted, which was made before they were."""
+    with _opened(database, "rw") as connection:
+        source.side.create(connection)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], bool]]:
+    """Show each step with a bar of its own, in a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda step, done, total: True
+        return
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Any] = {}
+
+        def progress(step: str, done: int, total: int) -> bool:
+            if step not in bars:
+                stack.pop_all().close()
+                bars[step] = stack.enter_context(
+                    click.progressbar(length=total, label=step.capitalize(), file=sys.stderr, show_pos=True)
+                )
+            bars[step].update(done - bars[step].pos)
+            return True
+
+        yield progress
+
+
+def _row(connection: sqlite3.Connection, source: Source, hit: Hit) -> dict[str, Any]:
+    """Return the row of a hit, its key first, without BLOBs."""
+    from datasette_vision.util.sql_names import quote
+
+    where = " and ".join(f"{quote(column)} = ?" for column in source.key)
+    cursor = connection.execute(
+        f"select * from {quote(source.schema)}.{quote(source.table)} where {where}", [*hit.key.values()]
+    )
+    names = [column[0] for column in cursor.description]
+    values = dict(zip(names, cursor.fetchone(), strict=True))
+    row = {**hit.key, **values}
+    return {name: value for name, value in row.items() if not isinstance(value, bytes)}
+
+
+def _pairs(hits: list[Hit], rows: list[dict[str, Any]]) -> Iterator[tuple[Hit, dict[str, Any]]]:
+    return zip(hits, rows, strict=True)
+
+
+def table_lines(rows: list[dict[str, Any]], width: int) -> Iterator[str]:
+    """Yield the lines of a table: those columns that say something, as many as there is room for."""
+    names = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row)
+        if any(row.get(name) not in (None, "") for row in rows)
+    ]
+    cells = {name: [_cell(row.get(name)) for row in rows] for name in names}
+    widths = {name: max(_width(cell) for cell in (name, *cells[name])) for name in names}
+    numbers = {name for name in names if all(isinstance(row.get(name), (int, float)) for row in rows)}
+    shown: list[str] = []
+    for name in names:
+        if sum(widths[other] + 2 for other in shown) + widths[name] <= width:
+            shown.append(name)
+
+    def line(values: dict[str, str]) -> str:
+        padded = (
+            " " * (widths[name] - _width(values[name])) + values[name]
+            if name in numbers
+            else values[name] + " " * (widths[name] - _width(values[name]))
+            for name in shown
+        )
+        return "  ".join(padded).rstrip()
+
+    yield line({name: name for name in names})
+    for position in range(len(rows)):
+        yield line({name: cells[name][position] for name in names})
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    # Control characters could do things to a terminal.
+    kept = (" " if letter.isspace() else letter for letter in text if letter.isspace() or not _is_control(letter))
+    text = "".join(kept)
+    return text if len(text) <= CELL else text[: CELL - 1] + "…"
+
+
+def _is_control(letter: str) -> bool:
+    return unicodedata.category(letter) == "Cc"
+
+
+def _width(text: str) -> int:
+    """Return how many places a text takes in a terminal."""
+    return sum(
+        0
+        if unicodedata.combining(letter) or unicodedata.category(letter) in {"Mn", "Me", "Cf"}
+        else 2
+        if unicodedata.east_asian_width(letter) in {"W", "F"}
+        else 1
+        for letter in text
+    )

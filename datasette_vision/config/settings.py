@@ -1,0 +1,330 @@
+"""The plugin's configuration: a mapping in, a frozen and checked object out.
+
+Imports nothing heavy: it runs when Datasette starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from datasette_vision.config import values
+from datasette_vision.config.values import Allow, Proxies
+from datasette_vision.errors import ConfigError
+
+BUNDLED_MODEL = "tiny-emoji"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What can be set for one model, over what is set for all."""
+
+    threads: int | None = None
+    providers: tuple[str, ...] | None = None
+    replicas: int | None = None
+    max_batch_size: int | None = None
+    max_queue: int | None = None
+    unload_after: float | None = None
+
+
+@dataclass(frozen=True)
+class AutoEmbed:
+    """Which tables are kept in step with their embeddings, as "database/table" (None: all), and how often to look."""
+
+    tables: tuple[str, ...] | None = None
+    interval: float = 2
+
+
+@dataclass(frozen=True)
+class RateLimits:
+    """Images and texts a minute for each client (None: unlimited), saved up for so many seconds."""
+
+    images: int | None = None
+    texts: int | None = None
+    burst_seconds: float = 60
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration. Every field has a default that serves."""
+
+    models_dir: str | None = None
+    default_model: str = BUNDLED_MODEL
+    default_classifier: str | None = None
+    preload: tuple[str, ...] = ()
+    threads: int | None = None
+    providers: tuple[str, ...] | None = None
+    replicas: int = 1
+    max_batch_size: int = 32
+    max_queue: int = 1024
+    unload_after: float | None = None
+    cache_mb: int = 64
+    max_image_mb: float = 20
+    max_image_megapixels: float = 100
+    image_memory_mb: int | None = None
+    max_text_chars: int = 100_000
+    max_labels: int = 1000
+    max_request_mb: float = 32
+    max_inputs: int = 1000
+    rate_limit: int | RateLimits | None = None
+    trusted_proxies: Proxies | None = None
+    allow: Allow | None = None
+    allow_metrics: Allow | None = None
+    shutdown_seconds: float = 9
+    auto_embed: AutoEmbed | None = None
+    models: Mapping[str, ModelConfig] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def from_mapping(cls, mapping: object) -> Config:
+        """Read what stands under plugins.datasette-vision.
+
+        None, as for a plugin without configuration, gives the defaults. Raises ConfigError, naming the key and what is
+        allowed, for an unknown key or a bad value.
+        """
+        return cls(**_read({} if mapping is None else mapping, KEYS, ""))
+
+    def named_models(self) -> tuple[str, ...]:
+        """Return the models that the configuration names, so that their absence can stop the start."""
+        chosen = [self.default_model, *self.preload, *self.models]
+        if self.default_classifier is not None:
+            chosen.append(self.default_classifier)
+        return tuple(dict.fromkeys(chosen))
+
+    def for_model(self, name: str) -> ModelConfig:
+        """Return the settings that hold for a model: its own where given, else those for all."""
+        own = self.models.get(name, ModelConfig())
+        given = {key: value for key, value in dataclasses.asdict(own).items() if value is not None}
+        common = ModelConfig(**{key.name: getattr(self, key.name) for key in MODEL_KEYS})
+        return dataclasses.replace(common, **given)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the configuration: what it means, and how its value is read."""
+
+    name: str
+    meaning: str
+    expected: str
+    read: Callable[[Any], Any]
+
+
+def _tables(value: Any) -> tuple[str, ...] | None:
+    if value is True:
+        return None
+    names = values.names(value)
+    if not all(database and table for database, _, table in (name.partition("/") for name in names)):
+        raise ValueError
+    return names
+
+
+def _auto_embed(value: Any) -> AutoEmbed | None:
+    if value is False:
+        return None
+    if not isinstance(value, Mapping):
+        return AutoEmbed(_tables(value))
+    return AutoEmbed(**_read(value, AUTO_EMBED_KEYS, "auto_embed."))
+
+
+def _rate_limit(value: Any) -> int | RateLimits:
+    if not isinstance(value, Mapping):
+        return values.whole(1, 1_000_000)(value)
+    return RateLimits(**_read(value, RATE_LIMIT_KEYS, "rate_limit."))
+
+
+def _models(value: Any) -> Mapping[str, ModelConfig]:
+    if not isinstance(value, Mapping):
+        raise ValueError
+    return MappingProxyType(
+        {values.name(name): ModelConfig(**_read(own, MODEL_KEYS, f"models.{name}.")) for name, own in value.items()}
+    )
+
+
+THREADS = Key(
+    "threads",
+    "cores that one inference uses; all of them by default",
+    "a whole number from 1 to 256",
+    values.whole(1, 256),
+)
+REPLICAS = Key(
+    "replicas", "batches that a model computes at a time", "a whole number from 1 to 64", values.whole(1, 64)
+)
+PROVIDERS = Key(
+    "providers",
+    "execution providers of ONNX Runtime, the best first, as CUDAExecutionProvider; the CPU by default",
+    "a list of names of execution providers",
+    values.names,
+)
+MAX_BATCH_SIZE = Key(
+    "max_batch_size", "inputs computed together at most", "a whole number from 1 to 4096", values.whole(1, 4096)
+)
+MAX_QUEUE = Key(
+    "max_queue",
+    "inputs that may wait for a model; more are refused at once",
+    "a whole number from 1 to 1000000",
+    values.whole(1, 1_000_000),
+)
+UNLOAD_AFTER = Key(
+    "unload_after",
+    "seconds without use after which a model leaves memory, to be loaded again when asked for; never by default",
+    "a number above 0, at most 1000000",
+    values.positive(1_000_000),
+)
+ALLOW_BLOCK = "an allow block of Datasette: true, false or an object"
+TABLES = 'a list of "database/table"'
+AUTO_EMBED_KEYS = (
+    Key("tables", "the tables", f"{TABLES}, or true (all)", _tables),
+    Key("interval", "seconds between two looks", "a number above 0, at most 86400", values.positive(86_400)),
+)
+PER_MINUTE = "a whole number from 1 to 1000000"
+RATE_LIMIT_KEYS = (
+    Key("images", "images a minute", PER_MINUTE, values.whole(1, 1_000_000)),
+    Key("texts", "texts, labels and embeddings a minute", PER_MINUTE, values.whole(1, 1_000_000)),
+    Key(
+        "burst_seconds",
+        "seconds that a client who asks for nothing saves up",
+        "a number above 0, at most 86400",
+        values.positive(86_400),
+    ),
+)
+MODEL_KEYS = (THREADS, PROVIDERS, REPLICAS, MAX_BATCH_SIZE, MAX_QUEUE, UNLOAD_AFTER)
+KEYS = (
+    Key(
+        "models_dir",
+        "folder of installed models; by default DATASETTE_VISION_MODELS, else the user's cache directory",
+        "a path",
+        values.name,
+    ),
+    Key("default_model", "model used where a function names none", "the name of a model", values.name),
+    Key(
+        "default_classifier",
+        "model that vision_classify() uses where none is named; by default default_model",
+        "the name of a model",
+        values.name,
+    ),
+    Key("preload", "models to load in the background at start", "a list of names of models", values.names),
+    *MODEL_KEYS,
+    Key(
+        "cache_mb",
+        "memory for embeddings computed before",
+        "a whole number from 0 to 1000000",
+        values.whole(0, 1_000_000),
+    ),
+    Key(
+        "max_image_mb", "size of an image file at most, in MB", "a number above 0, at most 2000", values.positive(2000)
+    ),
+    Key(
+        "max_image_megapixels",
+        "pixels of an image at most, in millions; a baseline JPEG, decoded at a reduced size, may have 4 times as many",
+        "a number above 0, at most 2000",
+        values.positive(2000),
+    ),
+    Key(
+        "image_memory_mb",
+        "memory that decoding images may take at a time, in MB; by default a third of what the process may have, which"
+        " the container or the machine tells. An image that needs more is refused: at its peak, one of 12 megapixels"
+        " takes 52 MB as PNG, 147 as WebP, 160 as AVIF, and as JPEG hardly any",
+        "a whole number from 1 to 1000000",
+        values.whole(1, 1_000_000),
+    ),
+    Key(
+        "max_text_chars",
+        "characters of a text at most",
+        "a whole number from 1 to 10000000",
+        values.whole(1, 10_000_000),
+    ),
+    Key(
+        "max_labels",
+        "labels of a zero-shot classification at most: each is embedded the first time",
+        "a whole number from 1 to 100000",
+        values.whole(1, 100_000),
+    ),
+    Key(
+        "max_request_mb",
+        "size of an HTTP request at most, in MB",
+        "a number above 0, at most 2000",
+        values.positive(2000),
+    ),
+    Key(
+        "max_inputs",
+        "inputs of an HTTP request at most",
+        "a whole number from 1 to 1000000",
+        values.whole(1, 1_000_000),
+    ),
+    Key(
+        "rate_limit",
+        "inputs a minute over HTTP, SQL included, for each actor, or address of who has none; as an object, images and"
+        " texts are counted apart, and burst_seconds (60) is how long a client saves up; unlimited by default",
+        "a whole number from 1 to 1000000, or an object of images, texts and burst_seconds",
+        _rate_limit,
+    ),
+    Key(
+        "trusted_proxies",
+        "what may tell the address of a client: so many proxies in front, each adding to X-Forwarded-For; those of"
+        ' networks, as ["10.0.0.0/8"]; or Fly.io\'s, on a machine there; by default nothing, and a header counts for'
+        " nothing",
+        'a whole number from 1 to 10, a list of networks, or "fly"',
+        values.proxies,
+    ),
+    Key(
+        "allow",
+        "who may have a model compute (the permission vision-infer); by default whoever may see the instance",
+        ALLOW_BLOCK,
+        values.allow,
+    ),
+    Key(
+        "allow_metrics",
+        "who may read the metrics (the permission vision-metrics); by default root alone",
+        ALLOW_BLOCK,
+        values.allow,
+    ),
+    Key(
+        "shutdown_seconds",
+        "seconds that work under way has when the server is told to stop, before it is cut short: a little less than"
+        " what the platform waits (Docker and Cloud Run: 10)",
+        "a number above 2, at most 3600",
+        values.shutdown,
+    ),
+    Key(
+        "auto_embed",
+        "tables that have been embedded and are kept in step while the server runs: none by default",
+        f"{TABLES}, true (all), false, or an object of tables and interval (seconds, 2)",
+        _auto_embed,
+    ),
+    Key(
+        "models",
+        "settings of one model, by name: " + ", ".join(key.name for key in MODEL_KEYS),
+        "an object of names of models",
+        _models,
+    ),
+)
+
+
+def _read(mapping: object, keys: tuple[Key, ...], prefix: str) -> dict[str, Any]:
+    where = f"plugins.datasette-vision.{prefix}".rstrip(".")
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where}: expected an object, found {_shown(mapping)}")
+    known = {key.name: key for key in keys}
+    result = {}
+    for name, value in mapping.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "allowed are " + ", ".join(known)
+            raise ConfigError(f"{where}: unknown key {_shown(name)}; {hint}")
+        try:
+            result[name] = known[name].read(value)
+        except ValueError:
+            raise ConfigError(f"{where}.{name}: expected {known[name].expected}, found {_shown(value)}") from None
+    return result
+
+
+def _shown(value: object) -> str:
+    try:
+        text = json.dumps(value, default=str)
+    except (TypeError, ValueError):  # YAML allows a date as a key, and a list within itself
+        text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"

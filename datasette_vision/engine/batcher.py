@@ -1,0 +1,388 @@
+"""Many callers, one queue: whoever is waiting is answered together, as one batch."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import logging
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import TimeoutError as FutureTimeout
+from statistics import median
+from typing import Any, Generic, TypeVar
+
+from datasette_vision.errors import Busy, DeadlineExceeded, EngineFailure, ModelCorrupt, VisionError
+from datasette_vision.util import memory
+from datasette_vision.util.caller import Caller, current
+from datasette_vision.util.fair_queues import Turns, Waiting
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+ANSWER_TIMEOUT_S = 120.0
+EXIT_TIMEOUT_S = 10.0
+# A burst leaves freed memory behind that the system does not get back: with CLIP 150 of 430 MiB. Asked to when it is
+# over, the C library gives it back in 10 ms.
+BURST_ITEMS = 16
+BURST_OVER_S = 1.0
+# The time of a batch is foreseen from the median of so many before it: a machine may be slow for long, or for a moment.
+MEASURED_BATCHES = 8
+
+_open: weakref.WeakSet[Batcher[Any, Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_work() -> None:
+    """Let the batches in hand finish, and drop the rest, before the interpreter goes.
+
+    A daemon thread that is inside ONNX Runtime when Python takes the interpreter down aborts the whole process.
+    """
+    batchers = list(_open)
+    for batcher in batchers:
+        batcher.drop()
+    for batcher in batchers:
+        batcher.join(EXIT_TIMEOUT_S)
+
+
+class _Queued(Waiting[Result], Generic[Item, Result]):
+    """An item in the queue, and the future of its result. `keep` gets the result before those who wait for it."""
+
+    def __init__(
+        self,
+        item: Item,
+        keep: Callable[[Result], None] | None,
+        caller: Caller,
+        leave: Callable[[Waiting[Result]], None],
+    ) -> None:
+        super().__init__(caller, leave)
+        self.item = item
+        self.keep = keep
+
+
+class Batcher(Generic[Item, Result]):
+    """Runs `run(items) -> results` for callers on many threads.
+
+    An idle batcher starts at once: it never waits for company. What arrives while it works is taken as the next batch,
+    at most `max_batch_size` items of it, and no more than can be computed in `batch_s` seconds, as far as that can be
+    foreseen: an item takes time in proportion to `size(item)`, and is padded to the largest of its batch. When a batch
+    fails, its items are tried alone, so that a bad one fails alone.
+
+    Items are taken in turns: clients first, then the callers of a client (caller.py), each in the order they came. An
+    item whose caller's deadline has passed is not computed. At most `max_queue` items wait. When the queue is full, a
+    new item takes the place of the newest of the client that has the most there, which fails with Busy; where the new
+    item's own client has as many, the item is refused with Busy. Bulk work (`offer`, `map`) gives way instead.
+
+    `ready` is called before each batch, and its time does not count: it loads what `run` needs. Worker threads start at
+    the first item; one that dies fails the items it had and is replaced.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Sequence[Result]],
+        *,
+        max_batch_size: int = 32,
+        max_queue: int = 1024,
+        workers: int = 1,
+        name: str = "batcher",
+        batch_s: float | None = None,
+        size: Callable[[Item], int] = lambda item: 1,
+        ready: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._run = run
+        self._ready = ready
+        self._clock = clock
+        self._size = size
+        self._batch_s = batch_s
+        self._paces: deque[float] = deque(maxlen=MEASURED_BATCHES)  # seconds for an item of size 1
+        self.max_batch_size = max_batch_size
+        self.workers = workers
+        self._max_queue = max_queue
+        self._name = name
+        self._waiting: Turns[_Queued[Item, Result]] = Turns()
+        self._changed = threading.Condition()
+        self._threads: set[threading.Thread] = set()
+        self._idle = 0
+        self._untrimmed = 0  # items since memory was given back
+        self._closed = False
+        # What was computed: batches by their size, and the time that took.
+        self.sizes: Counter[int] = Counter()
+        self.seconds = 0.0
+        _open.add(self)
+
+    @property
+    def batches(self) -> int:
+        """How many batches were computed."""
+        return sum(self.sizes.values())
+
+    @property
+    def items(self) -> int:
+        """How many items were computed."""
+        return sum(size * count for size, count in self.sizes.items())
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait to be computed."""
+        return len(self._waiting)
+
+    def submit(self, item: Item, keep: Callable[[Result], None] | None = None) -> Future[Result]:
+        """Queue one item for the current caller. Raises Busy when the queue is full or closed.
+
+        `keep` gets the result on the worker's thread, even when nobody waits for it any more.
+        """
+        return self._add(item, keep, crowding=True)
+
+    def _add(self, item: Item, keep: Callable[[Result], None] | None, *, crowding: bool) -> Future[Result]:
+        entry = _Queued(item, keep, current(), self._leave)
+        crowded_out = None
+        with self._changed:
+            if self._closed:
+                raise Busy("the server is shutting down")
+            if len(self._waiting) >= self._max_queue:
+                crowded_out = self._waiting.crowd_out(entry.caller.client) if crowding else None
+                if crowded_out is None:
+                    raise Busy(f"{self._max_queue:,} inputs are waiting already: try again in a moment")
+            self._waiting.add(entry, entry.caller)
+            try:
+                if len(self._waiting) > self._idle:
+                    self._start_worker()
+            except RuntimeError as error:
+                if not self._threads:
+                    self._waiting.remove(entry, entry.caller)
+                    logger.error("%s: no worker can be started: %s", self._name, error)
+                    raise Busy("the system has no thread left for inference: try again in a moment") from None
+            self._changed.notify()
+        if crowded_out is not None:
+            _fail(crowded_out, Busy("others wait, and most of what does is yours: try again in a moment"))
+        return entry
+
+    def _leave(self, entry: Waiting[Result]) -> None:
+        """Free the place of an entry that was cancelled."""
+        with self._changed:
+            self._waiting.remove(entry, entry.caller)  # type: ignore[arg-type]
+
+    def offer(self, item: Item, keep: Callable[[Result], None] | None = None) -> Future[Result] | None:
+        """Queue one item; when others fill the queue, give way for a moment and return None: for bulk work.
+
+        Raises Busy when the batcher is closed.
+        """
+        try:
+            return self._add(item, keep, crowding=False)
+        except Busy:
+            if self._closed:
+                raise
+            time.sleep(0.005)
+            return None
+
+    def __call__(self, item: Item, keep: Callable[[Result], None] | None = None) -> Result:
+        """Queue one item and wait for its result. Raises DeadlineExceeded when the caller's time is up before."""
+        return self._wait(self.submit(item, keep))
+
+    def map(
+        self, items: Iterable[Item], keep: Callable[[int, Result], None] | None = None
+    ) -> Generator[Result | VisionError, None, None]:
+        """Yield a result, or the error, for each item in order, holding at most two batches of the queue at a time.
+
+        `keep` gets the position of an item and its result, as soon as it is there. Raises DeadlineExceeded when the
+        caller's time is up; what is still in the queue then is not computed.
+        """
+        pending: deque[Future[Result]] = deque()
+        caller = current()
+        try:
+            for position, item in enumerate(items):
+                kept = None if keep is None else functools.partial(keep, position)
+                while (future := self.offer(item, kept)) is None:
+                    caller.seconds_left(ANSWER_TIMEOUT_S)
+                    if pending:
+                        yield self._outcome(pending.popleft())
+                pending.append(future)
+                if len(pending) >= 2 * self.max_batch_size:
+                    yield self._outcome(pending.popleft())
+            while pending:
+                yield self._outcome(pending.popleft())
+        finally:
+            for future in pending:  # the caller gave up half-way
+                future.cancel()
+
+    def close(self) -> None:
+        """Refuse new items, answer those that wait, and end the workers."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self.join(ANSWER_TIMEOUT_S)
+
+    def drop(self) -> None:
+        """Refuse new items and those that wait; what is being computed is finished."""
+        with self._changed:
+            self._closed = True
+            waiting = self._take_all()
+            self._changed.notify_all()
+        for entry in waiting:
+            _fail(entry, Busy("the server is shutting down"))
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until the workers of a closed batcher have ended."""
+        with self._changed:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(timeout_s)
+
+    def _take_all(self) -> list[_Queued[Item, Result]]:
+        """Empty the queue. Called with the lock held."""
+        return [entry for entry in iter(self._waiting.pop, None) if entry is not None]
+
+    def _wait(self, future: Future[Result]) -> Result:
+        caller = current()
+        try:
+            return future.result(caller.seconds_left(ANSWER_TIMEOUT_S))
+        except FutureTimeout:
+            future.cancel()
+            caller.seconds_left(ANSWER_TIMEOUT_S)  # raises where it was the caller's own time
+            raise Busy(f"no answer within {ANSWER_TIMEOUT_S:.0f} seconds: try again later") from None
+        except DeadlineExceeded:
+            future.cancel()
+            raise
+
+    def _outcome(self, future: Future[Result]) -> Result | VisionError:
+        try:
+            return self._wait(future)
+        except DeadlineExceeded:
+            raise
+        except VisionError as error:
+            return error
+
+    def _start_worker(self) -> None:
+        """Start one more worker when there may be more. Called with the lock held."""
+        if len(self._threads) < self.workers:
+            thread = threading.Thread(target=self._work, name=f"datasette-vision-{self._name}", daemon=True)
+            self._threads.add(thread)
+            try:
+                thread.start()
+            except RuntimeError:
+                self._threads.discard(thread)
+                raise
+
+    def _work(self) -> None:
+        batch: list[_Queued[Item, Result]] | None = None
+        try:
+            while (batch := self._take()) is not None:
+                if batch:
+                    self._answer(batch)
+                else:
+                    memory.trim()
+        except BaseException as error:
+            # Not an error of the input (those are answered below) but the end of this thread.
+            logger.exception("a worker of %s died", self._name)
+            for entry in batch or ():
+                _fail(entry, EngineFailure(f"an inference worker died ({type(error).__name__}) and is being replaced"))
+        finally:
+            with self._changed:
+                self._threads.discard(threading.current_thread())
+                if self._waiting:
+                    self._replace()
+
+    def _replace(self) -> None:
+        """Start another worker for what waits, or tell those who wait that there is none. Called with the lock held."""
+        try:
+            self._start_worker()
+        except RuntimeError:
+            if not self._threads:
+                for entry in self._take_all():
+                    _fail(entry, Busy("the system has no thread left for inference: try again in a moment"))
+
+    def _take(self) -> list[_Queued[Item, Result]] | None:
+        """Wait for work and take a batch of it. An empty list: a burst is over. None: the batcher is closed."""
+        while True:
+            late: list[_Queued[Item, Result]] = []
+            with self._changed:
+                if not self._wait_for_work():
+                    self._untrimmed = 0
+                    return []
+                if not self._waiting:
+                    return None
+                batch = self._next_batch(late)
+                self._untrimmed += len(batch)
+            for entry in late:
+                _fail(entry, DeadlineExceeded("the time that this query or request has was up before its turn came"))
+            if batch:
+                return batch
+
+    def _next_batch(self, late: list[_Queued[Item, Result]]) -> list[_Queued[Item, Result]]:
+        """Take what is computed together next; what nobody waits for any more goes to `late`. With the lock held."""
+        batch: list[_Queued[Item, Result]] = []
+        largest, now = 0, time.monotonic()
+        while len(batch) < self.max_batch_size and (entry := self._waiting.first()) is not None:
+            deadline = entry.caller.deadline
+            if deadline is not None and deadline <= now:
+                late.append(entry)
+            else:
+                size = max(largest, self._size(entry.item))
+                if batch and not self._in_time((len(batch) + 1) * size):
+                    break
+                if entry.set_running_or_notify_cancel():
+                    largest = size
+                    batch.append(entry)
+            self._waiting.pop()
+        return batch
+
+    def _in_time(self, size: int) -> bool:
+        """Whether a batch of this size, padding included, can be computed in time. Of the first that is not known."""
+        return self._batch_s is None or (bool(self._paces) and median(self._paces) * size <= self._batch_s)
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is work, or none to come; False: nothing came after a burst. Called with the lock held."""
+        self._idle += 1
+        try:
+            while not self._waiting and not self._closed:
+                timed_out = not self._changed.wait(BURST_OVER_S if self._untrimmed >= BURST_ITEMS else None)
+                # Of several workers another may have seen to it, or still be at work.
+                all_idle = not self._waiting and self._idle == len(self._threads)
+                if timed_out and all_idle and self._untrimmed >= BURST_ITEMS:
+                    return False
+            return True
+        finally:
+            self._idle -= 1
+
+    def _answer(self, batch: list[_Queued[Item, Result]]) -> None:
+        try:
+            self._ready()
+            began = self._clock()
+            results = self._run([entry.item for entry in batch])
+            if len(results) != len(batch):
+                raise EngineFailure(f"expected {len(batch)} results of a batch, found {len(results)}")
+        except Exception as error:
+            if len(batch) == 1 or isinstance(error, ModelCorrupt):
+                for entry in batch:
+                    _fail(entry, _translate(error))
+                return
+            for entry in batch:
+                self._answer([entry])
+            return
+        took = self._clock() - began
+        with self._changed:
+            self.sizes[len(batch)] += 1
+            self.seconds += took
+            self._paces.append(took / (len(batch) * max(1, *(self._size(entry.item) for entry in batch))))
+        for entry, result in zip(batch, results, strict=True):
+            if entry.keep is not None:
+                entry.keep(result)
+            entry.set_result(result)
+
+
+def _translate(error: Exception) -> VisionError:
+    if isinstance(error, VisionError):
+        return error
+    logger.error("inference failed", exc_info=error)
+    return EngineFailure("inference failed on this input; the log says why")
+
+
+def _fail(future: Future[Any], error: VisionError) -> None:
+    with contextlib.suppress(InvalidStateError):  # it is answered already, or cancelled
+        future.set_exception(error)

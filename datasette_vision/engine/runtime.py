@@ -1,0 +1,179 @@
+"""The only module that imports onnxruntime (but for those that bake), and it does so when the first model is loaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasette_vision.errors import ConfigError, EngineFailure, ModelCorrupt
+from datasette_vision.models.operators import uses
+from datasette_vision.util import memory
+from datasette_vision.util.cores import available_cores
+
+logger = logging.getLogger(__name__)
+
+
+class Session(Protocol):
+    """A loaded graph. Thread-safe.
+
+    `one_by_one`: whether it is given one row at a time, because it takes no more or because rows of a batch influence
+    each other; so would the padding of a text to the length of others.
+    """
+
+    one_by_one: bool
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Compute the graph's one output for the named inputs."""
+
+
+def default_threads() -> int:
+    """Return how many cores this process may use, as far as its container lets it."""
+    return available_cores()
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph: its element type as ONNX Runtime writes it, and None for a size that varies."""
+
+    name: str
+    type: str
+    shape: tuple[int | None, ...]
+
+
+# The first version that lets one say how long threads spin; those before ignore what they do not know.
+SPIN_DURATION_SINCE = (1, 26)
+CPU = "CPUExecutionProvider"
+# They scale the activations of a whole batch by the largest among them: an image beside a bright one would have another
+# embedding than alone, to a hundredth or so. What quantize_dynamic() of ONNX Runtime makes has them; ours do not.
+SCALE_THE_BATCH = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
+# What this package makes -> the narrower type that some exporters give their inputs. Nothing else is converted.
+NARROWED = {
+    ("int64", "tensor(int32)"): np.int32,
+    ("float32", "tensor(float16)"): np.float16,
+}
+
+
+class OnnxSession:
+    """A graph loaded by ONNX Runtime. But for rounding, what is in a batch with a row does not change its answer."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        inputs: tuple[str, ...],
+        output: str,
+        threads: int | None = None,
+        providers: Sequence[str] = (),
+    ) -> None:
+        """Load the graph at `path`, on the CPU unless other execution providers are given, the best first.
+
+        Raises ModelCorrupt when it cannot be loaded, or does not have these inputs and this output, and ConfigError for
+        a provider that the installed ONNX Runtime does not have.
+        """
+        self._session = _load(path, threads or default_threads(), providers=providers)
+        for kind, expected, nodes in (
+            ("input", inputs, self._session.get_inputs()),
+            ("output", (output,), self._session.get_outputs()),
+        ):
+            found = {node.name for node in nodes}
+            if not set(expected) <= found or (kind == "input" and set(expected) != found):
+                raise ModelCorrupt(
+                    f"{path}: expected {kind} {', '.join(expected)}, found {', '.join(sorted(found)) or 'none'}"
+                )
+        # Loading takes twice what the graph keeps: of 350 MiB with CLIP, 65 are free again by now.
+        memory.trim()
+        self._output = output
+        self._types = {node.name: node.type for node in self._session.get_inputs()}
+        # One row at a time where there is no axis for more, as torch.onnx.export does unless told otherwise.
+        fixed = any(node.shape[:1] == [1] for node in self._session.get_inputs())
+        self.one_by_one = fixed or uses(path, SCALE_THE_BATCH)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Compute the output. Raises EngineFailure, the details in the log."""
+        try:
+            feeds = {name: self._fitted(name, value) for name, value in inputs.items()}
+            rows = len(next(iter(feeds.values()))) if feeds else 0
+            if self.one_by_one and rows > 1:
+                single = [{name: value[row : row + 1] for name, value in feeds.items()} for row in range(rows)]
+                answers = [self._session.run([self._output], feed)[0] for feed in single]
+                return np.concatenate(answers).astype(np.float32, copy=False)
+            # Half precision graphs answer in float16.
+            return self._session.run([self._output], feeds)[0].astype(np.float32, copy=False)
+        except Exception as error:
+            logger.error("ONNX Runtime failed: %s", error)
+            raise EngineFailure("the inference engine failed on this input; the log says why") from None
+
+    def _fitted(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        narrower = NARROWED.get((str(getattr(value, "dtype", "")), self._types.get(name, "")))
+        return value if narrower is None else value.astype(narrower)
+
+
+def ports(path: Path) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Return the inputs and the outputs of a graph. Raises ModelCorrupt when it cannot be loaded."""
+    session = _load(path, 1, optimise=False)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    return tuple(_port(node) for node in inputs), tuple(_port(node) for node in outputs)
+
+
+def _port(node: Any) -> Port:
+    return Port(
+        node.name, node.type, tuple(size if isinstance(size, int) and size > 0 else None for size in node.shape)
+    )
+
+
+def without_telemetry() -> None:
+    """Have ONNX Runtime, not yet imported, report nothing: from 1.31 on it does, and writes into the user's home."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def waiting(version: str) -> dict[str, str]:
+    """Return the settings of how threads wait for the next operator of a graph.
+
+    Spinning for 30 ms, as ONNX Runtime does by itself, takes the cores from Datasette and from the other tower. Asleep
+    at once, they wake up when an operator of 0.3 ms is over. 100 microseconds are longer than the gaps in a graph.
+    """
+    if tuple(int(part) for part in version.split(".")[:2]) >= SPIN_DURATION_SINCE:
+        return {"session.intra_op.spin_duration_us": "100"}
+    return {"session.intra_op.allow_spinning": "0"}
+
+
+def _load(path: Path, threads: int, *, optimise: bool = True, providers: Sequence[str] = ()) -> Any:
+    without_telemetry()
+    import onnxruntime  # heavy: loaded with the first model, never at start
+
+    available = onnxruntime.get_available_providers()
+    if unknown := [name for name in providers if name not in available]:
+        raise ConfigError(
+            f"providers: the installed ONNX Runtime has {', '.join(available)}, not {', '.join(unknown)};"
+            " that of NVIDIA GPUs comes with: pip install onnxruntime-gpu"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    for key, value in waiting(onnxruntime.__version__).items():
+        options.add_session_config_entry(key, value)
+    # Shapes differ from call to call, and the arena never gives memory back: 50 MiB of 300 with CLIP.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    # Planning which buffers to share takes time that grows with the square of the graph: 110 of the 140 ms that a CLIP
+    # text tower takes to load. Buffers are freed after their last use all the same.
+    options.enable_mem_reuse = False
+    # Without VNNI, 8-bit products overflow 16 bits: on AVX2 the cosine to fp32 falls from 0.9997 to 0.998. Exact ones.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=[*providers, *([] if CPU in providers else [CPU])]
+        )
+    except Exception as error:
+        logger.error("%s: ONNX Runtime could not load it: %s", path, error)
+        raise ModelCorrupt(f"{path}: expected a graph that ONNX Runtime can load; the log says why not") from None

@@ -1,0 +1,211 @@
+"""Embeds files into Parquet: in this process here, on a Ray cluster in ray/job.py, each image in the same way.
+
+An image whose path is in the output already, with an embedding or an error, is passed over: so a job that was stopped
+goes on when it is run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasette_vision.bulk.embed_table import Summary
+from datasette_vision.bulk.pipeline import Outcome, embed
+from datasette_vision.engine.vision import Vision
+from datasette_vision.errors import InvalidImage, Unreadable, VisionError, WrongTask
+from datasette_vision.files.digest_set import Known
+from datasette_vision.files.inputs import Image, Inputs
+from datasette_vision.files.model_transfer import fingerprint
+from datasette_vision.files.parquet import Form, ImageRow, Output
+from datasette_vision.files.storage import place
+from datasette_vision.images import decode as images
+from datasette_vision.models.manifest import DUAL_ENCODER
+from datasette_vision.models.store import InstalledModel
+from datasette_vision.tables.file_content import read_image
+
+ROWS_PER_FILE = 10_000
+# A shard is written at least so often, so that a kill loses no more work than this.
+SECONDS_PER_FILE = 60.0
+
+BY_PATH = "path"
+BY_DIGEST = "digest"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to embed, and where to.
+
+    `column` is that of Parquet inputs. `skip` says what is passed over: a path that is in the output, or a digest: an
+    image whose content is there under whatever path. With `retry_errors` those that failed are tried again.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    model: str
+    column: str | None = None
+    skip: str = BY_PATH
+    retry_errors: bool = False
+    rows_per_file: int = ROWS_PER_FILE
+
+
+@dataclass
+class Done:
+    """What a job did. `ignored` counts the files of folders that are no images."""
+
+    summary: Summary
+    ignored: int = 0
+
+
+@dataclass
+class Prepared:
+    """A job whose model was found and whose output was looked through."""
+
+    job: Job
+    output: Output
+    inputs: Inputs
+    known: Known = field(default_factory=Known)
+
+
+def prepare(job: Job, model: InstalledModel) -> Prepared:
+    """Make the output and find out what is there.
+
+    Raises InvalidArgument when it holds other embeddings, StorageFailed, WrongTask for a classifier.
+    """
+    manifest = model.manifest
+    if manifest.task != DUAL_ENCODER:
+        raise WrongTask(f"{manifest.name!r} is for {manifest.task}: it makes no embeddings")
+    output = Output(place(job.output).uri, Form(manifest.name, fingerprint(manifest), manifest.dimensions))
+    output.prepare()
+    if job.retry_errors:
+        output.forget_errors()
+    inputs = Inputs(job.inputs, column=job.column, output=output.folder)
+    return Prepared(job, output, inputs, output.known(job.skip))
+
+
+def embed_files(
+    job: Job, vision: Vision, *, workers: int | None = None, told: Callable[[Summary], None] = lambda summary: None
+) -> Done:
+    """Embed in this process, calling `told` after each image. What was embedded is written, whatever passes.
+
+    Raises what prepare() and Inputs.units() raise, and ModelCorrupt or Busy.
+    """
+    began = time.monotonic()
+    prepared = prepare(job, vision.store.find(job.model))
+    writer = _Writer(prepared.output, job.rows_per_file)
+    summary = Summary()
+    wanted = (image for unit in prepared.inputs.units() for image in unit.images(job.column))
+    outcomes = embed_images(vision, job, _unseen(wanted, prepared.known, job.skip, summary), prepared.known, workers)
+    counting = threading.Thread(target=_count, args=(job, prepared.output, summary), daemon=True)
+    counting.start()
+    try:
+        for outcome in outcomes:
+            row = row_of(outcome)
+            if row is None:
+                summary.unchanged += 1
+            elif row.error is None:
+                summary.embedded += 1
+                summary.computed += outcome.computed
+            else:
+                summary.fail(row.path, row.error)
+            if row is not None:
+                writer.add(row)
+            summary.seconds = time.monotonic() - began
+            told(summary)
+    finally:
+        outcomes.close()
+        writer.flush()
+    summary.total = summary.done
+    summary.seconds = time.monotonic() - began
+    told(summary)
+    return Done(summary, prepared.inputs.ignored)
+
+
+def _count(job: Job, output: Output, summary: Summary) -> None:
+    """Find out how many images there are while the first are embedded: in a store, listing them takes its time."""
+    with contextlib.suppress(VisionError):  # who embeds will come upon it
+        total = 0
+        for unit in Inputs(job.inputs, column=job.column, output=output.folder).units():
+            total += unit.rows
+            summary.total = max(total, summary.done)
+
+
+def embed_images(
+    vision: Vision, job: Job, wanted: Iterable[Image], known: Known | None, workers: int | None
+) -> Any:  # Generator[Outcome[Image], None, None]
+    """Embed images, in this process: yields an Outcome for each, in order; one that `known` has is unchanged."""
+    limit = vision.limits.max_bytes
+    by_digest = known if job.skip == BY_DIGEST else None
+    return embed(
+        vision.image_tower(job.model),
+        wanted,
+        lambda image: read(image, limit),
+        workers=workers,
+        unchanged=None if by_digest is None else lambda _, digest: digest in by_digest,
+        inspect=lambda _, content: images.info(content),
+    )
+
+
+def read(image: Image, max_bytes: int) -> bytes:
+    """Return the content of an image file. Raises Unreadable, InvalidImage, StorageFailed, OSError."""
+    if image.error is not None:
+        raise Unreadable(image.error)
+    if image.uri is None:
+        assert image.content is not None
+        return image.content
+    where = place(image.uri)
+    if not where.root:
+        return read_image(Path(where.path), max_bytes)
+    content = where.read(max_bytes)
+    if len(content) > max_bytes:
+        raise InvalidImage(f"an image of more than the {max_bytes / 1e6:g} MB allowed (max_image_mb)")
+    return content
+
+
+def row_of(outcome: Outcome[Image]) -> ImageRow | None:
+    """Return the row of an image, None for one that is passed over."""
+    if outcome.unchanged:
+        return None
+    seen = outcome.inspected or {}
+    return ImageRow(
+        outcome.item.path,
+        outcome.content_hash,
+        seen.get("width"),
+        seen.get("height"),
+        outcome.vector,
+        None if outcome.error is None else str(outcome.error),
+    )
+
+
+def _unseen(wanted: Iterable[Image], known: Known, skip: str, summary: Summary) -> Iterator[Image]:
+    """Yield the images whose path is not known, and each path once, be it in two of the inputs."""
+    seen = Known()
+    for image in wanted:
+        if skip == BY_PATH and image.path in known:
+            summary.unchanged += 1
+        elif seen.add(image.path):
+            yield image
+
+
+class _Writer:
+    """Gathers rows and writes them as shards."""
+
+    def __init__(self, output: Output, rows_per_file: int) -> None:
+        self._output = output
+        self._rows_per_file = rows_per_file
+        self._rows: list[ImageRow] = []
+        self._since = time.monotonic()
+
+    def add(self, row: ImageRow) -> None:
+        self._rows.append(row)
+        if len(self._rows) >= self._rows_per_file or time.monotonic() - self._since >= SECONDS_PER_FILE:
+            self.flush()
+
+    def flush(self) -> None:
+        rows, self._rows = self._rows, []
+        self._output.write(self._output.form.table(rows))
+        self._since = time.monotonic()

@@ -1,0 +1,256 @@
+"""Embeddings from Parquet into a table's side table: streamed, in memory that does not grow, in small transactions.
+
+A row of the Parquet files belongs to the row of the table that has its path (or its digest, or what else is matched) in
+a column. An import that was stopped is run again: what is there already is passed over.
+"""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidVector
+from datasette_vision.files.parquet import MODEL, batches, opened, shards, vectors_of
+from datasette_vision.files.storage import Place, place, storage_errors
+from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables.row_matching import Matcher, key_of
+from datasette_vision.tables.schema import Row, SideTable, content_hash
+from datasette_vision.util.sql_names import quote
+from datasette_vision.util.transactions import in_transaction
+from datasette_vision.vectors import embedding as vectors
+
+BATCH_ROWS = 1000  # a transaction of some 20 ms: a Datasette beside it is not kept waiting
+SHOWN = 20
+UNIT = 1e-4  # an embedding so close to unit length is left as it is, to the bit
+
+CREATE = (
+    "create table {} (id integer primary key, path text not null unique, digest text, width integer, height integer)"
+)
+DESCRIBED = ("path", "digest", "width", "height")
+TYPES = {"path": "text", "digest": "text", "width": "whole numbers", "height": "whole numbers", "error": "text"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to import, and where to.
+
+    Rows are found by the column `match` of the Parquet files, which is the table's column `on`; paths are taken below
+    the folder `base` when there is one. `model` is used where the files do not name theirs. With `create` the table,
+    and rows of it, are made where they are not there.
+    """
+
+    table: str
+    sources: tuple[str, ...]
+    match: str = "path"
+    on: str | None = None
+    source_column: str | None = None
+    model: str | None = None
+    base: str | None = None
+    create: bool = False
+
+
+@dataclass
+class Summary:
+    """What came of an import: numbers of rows of the Parquet files, the first names not in the table, and seconds."""
+
+    total: int = 0
+    imported: int = 0
+    unchanged: int = 0
+    failed: int = 0  # the image could not be embedded: imported with the reason
+    unmatched: int = 0
+    first_unmatched: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """The rows that have been read."""
+        return self.imported + self.unchanged + self.failed + self.unmatched
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """A row of the Parquet files, as it will be written."""
+
+    name: str
+    content_hash: str
+    embedding: bytes | None
+    error: str | None
+    described: dict[str, Any]  # what a row that is made says of the image
+
+
+class Importer:
+    """Imports what a plan says into one database.
+
+    The connection is in autocommit mode (isolation_level None). Raises InvalidArgument when the table, a column or a
+    file is not there, or a file does not say which model made it; StorageFailed when one cannot be read;
+    DimensionMismatch when embeddings of one model are of different sizes.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, plan: Plan) -> None:
+        self.plan = plan
+        self.summary = Summary()
+        self._connection = connection
+        self._shards = [(shard, self._model(shard)) for source in plan.sources for shard in _shards_of(source)]
+        if plan.create and not sidetables.columns(connection, plan.table):
+            connection.execute(CREATE.format(quote(plan.table)))
+        self._matcher = Matcher(connection, plan.table, plan.on or plan.match)
+        self._side = SideTable(plan.table, key_of(connection, plan.table))
+        self._side.create(connection)
+        self._dimensions: dict[str, int] = {}
+
+    @property
+    def models(self) -> list[str]:
+        """The models whose embeddings are imported."""
+        return sorted({model for _, model in self._shards})
+
+    @property
+    def column(self) -> str:
+        """The column of the table that the embeddings are noted as being of."""
+        return self.plan.source_column or self._matcher.column
+
+    def run(self, told: Callable[[Summary], None] = lambda summary: None) -> Summary:
+        """Import all there is, calling `told` after each transaction."""
+        began = time.monotonic()
+        for shard, model in self._shards:
+            for batch in self._batches(shard, model):
+                self._count(in_transaction(self._connection, functools.partial(self._write, model, batch)))
+                self.summary.seconds = time.monotonic() - began
+                told(self.summary)
+        self.summary.seconds = time.monotonic() - began
+        return self.summary
+
+    def _model(self, shard: Place) -> str:
+        file = opened(shard)
+        self.summary.total += file.metadata.num_rows
+        for column in (self.plan.match, "embedding"):
+            if column not in file.schema_arrow.names:
+                found = ", ".join(file.schema_arrow.names)
+                raise InvalidArgument(f"{shard.address}: expected a column {column}, found {found}")
+        for column, expected in TYPES.items():
+            if column in file.schema_arrow.names and not _holds(file.schema_arrow.field(column).type, expected):
+                found = file.schema_arrow.field(column).type
+                raise InvalidArgument(f"{shard.address}: expected {expected} in the column {column}, found {found}")
+        mark = (file.schema_arrow.metadata or {}).get(MODEL)
+        model = mark.decode("utf-8", "replace") if mark else self.plan.model
+        if model is None:
+            raise InvalidArgument(f"{shard.address} does not say which model made its embeddings: name it with --model")
+        return str(model)
+
+    def _batches(self, shard: Place, model: str) -> Iterator[list[_Embedded]]:
+        file = opened(shard)
+        wanted = [self.plan.match, "embedding", "error", *DESCRIBED]
+        columns = [name for name in file.schema_arrow.names if name in wanted]
+        for batch in batches(shard, file, BATCH_ROWS, columns=columns):
+            matrix, missing = vectors_of(batch.column("embedding"))
+            if not missing.all():
+                self._check_size(shard, model, matrix.shape[1])
+            with storage_errors(shard.address):
+                rows = batch.drop_columns(["embedding"]).to_pylist()
+            yield [
+                self._row(row, vector if there else None)
+                for row, vector, there in zip(rows, matrix, ~missing, strict=True)
+            ]
+
+    def _row(self, row: dict[str, Any], vector: vectors.Vector | None) -> _Embedded:
+        error = row.get("error")
+        blob = None
+        if vector is None:
+            error = error or "there is no embedding"
+        else:
+            try:
+                length = float(np.linalg.norm(vector.astype(np.float64)))
+                blob = vectors.encode(vector if abs(length - 1) < UNIT else vectors.normalise(vector))
+                error = None
+            except InvalidVector as reason:
+                error = str(reason)
+        name = "" if row[self.plan.match] is None else str(row[self.plan.match])
+        base = (self.plan.base or "").rstrip("/")
+        if base and name.startswith(base + "/"):
+            name = name[len(base) + 1 :]
+        described = {column: row.get(column) for column in DESCRIBED} | {self.plan.match: name}
+        return _Embedded(name, row.get("digest") or (content_hash(blob) if blob else ""), blob, error, described)
+
+    def _check_size(self, shard: Place, model: str, size: int) -> None:
+        """Compare with what was imported before, and with what the side table has of this model."""
+        if model not in self._dimensions:
+            found = self._connection.execute(
+                f"select length(embedding) / 4 from {quote(self._side.name)} where model = ? and embedding is not null"
+                " limit 1",
+                [model],
+            ).fetchone()
+            self._dimensions[model] = found[0] if found else size
+        if size != self._dimensions[model]:
+            raise DimensionMismatch(
+                f"{shard.address}: expected embeddings of {self._dimensions[model]} floats, as {model} has them in"
+                f" {self._side.name}, found {size}"
+            )
+
+    def _write(self, model: str, batch: list[_Embedded], connection: sqlite3.Connection) -> Summary:
+        """Write a batch, in the transaction that is open, and return the numbers of it."""
+        counts = Summary()
+        column = self.column
+        if self.plan.create:
+            self._matcher.add(row.described for row in batch)
+        keys = self._matcher.keys([row.name for row in batch])
+        written: dict[tuple[object, ...], Row] = {}
+        for number, row in enumerate(batch):
+            if number not in keys:
+                counts.unmatched += 1
+                counts.first_unmatched.append(row.name)
+                continue
+            changed = False
+            for key in keys[number]:
+                if not self._is_there(key, column, model, row):
+                    written[key] = Row(key, column, model, row.content_hash, row.embedding, row.error)
+                    changed = True
+            if not changed:
+                counts.unchanged += 1
+            elif row.error is None:
+                counts.imported += 1
+            else:
+                counts.failed += 1
+        self._side.write(connection, written.values())
+        return counts
+
+    def _is_there(self, key: tuple[object, ...], column: str, model: str, row: _Embedded) -> bool:
+        """Whether the side table has this row already, or an embedding where this row has none."""
+        matches = " and ".join(f"{quote(name)} = ?" for name in (*self._side.key_columns, "source_column", "model"))
+        found = self._connection.execute(
+            f"select content_hash, embedding, error from {quote(self._side.name)} where {matches}",
+            (*key, column, model),
+        ).fetchone()
+        if found is None:
+            return False
+        return found == (row.content_hash, row.embedding, row.error) or (row.embedding is None and found[1] is not None)
+
+    def _count(self, counts: Summary) -> None:
+        summary = self.summary
+        summary.imported += counts.imported
+        summary.unchanged += counts.unchanged
+        summary.failed += counts.failed
+        summary.unmatched += counts.unmatched
+        summary.first_unmatched = (summary.first_unmatched + counts.first_unmatched)[:SHOWN]
+
+
+def _holds(kind: Any, expected: str) -> bool:
+    """Say whether a pyarrow.DataType is of text or of whole numbers, or of nothing at all."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if expected == "text":
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)
+    return (types.is_integer(kind) and not types.is_uint64(kind)) or types.is_null(kind)
+
+
+def _shards_of(source: str) -> list[Place]:
+    found = list(shards(place(source)))
+    if not found:
+        raise InvalidArgument(f"{source}: there is no Parquet file")
+    return found

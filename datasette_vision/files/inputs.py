@@ -1,0 +1,284 @@
+"""What `datasette vision embed-files` reads: folders, globs, files, and Parquet with images or paths in a column.
+
+An input is listed as units, small enough to be sent to another machine; a unit there becomes its images. So one machine
+and a cluster go the same way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasette_vision.errors import InvalidArgument
+from datasette_vision.files.parquet import SUFFIX, batches, opened
+from datasette_vision.files.storage import SCHEME, Place, place, storage_errors
+
+# What is taken of a folder. A glob takes whatever it matches.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".hif"),
+)
+
+# How others call a column of images, and one of paths, the surest first.
+CONTENT_NAMES = ("image", "bytes", "content", "img", "picture", "photo", "data", "jpg", "jpeg", "png", "webp")
+PATH_NAMES = ("path", "uri", "image_path", "file_path", "filepath", "file", "file_name", "filename", "key", "image")
+
+ROWS_AT_A_TIME = 64
+# What means something in a class of characters of a regular expression, but not in one of a glob.
+CLASS_SYNTAX, BACKSLASHED = r"([\\\[\]^&~|])", r"\\\1"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image to be embedded: its content, or where it is to be read; or why it is neither.
+
+    `path` is what its row will be called.
+    """
+
+    path: str
+    uri: str | None = None
+    content: bytes | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """An image file, or a row group of a Parquet file: its number, the row of the file it begins with, its rows."""
+
+    uri: str
+    row_group: int | None = None
+    first: int = 0
+    rows: int = 1
+
+    def images(self, column: str | None = None) -> Iterator[Image]:
+        """Yield the images, those of `column` of a Parquet file. Raises InvalidArgument, StorageFailed."""
+        if self.row_group is None:
+            yield _file(place(self.uri))
+        else:
+            yield from _rows(self, column)
+
+
+class Inputs:
+    """All inputs of a job, in order. `ignored` counts the files of folders that are no images, once listed."""
+
+    def __init__(self, inputs: Sequence[str], *, column: str | None = None, output: Place | None = None) -> None:
+        self.inputs = tuple(inputs)
+        self.column = column
+        self.ignored = 0
+        self._output = output
+
+    def units(self) -> Iterator[Unit]:
+        """Yield what there is to read.
+
+        Raises InvalidArgument for an input where there is nothing, or a Parquet file without a column of images or of
+        paths, and StorageFailed.
+        """
+        self.ignored = 0
+        for text in self.inputs:
+            found = self._units_of(text)
+            first = next(found, None)
+            if first is None:
+                raise InvalidArgument(f"{text}: there are no images, and no Parquet files")
+            yield first
+            yield from found
+
+    def _units_of(self, text: str) -> Iterator[Unit]:
+        base, pattern = split_glob(text)
+        where = place(base)
+        if pattern is not None:
+            files = self._below(where)
+            matches = re.compile(glob_regex(pattern)).fullmatch
+            for file in files:
+                if matches(file.path[len(where.path.rstrip("/")) + 1 :]):
+                    yield from self._units_of_file(file)
+            return
+        kind = where.kind()
+        if kind == "nothing":
+            raise InvalidArgument(f"{where.address}: there is no such file or folder")
+        if kind == "file":
+            yield from self._units_of_file(where)
+            return
+        # A folder of pictures may hold Parquet files of all kinds; a data set is Parquet files without pictures.
+        tables: list[Place] = []
+        files = self._below(where)
+        for file in files:
+            if file.path.lower().endswith(IMAGE_SUFFIXES):
+                self.ignored += len(tables)
+                images = (other for other in itertools.chain([file], files) if self._is_image(other))
+                yield from (Unit(image.uri) for image in images)
+                return
+            if file.path.endswith(SUFFIX):
+                tables.append(file)
+            else:
+                self.ignored += 1
+        for table in tables:
+            if not table.path.rpartition("/")[2].startswith("_"):
+                yield from self._units_of_file(table)
+
+    def _is_image(self, file: Place) -> bool:
+        if file.path.lower().endswith(IMAGE_SUFFIXES):
+            return True
+        self.ignored += 1
+        return False
+
+    def _below(self, folder: Place) -> Iterator[Place]:
+        """Yield the files of a folder, but for those that this job writes."""
+        own = None if self._output is None else self._output.address.rstrip("/") + "/"
+        for file in folder.files():
+            if own is None or not file.address.startswith(own):
+                yield file
+
+    def _units_of_file(self, file: Place) -> Iterator[Unit]:
+        if not file.path.endswith(SUFFIX):
+            yield Unit(file.uri)
+            return
+        table = opened(file)
+        Column.choose(table.schema_arrow, self.column, file.address)  # a mistake shows here, not on another machine
+        first = 0
+        for number in range(table.num_row_groups):
+            rows = table.metadata.row_group(number).num_rows
+            yield Unit(file.uri, number, first, rows)
+            first += rows
+
+
+@dataclass(frozen=True)
+class Column:
+    """The column of a Parquet file that has the images, or their paths, and the one that has their names."""
+
+    name: str
+    is_content: bool
+    is_struct: bool = False  # {"bytes", "path"}, as datasets of Hugging Face have it
+    names: str | None = None
+
+    @staticmethod
+    def choose(schema: Any, wanted: str | None, address: str) -> Column:
+        """Return the column that is wanted, or else the one that is meant. Raises InvalidArgument when there is none.
+
+        `schema` is a pyarrow.Schema.
+        """
+        kinds = {field.name: _kind(field.type) for field in schema}
+        names = "path" if kinds.get("path") == "text" else None
+        if wanted is not None:
+            if kinds.get(wanted) is None:
+                held = "no column" if wanted not in kinds else "neither images nor paths in the column"
+                raise InvalidArgument(f"{address}: there is {held} {wanted}; its columns are: {', '.join(kinds)}")
+            return Column(wanted, kinds[wanted] != "text", kinds[wanted] == "struct", names)
+        content = [name for name, kind in kinds.items() if kind in {"bytes", "struct"}]
+        if len(content) > 1:
+            content = [name for name in CONTENT_NAMES if name in content]
+        if content:
+            return Column(content[0], True, kinds[content[0]] == "struct", names)
+        for name in PATH_NAMES:
+            if kinds.get(name) == "text":
+                return Column(name, False, False, name)
+        raise InvalidArgument(
+            f"{address}: which column has the images, or their paths? --column names it; there are: {', '.join(kinds)}"
+        )
+
+
+def split_glob(text: str) -> tuple[str, str | None]:
+    """Split an input into the folder that is sure and the pattern below it: "a/*/b*.jpg" -> ("a", "*/b*.jpg").
+
+    The pattern is None where there is none. Of a URI only * and [ make a pattern, since ? begins its options.
+    """
+    scheme = SCHEME.match(text)
+    remote = scheme is not None and scheme[1].lower() != "file"
+    text, mark, options = text.partition("?") if remote else (text, "", "")
+    if not remote and place(text).kind() != "nothing":  # [2024] may well be a folder's name
+        return text, None
+    magic = re.search(r"[*\[]" if remote else r"[*?\[]", text)
+    if magic is None:
+        return text + mark + options, None
+    cut = text.rfind("/", 0, magic.start())
+    folder = text[: cut + 1] if cut >= 0 else "."
+    return (folder.rstrip("/") or "/") + mark + options, text[cut + 1 :]
+
+
+def glob_regex(pattern: str) -> str:
+    """Return the regular expression of a glob: * and ? stay within a folder, ** does not."""
+    parts = []
+    position = 0
+    while position < len(pattern):
+        if pattern.startswith("**/", position):
+            parts.append("(?:.*/)?")
+            position += 3
+            continue
+        if pattern.startswith("**", position):
+            parts.append(".*")
+            position += 2
+            continue
+        character = pattern[position]
+        end = pattern.find("]", position + 2) if character == "[" else -1
+        if end > 0:
+            parts.append(_character_class(pattern[position + 1 : end]))
+            position = end + 1
+            continue
+        parts.append({"*": "[^/]*", "?": "[^/]"}.get(character, re.escape(character)))
+        position += 1
+    return "".join(parts)
+
+
+def _character_class(inside: str) -> str:
+    """Return the regular expression of what stands between brackets; a range from z to a matches nothing."""
+    negation, inside = ("^", inside[1:]) if inside[0] in "!^" else ("", inside)
+    expression = f"[{negation}{re.sub(CLASS_SYNTAX, BACKSLASHED, inside)}]"
+    try:
+        re.compile(expression)
+    except re.error:
+        return "(?!)"
+    return expression
+
+
+def _file(file: Place) -> Image:
+    try:
+        file.address.encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(file.address).decode("utf-8", "backslashreplace")
+        return Image(name, error="its name is not UTF-8, as that of a row has to be: rename it")
+    return Image(file.address, uri=file.uri)
+
+
+def _rows(unit: Unit, wanted: str | None) -> Iterator[Image]:
+    file = place(unit.uri)
+    table = opened(file)
+    column = Column.choose(table.schema_arrow, wanted, file.address)
+    needed = list(dict.fromkeys(name for name in (column.name, column.names) if name is not None))
+    folder = file.at(file.path.rpartition("/")[0])
+    number = unit.first
+    for batch in batches(file, table, ROWS_AT_A_TIME, row_groups=[unit.row_group], columns=needed):
+        with storage_errors(file.address):
+            rows = batch.to_pylist()
+        for row in rows:
+            name = row.get(column.names) if column.names else None
+            yield _image(f"{file.address}#{number}" if name is None else name, row[column.name], column, folder)
+            number += 1
+
+
+def _image(name: str, value: Any, column: Column, folder: Place) -> Image:
+    if column.is_struct and value is not None:
+        value = value["bytes"]
+    if value is None:
+        return Image(name, error=f"the column {column.name} is null")
+    if column.is_content:
+        return Image(name, content=value)
+    # What is wrong with an address shows when it is read: to open a store may take its time.
+    is_whole = SCHEME.match(value) or value.startswith("/")
+    return Image(name, uri=value if is_whole else folder.child(value).uri)
+
+
+def _kind(type_: Any) -> str | None:
+    from pyarrow import types
+
+    if types.is_dictionary(type_):
+        type_ = type_.value_type
+    if types.is_binary(type_) or types.is_large_binary(type_):
+        return "bytes"
+    if types.is_string(type_) or types.is_large_string(type_):
+        return "text"
+    if types.is_struct(type_) and type_.get_field_index("bytes") >= 0 and _kind(type_.field("bytes").type) == "bytes":
+        return "struct"
+    return None

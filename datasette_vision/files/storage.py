@@ -1,0 +1,244 @@
+"""Where files are: on this machine or in an object store, one way to list, read and write them.
+
+A file's address is its absolute path, or a URI of any scheme that pyarrow or fsspec knows: s3://, gs://, hf://, abfs://…
+Addresses of the web are refused: nothing here fetches what a stranger's table points to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasette_vision.errors import ExtraMissing, InvalidArgument, StorageFailed, VisionError
+from datasette_vision.util.unfinished import remove_leftovers, unfinished
+
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
+# Stores where a file appears when it is closed. Elsewhere a name shows what is half-written, and a rename mends that.
+WHOLE_WHEN_CLOSED = ("s3://", "gs://", "gcs://", "abfs://", "abfss://", "az://", "hf://")
+
+# How names end of files in the making.
+PART = ".part"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder: the file system that holds it, and its path there.
+
+    `path` begins with `base`, which is how the file system names what is called `root` in an address: "bucket" for
+    "s3://bucket". Both are empty on this machine. `options` are those of the URI, as endpoint_override=localhost:9000.
+    """
+
+    filesystem: Any  # pyarrow.fs.FileSystem
+    path: str
+    root: str = ""
+    base: str = ""
+    options: str = ""
+
+    @property
+    def address(self) -> str:
+        """Return the name by which people know the place."""
+        return self.root + self.path[len(self.base) :]
+
+    @property
+    def uri(self) -> str:
+        """Return what opens the same place again, from anywhere: the address, and the options that it needs."""
+        return f"{self.address}?{self.options}" if self.options else self.address
+
+    def at(self, path: str) -> Place:
+        """Return another path of the same file system."""
+        return dataclasses.replace(self, path=path)
+
+    def child(self, name: str) -> Place:
+        """Return what is called `name` in this folder."""
+        return self.at(f"{self.path.rstrip('/')}/{name}")
+
+    def kind(self) -> str:
+        """Return "file", "folder" or "nothing". Raises StorageFailed."""
+        with storage_errors(self.address):
+            return _kind(self.filesystem.get_file_info(self.path))
+
+    def files(self, hidden: tuple[str, ...] = (".",)) -> Iterator[Place]:
+        """Yield the files in this folder and below, but for names that begin as hidden ones do. Raises StorageFailed.
+
+        In the order of their paths, the files of a folder before those below it.
+        """
+        folders = [self.path]
+        while folders:
+            with storage_errors(self.address):
+                entries = sorted(self._entries(folders.pop()))
+            seen = [(path, kind) for path, kind in entries if not path.rpartition("/")[2].startswith(hidden)]
+            folders += [path for path, kind in reversed(seen) if kind == "folder"]
+            yield from (self.at(path) for path, kind in seen if kind == "file")
+
+    def _entries(self, folder: str) -> Iterator[tuple[str, str]]:
+        """Yield (path, kind) of what is in a folder. Links to folders are nothing: they may lead round in circles."""
+        if self.root:
+            from pyarrow import fs
+
+            for info in self.filesystem.get_file_info(fs.FileSelector(folder)):
+                yield info.path, _kind(info)
+            return
+        # Not pyarrow: it takes no names that are not UTF-8.
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                kind = "folder" if entry.is_dir(follow_symlinks=False) else "file" if entry.is_file() else "nothing"
+                yield entry.path, kind
+
+    def read(self, max_bytes: int | None = None) -> bytes:
+        """Return the content; of a file larger than `max_bytes`, one byte more than that. Raises StorageFailed."""
+        with storage_errors(self.address):
+            if not self.root:  # pyarrow would take three times as long to open a local file
+                with Path(self.path).open("rb", buffering=0) as file:
+                    return _all(file.read, max_bytes)
+            with self.filesystem.open_input_stream(self.path) as stream:
+                return _all(stream.read, max_bytes)
+
+    def write(self, content: Any) -> None:
+        """Write a file that appears under its name whole or not at all, in place of what is there.
+
+        `content` is bytes or a pyarrow.Buffer. Raises StorageFailed.
+        """
+        with storage_errors(self.address):
+            if self.root.startswith(WHOLE_WHEN_CLOSED):
+                with self.filesystem.open_output_stream(self.path) as stream:
+                    stream.write(content)
+                return
+            if not self.root:
+                with unfinished(Path(self.path), PART) as temporary:
+                    with self.filesystem.open_output_stream(str(temporary)) as stream:
+                        stream.write(content)
+                    with temporary.open("rb") as whole:
+                        os.fsync(whole.fileno())
+                return
+            folder, _, name = self.path.rpartition("/")
+            other = f"{folder}/.{name}-{secrets.token_hex(4)}{PART}"
+            try:
+                with self.filesystem.open_output_stream(other) as stream:
+                    stream.write(content)
+                self.filesystem.move(other, self.path)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self.filesystem.delete_file(other)
+                raise
+
+    def remove(self) -> None:
+        """Remove a file. Raises StorageFailed."""
+        with storage_errors(self.address):
+            self.filesystem.delete_file(self.path)
+
+    def clear_up(self) -> None:
+        """Remove what killed processes had half-written in this folder, of this machine. Raises StorageFailed."""
+        if not self.root:
+            with storage_errors(self.address):
+                remove_leftovers(Path(self.path), f".*{PART}")
+
+    def make_folder(self) -> None:
+        """Make a folder, and those above it, where it is not there yet. Raises StorageFailed."""
+        with storage_errors(self.address):
+            if not self.root.startswith(WHOLE_WHEN_CLOSED):  # those have no folders, and buckets are not ours to make
+                self.filesystem.create_dir(self.path, recursive=True)
+
+
+def place(address: str) -> Place:
+    """Return the place that an address names, a relative path being one of the working folder.
+
+    Raises InvalidArgument for a scheme that nothing here reads, ExtraMissing without pyarrow, StorageFailed.
+    """
+    match = SCHEME.match(address)
+    if match is None or match[1].lower() == "file":
+        path = address[match.end() :] if match else address
+        if match and not path.startswith("/"):
+            raise InvalidArgument(f"{address}: expected file:///, with the path of a file of this machine")
+        # Not resolve(): a row's path is to be what the person sees, links included.
+        return Place(_local(), Path(os.path.abspath(Path(path).expanduser())).as_posix())  # noqa: PTH100
+    scheme = match[1].lower()
+    if scheme in {"http", "https", "ftp"}:
+        raise InvalidArgument(f"{address}: addresses of the web are not fetched: download first, with img2dataset say")
+    rest, _, options = address[match.end() :].partition("?")
+    root, _, below = rest.partition("/")
+    filesystem, base = _remote(scheme, root, options)
+    path = f"{base}/{below}".rstrip("/") if below else base
+    return Place(filesystem, path, f"{scheme}://{root}", base, options)
+
+
+@functools.cache
+def _local() -> Any:
+    return _pyarrow_fs().LocalFileSystem()
+
+
+@functools.cache
+def _remote(scheme: str, root: str, options: str) -> tuple[Any, str]:
+    """Return (file system, path) of a bucket, once: a file system holds connections, and asks where a bucket is."""
+    fs = _pyarrow_fs()
+    address = f"{scheme}://{root}" + (f"?{options}" if options else "")
+    with storage_errors(address):
+        try:
+            filesystem, path = fs.FileSystem.from_uri(address)
+            return filesystem, path.rstrip("/")
+        except (ValueError, NotImplementedError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            reason = error
+        import fsspec
+
+        try:
+            found, path = fsspec.core.url_to_fs(address)
+        except ImportError as error:
+            raise ExtraMissing(f"{address}: {error}") from None
+        except ValueError as error:
+            raise InvalidArgument(f"{address}: neither pyarrow ({reason}) nor fsspec ({error}) reads it") from None
+        return fs.PyFileSystem(fs.FSSpecHandler(found)), path.rstrip("/")
+
+
+def _pyarrow_fs() -> Any:
+    try:
+        from pyarrow import fs  # heavy: loaded when files are listed, never at start
+    except ImportError:
+        raise ExtraMissing("Parquet and object stores need pyarrow: pip install 'datasette-vision[parquet]'") from None
+    return fs
+
+
+@contextlib.contextmanager
+def storage_errors(address: str) -> Iterator[None]:
+    """Turn what file systems raise into one line that names the place."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StorageFailed(f"{address}: there is no such file") from None
+    except PermissionError:
+        raise StorageFailed(f"{address}: access is denied") from None
+    except OSError as error:  # pyarrow's errors of object stores too
+        raise StorageFailed(f"{address}: {_brief(error.strerror or error)}") from None
+    except Exception as error:
+        if isinstance(error, VisionError):
+            raise
+        # fsspec's file systems raise what their libraries raise.
+        raise StorageFailed(f"{address}: {type(error).__name__}: {_brief(error)}") from error
+
+
+def _brief(reason: object) -> str:
+    return " ".join(str(reason).split())[:300]
+
+
+def _all(read: Callable[[int | None], bytes], max_bytes: int | None) -> bytes:
+    parts = []
+    left = None if max_bytes is None else max_bytes + 1
+    while left is None or left > 0:
+        part = read(left)
+        if not part:
+            break
+        parts.append(part)
+        left = None if left is None else left - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _kind(entry: Any) -> str:
+    from pyarrow import fs
+
+    return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(entry.type, "nothing")

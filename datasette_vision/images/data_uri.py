@@ -1,0 +1,134 @@
+"""Images that travel as text: in a query parameter, in JSON, in a table's TEXT column."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import re
+
+import numpy as np
+
+from datasette_vision.errors import InvalidImage
+from datasette_vision.images.formats import foreign, sniff
+
+_DATA_URI = re.compile(r"data:([^,]{0,1000}),", re.IGNORECASE)
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+# Bytes of percent-encoded text that are decoded at a time.
+PERCENT_PIECE = 1 << 18
+# White space that no encoder writes; it is looked for in texts up to this length.
+_ODD_SPACES = tuple(mark for mark in map(chr, range(0x3001)) if mark.isspace() and mark not in " \r\n\t\f\v")
+ODD_SPACES_CHARS = 100_000
+
+# Of each byte: the digit that it is in base 16, or -1.
+_HEX_DIGIT = np.full(256, -1, np.int16)
+_HEX_DIGIT[np.frombuffer(b"0123456789abcdef", np.uint8)] = range(16)
+_HEX_DIGIT[np.frombuffer(b"ABCDEF", np.uint8)] = range(10, 16)
+
+
+def from_text(text: str) -> bytes:
+    """The bytes of an image that travels as text: a `data:` URI, or bare base64.
+
+    Base64 may be standard or URL-safe, padded or not, and broken into lines. A "+" that a query string has turned into
+    a space is put back. A data: URI's media type is ignored: the bytes decide. Raises InvalidImage.
+    """
+    if not isinstance(text, str):
+        raise InvalidImage(f"expected text, found {type(text).__name__}")
+    uri = _DATA_URI.match(text.lstrip())
+    payload = text.lstrip()[uri.end() :] if uri else text
+    if uri and not uri[1].lower().rstrip().endswith(";base64"):
+        try:
+            data = _percent_decoded(payload)
+        except UnicodeEncodeError as reason:
+            raise InvalidImage(f"this data: URI has characters that cannot be bytes: {_quote(text)}") from reason
+    elif uri:
+        found = _from_base64(_unescaped(payload))
+        if found is None:
+            raise InvalidImage(f"this data: URI is not valid base64: {_quote(payload)}")
+        data = found
+    else:
+        # Any word is valid base64, so bare base64 has to be an image as well.
+        data = _from_base64(payload) or b""
+        if not sniff(data) and not foreign(data):
+            raise InvalidImage(f"this text is no image: expected a data: URI or base64, found {_quote(text)}")
+    if not data:
+        raise InvalidImage("this data: URI is empty")
+    return data
+
+
+def _quote(text: str) -> str:
+    return repr(text[:40]) + (f"… ({len(text)} characters)" if len(text) > 40 else "")
+
+
+def _from_base64(text: str) -> bytes | None:
+    """Bytes of base64 in either alphabet, or None."""
+    with contextlib.suppress(ValueError):
+        # As most write it: looking for other ways takes several times as long.
+        return base64.b64decode(text, validate=True) or None
+    try:
+        encoded = _without_line_breaks(text).encode("ascii").translate(_STANDARD_ALPHABET)
+    except UnicodeEncodeError:
+        return None
+    spaces, first = encoded.count(b" "), encoded.find(b" ")
+    if spaces:
+        # Groups of one length are layout; at any other place a space was a "+" before a query string was parsed.
+        groups = encoded[first :: first + 1][:spaces] == b" " * spaces
+        layout = groups and (spaces > 1 or (len(encoded) - spaces) % 4 == 0)
+        encoded = encoded.replace(b" ", b"" if layout else b"+")
+    padding = len(encoded) - len(encoded.rstrip(b"="))
+    if padding > 2 or (len(encoded) - padding) % 4 == 1:
+        return None
+    encoded = encoded[: len(encoded) - padding]
+    with contextlib.suppress(ValueError):
+        return base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True) or None
+    return None
+
+
+def _without_line_breaks(text: str) -> str:
+    """The lines of a text in one, without the spaces at their ends.
+
+    In time proportional to the text, and never long in one step, so that other threads have their turns: one regular
+    expression for this is quadratic on a run of spaces, and a loop over millions of lines takes seconds.
+    """
+    text = text.strip()
+    for line_break in "\r\t\f\v":
+        text = text.replace(line_break, "\n")
+    if len(text) <= ODD_SPACES_CHARS and any(space in text for space in _ODD_SPACES):
+        return "".join(line.strip() for line in text.split("\n"))
+    # A run of spaces goes by the powers of two that its length is made of, the largest first.
+    length = 1 << len(text).bit_length()
+    while length := length >> 1:
+        spaces = " " * length
+        text = text.replace(spaces + "\n", "\n").replace("\n" + spaces, "\n")
+    return text.replace("\n", "")
+
+
+def _unescaped(text: str) -> str:
+    """Percent-encoded text as it was before; half characters, which base64 has none of, become question marks."""
+    return (
+        _percent_decoded(text.encode("utf-8", "replace").decode()).decode("utf-8", "replace") if "%" in text else text
+    )
+
+
+def _percent_decoded(text: str) -> bytes:
+    """The bytes of percent-encoded text, as urllib.parse.unquote_to_bytes() gives them. Raises UnicodeEncodeError.
+
+    That function makes an object of every escape, of 30 MB two gigabytes. This one works on a piece at a time.
+    """
+    encoded = text.encode("utf-8")
+    decoded, start = bytearray(), 0
+    while start < len(encoded):
+        end = start + PERCENT_PIECE
+        cut = encoded.rfind(b"%", end - 2, end)  # an escape is three bytes: not across two pieces
+        end = cut if cut > start else end
+        piece = np.frombuffer(encoded[start:end], np.uint8)
+        escapes = np.flatnonzero(piece[:-2] == ord("%"))
+        high, low = _HEX_DIGIT[piece[escapes + 1]], _HEX_DIGIT[piece[escapes + 2]]
+        valid = (high >= 0) & (low >= 0)
+        escapes = escapes[valid]
+        kept = np.ones(len(piece), np.bool_)
+        kept[escapes + 1] = kept[escapes + 2] = False
+        piece = piece.copy()
+        piece[escapes] = 16 * high[valid] + low[valid]
+        decoded += piece[kept].tobytes()
+        start = end
+    return bytes(decoded)

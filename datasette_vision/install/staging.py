@@ -1,0 +1,172 @@
+"""Folders that appear whole or not at all: locks, staging, replacing, and clearing up after what was killed.
+
+In the models folder, besides one folder a model::
+
+    .install-<name>-<8 hex digits>   a model in the making; renamed to <name> when it is whole
+    .old-<name>-<8 hex digits>       what --force replaces, until the new one is in its place
+    .locks/<name>                    held by the install, the removal or the clearing up of <name>
+    .downloads/                      files from the hub, whole or to be resumed
+
+Killed at any moment: a staging folder is removed by the next install; an old one whose successor never came is put
+back by it, and meanwhile serves (store.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasette_vision.errors import InstallFailed
+from datasette_vision.install.origins import Origin, Say
+from datasette_vision.models.leftovers import all_leftovers, leftovers
+
+# A download that nobody came back for.
+STALE_SECONDS = 7 * 24 * 3600
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, waiting_for: str, say: Say, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file `path`. When another holds it: say so and wait, or yield False where `wait` is False."""
+    import filelock  # comes with huggingface_hub
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if not wait:
+            yield False
+            return
+        say(f"{waiting_for}: waiting for it to end")
+        lock.acquire()
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def held(models_dir: Path, name: str, say: Say) -> Iterator[None]:
+    """Hold the name of a model, with what was left half-done put right first.
+
+    Raises InstallFailed when the folder cannot be written.
+    """
+    with writing(models_dir), exclusive(models_dir / ".locks" / name, f"{name} is being installed by another", say):
+        recover(models_dir, name)
+        yield
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn the system's refusals into one clear line: no space, no permission, a read-only file system.
+
+    Raises InstallFailed.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = str(error.filename or folder)
+        hint = ""
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            hint = ": make room there, and install again: what was downloaded is kept"
+        elif where.startswith(str(folder)):
+            hint = ": another folder can be chosen with --models-dir or DATASETTE_VISION_MODELS"
+        raise InstallFailed(f"{where}: {error.strerror or error}{hint}") from None
+
+
+def recover(models_dir: Path, name: str) -> None:
+    """Put right what killed installs of `name` left. The lock of the name is held."""
+    for entry, kind in leftovers(models_dir, name):
+        if kind == "old" and not (models_dir / name).exists() and (entry / "manifest.json").is_file():
+            entry.rename(models_dir / name)
+        else:
+            shutil.rmtree(entry)
+
+
+def clear_up(models_dir: Path, say: Say) -> None:
+    """Put right what killed installs of any name left, unless they are at work, and drop downloads long forgotten."""
+    for name in sorted({match["name"] for match, _ in all_leftovers(models_dir)}):
+        with exclusive(models_dir / ".locks" / name, "", say, wait=False) as mine:
+            if mine:
+                recover(models_dir, name)
+    downloads = models_dir / ".downloads"
+    for path in sorted(downloads.iterdir()) if downloads.is_dir() else []:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+
+
+@contextlib.contextmanager
+def staged(models_dir: Path, name: str) -> Iterator[Path]:
+    """Make a folder to build the model in. It is gone afterwards, unless put_in_place() moved it."""
+    folder = models_dir / f".install-{name}-{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_in_place(staging: Path, target: Path) -> None:
+    """Rename a finished staging folder to its name, replacing what is there. The lock of the name is held."""
+    # Some exporters write files for their user alone, but whoever may read the folder is to read the model.
+    readable = staging.stat().st_mode & 0o444
+    for path in sorted(staging.rglob("*"), reverse=True):
+        if path.is_file() and path.stat().st_mode & readable != readable:
+            path.chmod(path.stat().st_mode | readable)
+        flush(path)
+    flush(staging)
+    old = None
+    if target.exists():
+        old = target.with_name(f".old-{target.name}-{secrets.token_hex(4)}")
+        target.rename(old)
+    staging.rename(target)
+    flush(target.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def take_away(target: Path) -> None:
+    """Remove a model's folder: out of sight first, so that none is ever seen half-removed. The lock is held."""
+    gone = target.with_name(f".install-{target.name}-{secrets.token_hex(4)}")
+    target.rename(gone)
+    flush(target.parent)
+    shutil.rmtree(gone)
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except PermissionError:
+        if path.is_dir():  # Windows opens no folders, and writes their entries by itself
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(origin: Origin, name: str, target: Path) -> None:
+    """Put a file of an origin into the staging folder: a link to a download, so that it is on the disk once.
+
+    A person's own file is copied: they may write to it later.
+    """
+    source = origin.file(name).resolve()  # the cache of huggingface_hub holds links
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if origin.revision is not None:
+        with contextlib.suppress(OSError):  # another disk, or a file system without links
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)

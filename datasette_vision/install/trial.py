@@ -1,0 +1,134 @@
+"""Tries models: chooses a precision by comparing, records what a model must answer, and checks that it still does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasette_vision.engine.classifier import ImageClassifier
+from datasette_vision.engine.encoder import DualEncoder, load_on
+from datasette_vision.errors import ModelCorrupt
+from datasette_vision.install import samples
+from datasette_vision.models.manifest import DUAL_ENCODER
+from datasette_vision.models.store import InstalledModel
+
+THRESHOLD = 0.99
+# What a recorded embedding may differ by (1 - cosine): quantised graphs round differently from processor to processor.
+TOLERANCE = {"fp32": 0.001}
+TOLERANCE_QUANTISED = 0.02
+
+Rows = NDArray[np.float32]
+
+
+def compare(
+    tower: str, candidates: dict[str, Path], run: Callable[[Path], Rows], threshold: float = THRESHOLD
+) -> tuple[str, list[dict[str, Any]]]:
+    """Choose a precision: int8 when its worst cosine to fp32 over the samples reaches the threshold, else fp32.
+
+    `run` computes the rows of a graph over all samples. Returns the precision and, for the manifest's parity report,
+    what was tried, with the milliseconds of one sample.
+    """
+    if set(candidates) != {"fp32", "int8"}:
+        return next(iter(candidates)), []
+    rows: dict[str, Rows] = {}
+    worst = 1.0
+    report: list[dict[str, Any]] = []
+    for precision in ("fp32", "int8"):
+        run(candidates[precision])
+        started = time.perf_counter()
+        rows[precision] = run(candidates[precision])
+        milliseconds = 1000 * (time.perf_counter() - started) / max(1, len(rows[precision]))
+        cosines = samples.cosines(rows[precision], rows["fp32"])
+        worst = float(cosines.min())
+        report.append(
+            {
+                "tower": tower,
+                "precision": precision,
+                "worst_cosine": round(worst, 6),
+                "mean_cosine": round(float(cosines.mean()), 6),
+                "milliseconds": round(milliseconds, 3),
+                "samples": len(cosines),
+            }
+        )
+    return ("int8" if worst >= threshold else "fp32"), report
+
+
+def answers(model: InstalledModel) -> dict[str, Any]:
+    """Return what the model makes of the canonical text and picture: the manifest's `canonical`.
+
+    Every file is read and every graph loaded for it. Raises ModelCorrupt, InstallFailed or EngineFailure.
+    """
+    spec = model.manifest.preprocess
+    pixels = spec(samples.canonical_picture())[None]
+    result: dict[str, Any] = {"picture": samples.CANONICAL_PICTURE}
+    if model.manifest.task != DUAL_ENCODER:
+        scores = ImageClassifier(model, load_on(None)).classify_pixels(pixels)[0]
+        return {**result, "scores": samples.rounded(scores)}
+    encoder = DualEncoder(model, load_on(None))
+    result["image_embedding"] = samples.rounded(_unit(encoder.encode_pixels(pixels)[0]))
+    tokens = encoder.tokenizer.get().encode(samples.CANONICAL_TEXT)
+    result["text"] = samples.CANONICAL_TEXT
+    result["embedding"] = samples.rounded(_unit(encoder.encode_tokens([tokens])[0]))
+    return result
+
+
+def verify(model: InstalledModel) -> list[str]:
+    """Check every digest, then what the model answers against what is recorded; return a line for each check.
+
+    Raises ModelCorrupt, naming the file.
+    """
+    manifest = model.manifest
+    for file in manifest.files:
+        model.path(file.path)
+    count, size = len(manifest.files), sum(file.size for file in manifest.files)
+    lines = [f"{count} {'file is what it was' if count == 1 else 'files are what they were'} ({size:,} bytes)"]
+    recorded = manifest.canonical
+    tolerance = TOLERANCE.get(manifest.precision, TOLERANCE_QUANTISED)
+    if manifest.task == DUAL_ENCODER:
+        assert manifest.text is not None, "a dual encoder's manifest has a text tower"
+        encoder = DualEncoder(model, load_on(None))
+        if "text" in recorded and "embedding" in recorded:
+            tokens = encoder.tokenizer.get().encode(recorded["text"])
+            found = _unit(encoder.encode_tokens([tokens])[0])
+            lines.append(_same(model.folder / manifest.text.file, "text", recorded["embedding"], found, tolerance))
+        if recorded.get("picture") == samples.CANONICAL_PICTURE and "image_embedding" in recorded:
+            pixels = manifest.preprocess(samples.canonical_picture())[None]
+            found = _unit(encoder.encode_pixels(pixels)[0])
+            lines.append(
+                _same(model.folder / manifest.image.file, "picture", recorded["image_embedding"], found, tolerance)
+            )
+    elif recorded.get("picture") == samples.CANONICAL_PICTURE and "scores" in recorded:
+        pixels = manifest.preprocess(samples.canonical_picture())[None]
+        scores = ImageClassifier(model, load_on(None)).classify_pixels(pixels)[0].astype(np.float32)
+        lines.append(_same(model.folder / manifest.image.file, "picture", recorded["scores"], scores, tolerance))
+    return lines
+
+
+def _same(path: Path, what: str, recorded: Any, found: Rows, tolerance: float) -> str:
+    try:
+        expected = np.array(recorded, dtype=np.float32)
+        fits = expected.ndim == 1 and 0 < len(expected) <= len(found)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ModelCorrupt(f"{path}: the recorded embedding of the canonical {what} is not one of this model")
+    # A recorded embedding may be the beginning of it: the bundled model's manifest has eight values.
+    cosine = float(samples.cosines(found[None, : len(expected)], expected[None])[0])
+    if not cosine >= 1 - tolerance:
+        raise ModelCorrupt(
+            f"{path}: the canonical {what} no longer gives what was recorded: cosine {cosine:.4f},"
+            f" expected at least {1 - tolerance:.4f}"
+        )
+    return f"the canonical {what} gives what was recorded (cosine {cosine:.6f})"
+
+
+def _unit(vector: Rows) -> Rows:
+    norm = float(np.linalg.norm(vector.astype(np.float64)))
+    if not np.isfinite(norm) or norm == 0:
+        raise ModelCorrupt("the model gives an embedding without a direction")
+    return (vector / norm).astype(np.float32)

@@ -1,0 +1,211 @@
+"""The JSON API under /-/vision/: embed, classify, zero-shot, similarity, models."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.errors import VisionError
+from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.http import schemas
+from datasette_vision.plugin.http.computing import embed as embed_inputs
+from datasette_vision.plugin.http.computing import in_place, take
+from datasette_vision.plugin.http.context import Call, outcomes
+from datasette_vision.plugin.http.inputs import EMBEDDING, IMAGE, TEXT, input_of, read_inputs
+from datasette_vision.plugin.http.parameters import ENCODING_FORMAT, LABELS, MODEL, K, Parameter
+from datasette_vision.plugin.http.responses import answer, dumps, error_body
+from datasette_vision.plugin.http.routes import GET, Route
+from datasette_vision.plugin.server import permissions
+
+if TYPE_CHECKING:
+    from datasette.utils.asgi import Response
+
+    from datasette_vision.vectors.embedding import Vector
+
+# Embeddings as text: more of them than this are written on a thread, away from the event loop.
+INLINE_EMBEDDINGS = 32
+
+
+async def embed(call: Call) -> Response:
+    """Answer with the embeddings of texts and images."""
+    model, encoding = MODEL.value(call.fields), ENCODING_FORMAT.value(call.fields)
+    inputs = read_inputs(call.fields, EMBED.kinds)
+    take(call, inputs)
+    found = await embed_inputs(call, inputs, model)
+    manifest = call.desk.encoder(model)
+    if len(found) <= INLINE_EMBEDDINGS:
+        written = _written_embeddings(found, encoding)
+    else:
+        written = await call.desk.call(_written_embeddings, found, encoding)
+    return results(call, {"model": manifest.name, "dimensions": manifest.dimensions}, written, found)
+
+
+async def classify(call: Call) -> Response:
+    """Answer with the best labels of images, out of those that a model brings."""
+    model, k = MODEL.value(call.fields), K.value(call.fields) or 5
+    inputs = read_inputs(call.fields, CLASSIFY.kinds)
+    take(call, inputs)
+    vision, intake = call.desk.vision, call.desk.intake
+    name = (await call.desk.call(vision.classifier, model)).manifest.name
+    futures: list[Future[Any]] = [intake.classify_image(item.content, name) for item in inputs]
+    found = in_place(call, await outcomes(futures))
+    labelled = await call.desk.call(
+        lambda: [each if isinstance(each, VisionError) else vision.label(each, name, k) for each in found]
+    )
+    return results(call, {"model": name}, [_labels(each) for each in labelled], labelled)
+
+
+async def zero_shot(call: Call) -> Response:
+    """Answer with the scores of labels that the request brings."""
+    model, k, text = (parameter.value(call.fields) for parameter in (MODEL, K, LABELS))
+    inputs = read_inputs(call.fields, ZERO_SHOT.kinds)
+    take(call, inputs)
+    desk, vision = call.desk, call.desk.vision
+    name = (await desk.call(desk.encoder, model)).name
+    count_labels(call, name, text)
+    (label_set,) = await outcomes([desk.intake.label_set(name, text)])
+    if isinstance(label_set, VisionError):
+        raise label_set
+    labels, prompts = label_set
+    found = await embed_inputs(call, inputs, name)
+    scored = [each if isinstance(each, VisionError) else vision.score(each, labels, prompts, name, k) for each in found]
+    return results(call, {"model": name}, [_labels(each) for each in scored], scored)
+
+
+async def similarity(call: Call) -> Response:
+    """Answer with the cosines of the query and each input."""
+    from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
+
+    model, query = MODEL.value(call.fields), QUERY.value(call.fields)
+    inputs = [input_of(query, SIMILARITY.kinds, "query"), *read_inputs(call.fields, SIMILARITY.kinds)]
+    take(call, inputs)
+    first, *others = await embed_inputs(call, inputs, model)
+    if isinstance(first, VisionError):
+        raise type(first)(f"query: {first}")
+    cosines = [each if isinstance(each, VisionError) else vectors.cosine(first, each) for each in others]
+    written = [_error(each) if isinstance(each, VisionError) else dumps({"similarity": each}) for each in cosines]
+    return results(call, {"model": call.desk.encoder(model).name}, written, cosines)
+
+
+async def models(call: Call) -> Response:
+    """Answer with the installed models."""
+    return answer(call.datasette, {"ok": True, "models": await call.desk.call(lambda: call.desk.vision.models())})
+
+
+def count_labels(call: Call, model: str, text: str) -> None:
+    """Count labels that were not embedded before against the client's rate. Raises a 429, or InvalidLabels."""
+    from datasette_vision.vectors.zero_shot import parse_labels  # heavy: NumPy
+
+    vision = call.desk.vision
+    if vision.label_sets.get((model, text)) is None:
+        call.share.charge(texts=len(parse_labels(text, vision.config.max_labels).labels))
+
+
+def results(
+    call: Call, head: dict[str, Any], written: Sequence[str], found: Sequence[object | VisionError]
+) -> Response:
+    """Return the response to several inputs: `written` holds a JSON object each, in their order.
+
+    When there is nothing but errors the whole is one, with the status of the first.
+    """
+    errors = [each for each in found if isinstance(each, VisionError)]
+    status = 200
+    whole: dict[str, Any] = {"ok": True, **head}
+    if len(errors) == len(found):
+        status = errors[0].http_status
+        whole = error_body([str(error) for error in errors], status)
+    # What is written already is not read and written once more: embeddings are long.
+    return answer(call.datasette, f'{dumps(whole)[:-1]},"results":[{",".join(written)}]}}', status)
+
+
+def _written_embeddings(found: Sequence[Vector | VisionError], encoding: str) -> list[str]:
+    return [
+        _error(each) if isinstance(each, VisionError) else f'{{"embedding":{written_embedding(each, encoding)}}}'
+        for each in found
+    ]
+
+
+def written_embedding(vector: Vector, encoding: str) -> str:
+    """Return an embedding, (d,) float32, in JSON: as an array of numbers, or as base64 of its bytes."""
+    if encoding == "base64":
+        return f'"{base64.b64encode(vector.astype("<f4").tobytes()).decode()}"'
+    # Nine digits bring every float32 back, and take a third of the time of the shortest that do.
+    return "[" + ",".join(["%.9g" % value for value in vector.tolist()]) + "]"  # noqa: UP031
+
+
+def _labels(each: object) -> str:
+    return _error(each) if isinstance(each, VisionError) else dumps({"labels": each})
+
+
+def _error(error: VisionError) -> str:
+    return dumps({"error": str(error), "status": error.http_status})
+
+
+QUERY = Parameter(
+    "query",
+    "What the inputs are compared with: a text, an image or an embedding. In an address or a form: a text, a data: URI,"
+    " or a file.",
+    schemas.item((TEXT, IMAGE, EMBEDDING)),
+    "a text, an image or an embedding",
+    lambda value: value,
+    required=True,
+)
+EMBED = Route(
+    "embed",
+    "/embed",
+    "Embed texts and images",
+    "Embeddings of unit length: the cosine of two of one model says how well they fit together.",
+    embed,
+    kinds=(TEXT, IMAGE),
+    parameters=(MODEL, ENCODING_FORMAT),
+    answer=schemas.results(schemas.EMBEDDED, model=schemas.NAME, dimensions=schemas.COUNT),
+    example=Example(query=[("text", "purple heart")]),
+)
+CLASSIFY = Route(
+    "classify",
+    "/classify",
+    "Name what is in images",
+    "The best labels of each image, out of those that a model brings: of a classifier, or of a dual encoder with labels"
+    " of its own.",
+    classify,
+    kinds=(IMAGE,),
+    parameters=(MODEL, K),
+    answer=schemas.results(schemas.LABELLED, model=schemas.NAME),
+    example=Example(form=[("image", "@apple.webp"), ("k", "3")]),
+)
+ZERO_SHOT = Route(
+    "zero_shot",
+    "/zero-shot",
+    "Choose among labels of your own",
+    "The score of each label for each image, or for an embedding of one, best first.",
+    zero_shot,
+    kinds=(IMAGE, EMBEDDING),
+    parameters=(LABELS, MODEL, K),
+    answer=schemas.results(schemas.LABELLED, model=schemas.NAME),
+    example=Example(form=[("image", "@apple.webp"), ("labels", "fruit"), ("labels", "animal")]),
+)
+SIMILARITY = Route(
+    "similarity",
+    "/similarity",
+    "Compare",
+    "The cosine of the query with each input, from -1 to 1.",
+    similarity,
+    kinds=(TEXT, IMAGE, EMBEDDING),
+    parameters=(QUERY, MODEL),
+    answer=schemas.results(schemas.COMPARED, model=schemas.NAME),
+    example=Example(form=[("query", "@apple.webp"), ("text", "red apple"), ("text", "fire engine")]),
+)
+MODELS = Route(
+    "models",
+    "/models",
+    "List the installed models",
+    "Each with its task, its dimensions, and which parts of it are in memory.",
+    models,
+    methods=(GET,),
+    action=permissions.VIEW_INSTANCE,
+    answer=schemas.MODELS,
+    example=Example(),
+)
+ROUTES = (EMBED, CLASSIFY, ZERO_SHOT, SIMILARITY, MODELS)

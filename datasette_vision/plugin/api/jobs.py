@@ -1,0 +1,82 @@
+"""/-/vision/jobs: how it stands with the tables that are kept in step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.http import schemas
+from datasette_vision.plugin.http.context import Call
+from datasette_vision.plugin.http.responses import answer
+from datasette_vision.plugin.http.routes import GET, Route
+from datasette_vision.plugin.server import permissions
+from datasette_vision.plugin.server.state import state_of
+
+if TYPE_CHECKING:
+    from datasette.utils.asgi import Response
+
+
+async def jobs(call: Call) -> Response:
+    """Answer with the tables that the actor may see; and with what is left out, to those who may read the metrics."""
+    datasette, actor = call.datasette, call.request.actor
+    state = state_of(datasette)
+    settings, auto_embed = state.config.auto_embed, state.auto_embed
+    tables = [
+        {
+            "database": database,
+            "table": kept.source.table,
+            "column": kept.column,
+            "model": kept.model,
+            **dataclasses.asdict(kept.report),
+            "failures": [{"row": row, "error": error} for row, error in kept.report.failures],
+        }
+        for database, kept in auto_embed.kept()
+        if await permissions.may_view_table(datasette, actor, database, kept.source.table)
+    ]
+    whole = {"ok": True, "auto_embed": settings is not None, "tables": tables}
+    if await permissions.may(datasette, actor, permissions.METRICS):
+        whole["left_out"] = [{"name": name, "reason": reason} for name, reason in auto_embed.left_out().items()]
+    return answer(datasette, whole)
+
+
+NUMBER: schemas.Schema = {"type": "integer", "minimum": 0}
+TEXT: schemas.Schema = {"type": "string"}
+KEPT = schemas.closed(
+    {
+        **dict.fromkeys(("database", "table", "column", "model"), TEXT),
+        "state": {"enum": ["in step", "embedding", "failed", "waiting"]},
+        "queued": {**NUMBER, "description": "Rows that are known to wait."},
+        "embedded": {**NUMBER, "description": "Rows embedded since the server started."},
+        "removed": {**NUMBER, "description": "Embeddings of rows that are gone, removed since the server started."},
+        "failed": {**NUMBER, "description": "Rows that have no embedding, but a reason."},
+        "checked": {"type": "boolean", "description": "Every value has been read since the database last changed."},
+        "error": {"type": ["string", "null"], "description": "Why the column is not kept in step."},
+        "failures": {
+            "type": "array",
+            "items": schemas.closed({"row": TEXT, "error": TEXT}),
+            "description": "The first of those rows.",
+        },
+    }
+)
+JOBS = Route(
+    "jobs",
+    "/jobs",
+    "See what is kept in step",
+    "The tables of `auto_embed`, as far as the actor may see them: what waits, what was done, and what failed. What is"
+    " left out, and why, is for whom the metrics are open (`vision-metrics`).",
+    jobs,
+    methods=(GET,),
+    action=permissions.VIEW_INSTANCE,
+    answer=schemas.closed(
+        {
+            "ok": {"const": True},
+            "auto_embed": {"type": "boolean", "description": "Whether it is configured."},
+            "tables": {"type": "array", "items": KEPT},
+            "left_out": {"type": "array", "items": schemas.closed({"name": TEXT, "reason": TEXT})},
+        },
+        optional=("left_out",),
+    ),
+    example=Example(),
+)
+ROUTES = (JOBS,)

@@ -1,0 +1,148 @@
+"""The metrics of a server in the Prometheus format, at /-/vision/metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.http.context import Call, Desk
+from datasette_vision.plugin.http.measures import LATENCY_BUCKETS_S
+from datasette_vision.plugin.http.responses import respond
+from datasette_vision.plugin.http.routes import GET, Route
+from datasette_vision.plugin.server import permissions
+
+if TYPE_CHECKING:
+    from datasette.utils.asgi import Response
+
+    from datasette_vision.engine.batcher import Batcher
+
+# Up to how many items each bucket of the histogram of batches counts.
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+MEDIA_TYPE = "text/plain"
+
+
+class Collector:
+    """Turns what a server has counted into metrics, when it is asked.
+
+    What is counted meanwhile, on other threads, is copied before it is gone through.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the metrics, as prometheus_client's registries ask for them."""
+        yield from self._requests()
+        if self._desk.has_vision:
+            yield from self._models()
+            yield from self._cache()
+
+    def _requests(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        measures, limits = self._desk.measures, self._desk.limits
+        requests = CounterMetricFamily(
+            "vision_requests", "HTTP requests answered.", labels=["route", "method", "status"]
+        )
+        for (route, method, status), count in sorted(dict(measures.requests).items()):
+            requests.add_metric([route, method, str(status)], count)
+        yield requests
+        latencies = HistogramMetricFamily(
+            "vision_request_seconds", "Time from a request to its answer.", labels=["route"]
+        )
+        for route, latency in sorted(dict(measures.latencies).items()):
+            latencies.add_metric([route], _buckets(LATENCY_BUCKETS_S, latency.counts), latency.sum_s)
+        yield latencies
+        items = CounterMetricFamily("vision_inputs", "Inputs of HTTP requests.", labels=["route", "kind"])
+        for (route, kind), count in sorted(dict(measures.items).items()):
+            items.add_metric([route, kind], count)
+        yield items
+        errors = CounterMetricFamily(
+            "vision_errors", "Errors over HTTP, of requests and of their inputs.", labels=["route", "class"]
+        )
+        for (route, name), count in sorted(dict(measures.errors).items()):
+            errors.add_metric([route, name], count)
+        yield errors
+        yield GaugeMetricFamily("vision_inputs_in_hand", "Inputs of requests that are being answered.", limits.inputs)
+        yield GaugeMetricFamily(
+            "vision_body_bytes_in_hand", "Bytes of bodies of requests that are being answered.", limits.bytes
+        )
+
+    def _models(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        labels = ["model", "tower"]
+        loaded = GaugeMetricFamily("vision_model_loaded", "1 when a tower is in memory.", labels=labels)
+        waiting = GaugeMetricFamily("vision_queue_depth", "Inputs that wait to be computed.", labels=labels)
+        batches = HistogramMetricFamily("vision_batch_size", "Inputs computed together.", labels=labels)
+        seconds = CounterMetricFamily("vision_compute_seconds", "Time spent computing batches.", labels=labels)
+        for name, service in sorted(self._desk.vision.services.running().items()):
+            in_memory = service.loaded()
+            for tower, queue in service.queues.items():
+                key = [name, tower]
+                loaded.add_metric(key, 1 if tower in in_memory else 0)
+                waiting.add_metric(key, queue.waiting)
+                batches.add_metric(key, *_batches(queue))
+                seconds.add_metric(key, queue.seconds)
+        yield from (loaded, waiting, batches, seconds)
+
+    def _cache(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        cache = self._desk.vision.cache
+        yield CounterMetricFamily("vision_cache_hits", "Embeddings found in the cache.", cache.hits)
+        yield CounterMetricFamily("vision_cache_misses", "Embeddings not found in the cache.", cache.misses)
+        yield GaugeMetricFamily("vision_cache_bytes", "Memory that the cache takes.", cache.bytes)
+
+
+def _buckets(bounds: tuple[float, ...], counts: list[int]) -> list[tuple[str, float]]:
+    """Return (upper bound, how many up to it) for counts of which the last is of what lies beyond all bounds."""
+    total = 0
+    found = []
+    for bound, count in zip((*map(str, map(float, bounds)), "+Inf"), counts, strict=True):
+        total += count
+        found.append((bound, float(total)))
+    return found
+
+
+def _batches(queue: Batcher[Any, Any]) -> tuple[list[tuple[str, float]], float]:
+    counts = [0] * (len(BATCH_BUCKETS) + 1)
+    sizes = queue.sizes.copy()
+    for size, count in sizes.items():
+        counts[sum(size > bound for bound in BATCH_BUCKETS)] += count
+    return _buckets(BATCH_BUCKETS, counts), float(sum(size * count for size, count in sizes.items()))
+
+
+def exposition(desk: Desk) -> str:
+    """Return all metrics of a server as text."""
+    from prometheus_client import CollectorRegistry, generate_latest  # not needed at start
+
+    # One of our own: the global one holds what other plugins publish, at addresses of theirs.
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collector(desk))
+    return generate_latest(registry).decode("utf-8")
+
+
+async def metrics(call: Call) -> Response:
+    """Answer with the metrics."""
+    # On the event loop: its counters are counted there, and it takes about a millisecond.
+    return respond(call.datasette, exposition(call.desk), f"{MEDIA_TYPE}; version=0.0.4; charset=utf-8")
+
+
+ROUTES = (
+    Route(
+        "metrics",
+        "/metrics",
+        "Measure the server",
+        "Requests, inputs, batches, queues, latencies, the cache and errors, in the Prometheus format. For who has the"
+        " permission `vision-metrics`: root alone, unless `allow_metrics` of the configuration says otherwise.",
+        metrics,
+        methods=(GET,),
+        action=permissions.METRICS,
+        strict=False,
+        answer={"type": "string"},
+        media_type=MEDIA_TYPE,
+        example=Example(),
+    ),
+)

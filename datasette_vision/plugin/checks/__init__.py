@@ -1,0 +1,1 @@
+"""`datasette vision check`: what an operator sees to before strangers may use a server."""

@@ -1,0 +1,592 @@
+"""What an operator sees to before strangers may use a server: one table, which a command reads out and the docs show.
+
+Each Item has a function that looks at a Deployment and says what it finds. `datasette vision check` runs them, and
+docs/security.md is made of their texts, so that the two cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from datasette_vision.config.values import FLY
+from datasette_vision.plugin.checks.deployment import Deployment
+
+OK, ADVICE, PROBLEM = "ok", "advice", "problem"
+
+# What Datasette with ONNX Runtime holds besides models, measured with the bundled model, in bytes.
+BARE_BYTES = 130_000_000
+# Bodies and answers that are held at a time, in largest requests: limits.py has two of each.
+LARGEST_REQUESTS = 4
+# Of the memory, what the cache of embeddings may take.
+CACHE_PART = 4
+# What decoding takes of each pixel at the least: RGB, and a copy of it.
+BYTES_A_PIXEL = 6
+
+Finding = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of the checklist: what is to hold, why, and what to set where it does not."""
+
+    name: str
+    wanted: str
+    why: str
+    setting: str
+    check: Callable[[Deployment], Finding]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was found of an item: its level is OK, ADVICE or PROBLEM."""
+
+    item: Item
+    level: str
+    found: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return what --json says of it."""
+        shown = {"name": self.item.name, "level": self.level, "found": self.found}
+        return shown if self.level == OK else {**shown, "why": self.item.why, "setting": self.item.setting}
+
+
+def read_out(deployment: Deployment) -> Iterator[Line]:
+    """Yield what is found of each item; of a configuration that cannot be used, nothing but that."""
+    for item in ITEMS:
+        yield Line(item, *item.check(deployment))
+        if deployment.config_error is not None:
+            return
+
+
+def _configuration(deployment: Deployment) -> Finding:
+    if deployment.config_error is not None:
+        return PROBLEM, deployment.config_error
+    return OK, "the configuration can be read, and the models that it names are installed"
+
+
+def _databases(deployment: Deployment) -> Finding:
+    if deployment.unreadable:
+        return PROBLEM, "; ".join(f"{name} cannot be read: {reason}" for name, reason in deployment.unreadable)
+    return OK, f"{_count(len(deployment.files), 'database file')} can be read"
+
+
+def _hidden_sql(deployment: Deployment) -> Finding:
+    access = deployment.access
+    readable = _of(access.hidden, access.sql)
+    if readable:
+        return PROBLEM, f"anyone may run SQL on the database of {_names(readable)}, and so read what is hidden"
+    if access.hidden:
+        return OK, f"nobody without an actor may run SQL where something is hidden: {_names(access.hidden)}"
+    return OK, "nothing is hidden from those who may run SQL"
+
+
+def _crossdb(deployment: Deployment) -> Finding:
+    if not deployment.serve.get("crossdb"):
+        return OK, "databases are not joined"
+    access = deployment.access
+    if access.hidden and "_memory" in access.sql:
+        return PROBLEM, f"with --crossdb anyone may read {_names(access.hidden)} by SQL on _memory"
+    return OK, "with --crossdb, and nothing is hidden from those who may run SQL on _memory"
+
+
+def _download(deployment: Deployment) -> Finding:
+    access = deployment.access
+    fetched = _of(access.hidden, access.downloads)
+    if fetched:
+        return PROBLEM, f"anyone may download the file in which {_names(fetched)} is hidden"
+    if access.downloads:
+        return OK, f"anyone may download {_names(access.downloads)}, in which nothing is hidden"
+    return OK, "no database can be downloaded without an actor"
+
+
+def _default_deny(deployment: Deployment) -> Finding:
+    if not deployment.hides:
+        return OK, "everything is public"
+    if deployment.serve.get("default_deny") or not deployment.access.instance:
+        return OK, "what is not allowed is denied"
+    if not deployment.is_1_0:
+        return ADVICE, "some tables are hidden, and whatever is added later is public; Datasette 0.65 has no other way"
+    return ADVICE, "some tables are hidden, and whatever is added later is public"
+
+
+def _originals(deployment: Deployment) -> Finding:
+    public = sorted(set(deployment.originals) & set(deployment.access.visible))
+    if public:
+        return ADVICE, f"{_names(public)} holds files as the camera wrote them, with the place and the owner's name"
+    return OK, "no table that anyone may see holds original files"
+
+
+def _places(deployment: Deployment) -> Finding:
+    public = sorted(set(deployment.located) & set(deployment.access.visible))
+    if public:
+        return ADVICE, f"anyone may read in {_names(public)} where photos were taken"
+    return OK, "no table that anyone may see says where photos were taken"
+
+
+def _rate_limit(deployment: Deployment) -> Finding:
+    if not deployment.access.infer:
+        return OK, "nobody without an actor may compute"
+    limit = deployment.config.rate_limit
+    if limit is None:
+        return PROBLEM, "one client may keep all cores busy for as long as it likes"
+    if isinstance(limit, int):
+        return OK, f"a client has {limit:,} inputs a minute computed"
+    rates = {"images": limit.images, "texts": limit.texts}
+    free = [kind for kind, rate in rates.items() if rate is None]
+    if free:
+        return PROBLEM, f"one client may have any number of {' and '.join(free)} computed"
+    return OK, "a client has " + " and ".join(f"{rate:,} {kind}" for kind, rate in rates.items()) + " a minute computed"
+
+
+def _proxies(deployment: Deployment) -> Finding:
+    trusted = deployment.config.trusted_proxies
+    is_local = deployment.serve.get("host") in (None, "127.0.0.1", "::1", "localhost") or deployment.serve.get("uds")
+    on_fly = "FLY_APP_NAME" in deployment.environ
+    if trusted is None:
+        if deployment.config.rate_limit is not None and deployment.access.infer and (on_fly or is_local):
+            return ADVICE, "trusted_proxies is not set: behind a proxy all clients have its address, and one rate"
+        return OK, "a client's address is that of its connection: no header changes it"
+    if trusted == FLY:
+        where = "Fly.io says which address a client has" if on_fly else "no header counts but on Fly.io"
+        return OK, where
+    if isinstance(trusted, tuple) and any(ip_network(network).prefixlen == 0 for network in trusted):
+        return PROBLEM, "trusted_proxies trusts every address: a client may call itself what it likes"
+    if isinstance(trusted, int) and not is_local:
+        return ADVICE, "a client that comes past the proxies, straight to this port, may call itself what it likes"
+    return OK, "proxies that are trusted say which address a client has"
+
+
+def _compute(deployment: Deployment) -> Finding:
+    if deployment.access.infer:
+        return OK, "anyone may compute: the limits below are all there is between a stranger and the cores"
+    return OK, "nobody without an actor may compute"
+
+
+def _metrics(deployment: Deployment) -> Finding:
+    if deployment.access.metrics:
+        return ADVICE, "anyone may read the metrics: how much is asked, of which models, and when"
+    return OK, "nobody without an actor may read the metrics"
+
+
+def _models(deployment: Deployment) -> Finding:
+    others = sorted(set(deployment.weights) - set(deployment.config.named_models()))
+    if not others or not deployment.access.infer:
+        return OK, "no model can be loaded but those that the configuration names" if not others else "nobody may"
+    needed = BARE_BYTES + sum(deployment.weights.values())
+    found = f"anyone may have these loaded too, by their names: {_names(others)}"
+    if deployment.memory_bytes is not None and needed > deployment.memory_bytes:
+        return PROBLEM, f"{found}; all together take {_mb(needed)} of the {_mb(deployment.memory_bytes)} that there are"
+    return OK, found
+
+
+def _memory(deployment: Deployment) -> Finding:
+    config, available = deployment.config, deployment.memory_bytes
+    if available is None:
+        return ADVICE, "how much memory the process may use is not known: give --memory-mb"
+    parts = {
+        "Datasette": BARE_BYTES,
+        "the models named": deployment.named_weights(),
+        "cache_mb": config.cache_mb * 1_000_000,
+        "requests (max_request_mb)": int(LARGEST_REQUESTS * config.max_request_mb * 1_000_000),
+    }
+    needed = sum(parts.values())
+    shown = ", ".join(f"{name} {_mb(size)}" for name, size in parts.items())
+    if needed > available:
+        return PROBLEM, f"{shown}: {_mb(needed)} together, and the process may use {_mb(available)}"
+    return OK, f"{shown}: {_mb(needed)} of {_mb(available)}, and {_mb(available - needed)} are left for images"
+
+
+def _cache(deployment: Deployment) -> Finding:
+    size, available = deployment.config.cache_mb * 1_000_000, deployment.memory_bytes
+    if available is not None and size * CACHE_PART > available:
+        return ADVICE, f"embeddings may take {_mb(size)} of {_mb(available)}"
+    return OK, f"embeddings take {_mb(size)} at most"
+
+
+def _sql_time(deployment: Deployment) -> Finding:
+    limit = deployment.settings["sql_time_limit_ms"]
+    if not deployment.access.sql:
+        return OK, "nobody without an actor may run SQL"
+    if limit == 0 or limit > 10_000:
+        return PROBLEM, f"a query of anyone may run for {limit / 1000:g} s" if limit else "a query may run forever"
+    if limit > 5_000:
+        return ADVICE, f"a query of anyone may run for {limit / 1000:g} s"
+    return OK, f"a query runs for {limit / 1000:g} s at most"
+
+
+def _sql_threads(deployment: Deployment) -> Finding:
+    threads = deployment.settings["num_sql_threads"]
+    if threads == 0:
+        return PROBLEM, "num_sql_threads is 0: while one query runs, nobody else is answered"
+    if threads == 1:
+        return ADVICE, "there is one thread for SQL: each query waits for the one before"
+    return OK, f"{threads} threads run SQL"
+
+
+def _rows(deployment: Deployment) -> Finding:
+    rows, csv = deployment.settings["max_returned_rows"], deployment.settings["max_csv_mb"]
+    if rows > 10_000:
+        return ADVICE, f"a page holds up to {rows:,} rows in memory, embeddings and all"
+    if csv == 0 and deployment.settings["allow_csv_stream"]:
+        return ADVICE, "max_csv_mb is 0: a CSV of any size may be asked for"
+    return OK, f"a page has {rows:,} rows at most, a CSV {csv} MB"
+
+
+def _facets(deployment: Deployment) -> Finding:
+    limit = deployment.settings["facet_time_limit_ms"]
+    if not deployment.settings["allow_facet"]:
+        return OK, "only the facets that are configured are counted"
+    if limit > 1_000:
+        return ADVICE, f"anyone may have any column counted, for {limit / 1000:g} s each"
+    if deployment.settings["suggest_facets"] and deployment.embedded:
+        return ADVICE, "each page of a table tries which of its columns would make facets"
+    return OK, f"anyone may have any column counted, for {limit} ms at most"
+
+
+def _debug(deployment: Deployment) -> Finding:
+    shown = [name for name in ("trace_debug", "template_debug") if deployment.settings.get(name)]
+    if "template_debug" in shown and not deployment.hides:
+        shown.remove("template_debug")
+    if shown:
+        return PROBLEM, f"{' and '.join(shown)} shows anyone the SQL and what templates know"
+    return OK, "no page tells how it was made"
+
+
+def _secret(deployment: Deployment) -> Finding:
+    secret = deployment.serve.get("secret")
+    if not secret:
+        return ADVICE, "no secret is set: each start makes its own, and whoever is signed in is not any more"
+    if len(secret) < 16:
+        return PROBLEM, f"the secret has {len(secret)} characters: cookies and tokens can be forged by guessing it"
+    return OK, "a secret is set"
+
+
+def _cors(deployment: Deployment) -> Finding:
+    if not deployment.serve.get("cors"):
+        return OK, "pages of other origins may not read answers"
+    if deployment.hides:
+        return ADVICE, (
+            "pages of every origin may read answers; none gets a cookie with --cors, but a token in a page can be used"
+            " from any other"
+        )
+    return OK, "pages of every origin may read what everyone may read; no cookie is sent with --cors"
+
+
+def _robots(deployment: Deployment) -> Finding:
+    if "datasette-block-robots" in deployment.plugins:
+        return OK, "crawlers are asked to stay away"
+    if not deployment.access.instance:
+        return OK, "crawlers see nothing"
+    return ADVICE, "crawlers follow every link: facets, sorted pages, searches for what is similar"
+
+
+def _superuser(deployment: Deployment) -> Finding:
+    if deployment.superuser:
+        return ADVICE, "this runs as root"
+    return OK, "this does not run as root"
+
+
+def _models_dir(deployment: Deployment) -> Finding:
+    if deployment.models_dir is None or not deployment.models_dir.is_dir():
+        return OK, "there is no folder of installed models: only the bundled one serves"
+    if deployment.models_dir_writable:
+        return ADVICE, f"the user that runs this may write to {deployment.models_dir}"
+    return OK, f"the user that runs this may only read {deployment.models_dir}"
+
+
+def _files(deployment: Deployment) -> Finding:
+    writable = sorted(str(file.path) for file in deployment.files if file.writable and file.mutable)
+    if not writable or deployment.config.auto_embed is not None:
+        return OK, "no database can be written to" if not writable else "auto_embed writes to databases"
+    return ADVICE, f"Datasette may write to {_names(writable)}"
+
+
+def _auto_embed(deployment: Deployment) -> Finding:
+    if deployment.config.auto_embed is None:
+        return OK, "nothing is embedded by itself"
+    fixed = sorted(str(file.path) for file in deployment.files if not (file.writable and file.mutable))
+    if fixed:
+        return ADVICE, f"auto_embed is set, and these cannot be written to: {_names(fixed)}"
+    return OK, "whoever may add rows to a table has them embedded; no rate limit counts those"
+
+
+def _shutdown(deployment: Deployment) -> Finding:
+    wanted, given = deployment.config.shutdown_seconds, deployment.kill_after_s
+    if given is None and "K_SERVICE" in deployment.environ:
+        given = 10.0  # Cloud Run
+    if given is None:
+        return OK, f"work has {wanted:g} s to end; --kill-after says how long the platform waits"
+    if wanted >= given:
+        return PROBLEM, f"shutdown_seconds is {wanted:g}, and the platform kills the process {given:g} s after SIGTERM"
+    return OK, f"shutdown_seconds is {wanted:g}, and the platform waits {given:g} s"
+
+
+def _unload(deployment: Deployment) -> Finding:
+    unload, sleep = deployment.config.unload_after, _seconds(_scale_to_zero(deployment))
+    if unload is not None and sleep is not None and unload >= sleep:
+        return (
+            ADVICE,
+            f"the process ends after {sleep:g} s of silence: unload_after ({unload:g}) comes too late to help",
+        )
+    return OK, "models stay in memory" if unload is None else f"a model leaves memory {unload:g} s after its last use"
+
+
+def _scale_to_zero_check(deployment: Deployment) -> Finding:
+    if "datasette-scale-to-zero" not in deployment.plugins:
+        return OK, "datasette-scale-to-zero is not installed"
+    duration = _scale_to_zero(deployment)
+    seconds = _seconds(duration)
+    if duration is None:
+        return OK, "datasette-scale-to-zero is installed and not set"
+    if seconds is None:
+        return PROBLEM, f"datasette-scale-to-zero: duration: expected a number and s, m or h, found {duration!r}"
+    if "K_SERVICE" in deployment.environ or "INVOCATION_ID" in deployment.environ:
+        return PROBLEM, "datasette-scale-to-zero ends the process, and this platform does not expect that"
+    if seconds < 60:
+        return ADVICE, f"the process ends after {seconds:g} s of silence, and each start takes a second or more"
+    return OK, f"the process ends after {seconds:g} s of silence"
+
+
+def _scale_to_zero(deployment: Deployment) -> str | None:
+    duration = deployment.plugin_config.get("datasette-scale-to-zero", {}).get("duration")
+    return None if duration is None else str(duration)
+
+
+def _seconds(duration: str | None) -> float | None:
+    """Read 30s, 10m or 2h."""
+    if not duration or duration[-1] not in "smh" or not duration[:-1].isdigit():
+        return None
+    return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+def _of(tables: list[str], databases: list[str]) -> list[str]:
+    return [table for table in tables if table.partition("/")[0] in databases]
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+ITEMS = (
+    Item(
+        "configuration",
+        "The configuration can be read, and the models it names are installed.",
+        "A server with a mistake in its configuration does not start.",
+        "what the message names; `datasette vision verify` checks the models' files",
+        _configuration,
+    ),
+    Item(
+        "databases",
+        "Every database can be read.",
+        "A file that is damaged, or locked, answers every page with an error.",
+        "`sqlite3 FILE 'pragma integrity_check'`, or a backup",
+        _databases,
+    ),
+    Item(
+        "hidden-by-sql",
+        "Nobody runs SQL on a database in which something is hidden from them.",
+        "SQL reads every table of its database: the permission to see a table is not asked.",
+        '`"databases": {"NAME": {"allow_sql": {"id": "*"}}}`, or `--setting default_allow_sql off`; on 1.0 also'
+        ' `"permissions": {"execute-sql": {"id": "*"}}`',
+        _hidden_sql,
+    ),
+    Item(
+        "crossdb",
+        "`--crossdb` is off where a database or table is hidden.",
+        "It attaches all databases to `_memory`, whose permission to run SQL then opens them all.",
+        'no `--crossdb`, or `"databases": {"_memory": {"allow_sql": {"id": "*"}}}`',
+        _crossdb,
+    ),
+    Item(
+        "download",
+        "Nobody downloads a database in which something is hidden from them.",
+        "An immutable database can be downloaded whole.",
+        "`--setting allow_download off`",
+        _download,
+    ),
+    Item(
+        "default-deny",
+        "Where something is hidden, what is not allowed is denied.",
+        "A list of what is hidden does not know of the table that is added tomorrow.",
+        '`--default-deny` on 1.0; on 0.65 `"allow": {"id": "*"}` for the database, and `"allow": true` for tables',
+        _default_deny,
+    ),
+    Item(
+        "originals",
+        "Original files are shown to those who may know where they were taken.",
+        "EXIF holds the place, the time, the camera's number and often a name. Thumbnails hold none of it.",
+        "`datasette vision load` without `--originals`, or an `allow` block for the table",
+        _originals,
+    ),
+    Item(
+        "places",
+        "Coordinates are shown to those who may know them.",
+        "`datasette vision load` notes latitude and longitude, which lead to the photographer's home.",
+        "`update photos set latitude = null, longitude = null`, or an `allow` block for the table",
+        _places,
+    ),
+    Item(
+        "who-computes",
+        "You know who may have a model compute.",
+        "Computing is what a request costs; everything else is answered from the database.",
+        "`allow` (the permission `vision-infer`)",
+        _compute,
+    ),
+    Item(
+        "rate-limit",
+        "Each client has only so many inputs computed.",
+        "Queues are fair to clients, and a client with a thousand addresses is a thousand clients.",
+        "`rate_limit`, and a limit of connections at the platform",
+        _rate_limit,
+    ),
+    Item(
+        "proxies",
+        "Clients are told apart by addresses that they cannot make up.",
+        "Whoever may choose an address has as many rates as addresses; whoever shares a proxy's, shares its rate.",
+        '`trusted_proxies`: the number of proxies in front, their networks, or `"fly"`',
+        _proxies,
+    ),
+    Item(
+        "metrics",
+        "The metrics are read by those who run the server.",
+        "They say what is asked, of which models, and when.",
+        "`allow_metrics`",
+        _metrics,
+    ),
+    Item(
+        "other-models",
+        "Every installed model may be loaded by a stranger.",
+        "A model is loaded when its name is used, and its memory counts.",
+        "`datasette vision remove NAME`, a `models_dir` of its own, or `unload_after`",
+        _models,
+    ),
+    Item(
+        "memory",
+        "What the limits allow fits in the memory of the machine.",
+        "A process that outgrows its memory is killed, with all requests in it.",
+        "`cache_mb`, `max_request_mb`, a smaller model, or more memory",
+        _memory,
+    ),
+    Item(
+        "cache",
+        "The cache of embeddings leaves memory for the rest.",
+        "It grows to its limit and stays there.",
+        "`cache_mb`",
+        _cache,
+    ),
+    Item(
+        "sql-time",
+        "A query of a stranger ends soon.",
+        "It holds one of the few threads for SQL until then.",
+        "`--setting sql_time_limit_ms 1000`",
+        _sql_time,
+    ),
+    Item(
+        "sql-threads",
+        "There are threads for SQL.",
+        "With none, queries run where requests are answered.",
+        "`--setting num_sql_threads 3`",
+        _sql_threads,
+    ),
+    Item(
+        "rows",
+        "Answers of SQL are bounded.",
+        "Rows with embeddings or images are held in memory until they are sent.",
+        "`--setting max_returned_rows 1000`, `--setting max_csv_mb 100`",
+        _rows,
+    ),
+    Item(
+        "facets",
+        "Counting columns is bounded.",
+        "A facet reads the whole table.",
+        "`--setting suggest_facets off`, `--setting allow_facet off`, `--setting facet_time_limit_ms 200`",
+        _facets,
+    ),
+    Item(
+        "debug",
+        "No page tells how it was made.",
+        "`?_trace=1` shows the SQL of a page, `?_context=1` all that its template knows.",
+        "`--setting trace_debug off`, `--setting template_debug off`",
+        _debug,
+    ),
+    Item(
+        "secret",
+        "Cookies and tokens are signed with a secret that stays, and that nobody guesses.",
+        "Whoever knows it is whoever they like.",
+        "`DATASETTE_SECRET`, 32 random bytes in hexadecimal",
+        _secret,
+    ),
+    Item(
+        "cors",
+        "Pages of other origins read only what everyone may read.",
+        "With `--cors`, browsers let any page read answers. They send no cookie along, but a page can send a token.",
+        "no `--cors`, or tokens restricted to what they are for",
+        _cors,
+    ),
+    Item(
+        "robots",
+        "Crawlers are kept from pages that cost something.",
+        "A search for what is similar to each of a million rows is a million links.",
+        "`datasette install datasette-block-robots`",
+        _robots,
+    ),
+    Item(
+        "user",
+        "The server is a user of its own.",
+        "What a mistake can do ends where its user's permissions end.",
+        "`User=` of systemd, `USER` of a Dockerfile; ours are set",
+        _superuser,
+    ),
+    Item(
+        "models-dir",
+        "The server cannot write to its models.",
+        "Their files are checked when they are loaded, against a manifest beside them.",
+        "`chown root` and `chmod -R go-w` for the folder",
+        _models_dir,
+    ),
+    Item(
+        "files",
+        "The server writes to databases only where it has to.",
+        "A database that cannot be written to cannot be changed, whatever happens.",
+        "`-i FILE`, or read-only for the user of the server",
+        _files,
+    ),
+    Item(
+        "auto-embed",
+        "What `auto_embed` keeps in step can be written to.",
+        "It needs the file and its folder. Rows that others add are embedded whoever added them.",
+        "`auto_embed`, and the permissions `insert-row` and `create-table`",
+        _auto_embed,
+    ),
+    Item(
+        "shutdown",
+        "The platform waits longer than `shutdown_seconds`.",
+        "Work that is cut short is done again; a database that is cut short has to be recovered.",
+        "`shutdown_seconds`; `docker stop --time`, `kill_timeout` of fly.toml, `TimeoutStopSec` of systemd",
+        _shutdown,
+    ),
+    Item(
+        "unload",
+        "Idle models leave memory before the process ends.",
+        "An unused model holds its memory until it is unloaded.",
+        "`unload_after`",
+        _unload,
+    ),
+    Item(
+        "sleep",
+        "The platform starts the process again when somebody asks.",
+        "datasette-scale-to-zero ends it after some silence.",
+        "`duration` of datasette-scale-to-zero; without the plugin on Cloud Run and under systemd",
+        _scale_to_zero_check,
+    ),
+)

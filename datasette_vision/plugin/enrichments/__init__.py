@@ -1,0 +1,1 @@
+"""Enrichments for datasette-enrichments, on Datasette 1.0."""

@@ -1,0 +1,216 @@
+"""Enrichments for datasette-enrichments, on Datasette 1.0: embed, classify, labels of one's own.
+
+Imported only where that plugin is installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import urllib.parse
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from datasette_enrichments import Enrichment
+from datasette_enrichments.utils import pks_for_rows
+
+from datasette_vision.errors import Busy, VisionError
+from datasette_vision.models.manifest import DUAL_ENCODER
+from datasette_vision.plugin.enrichments import forms
+from datasette_vision.plugin.enrichments.batches import Batch, Done, image_column
+from datasette_vision.plugin.http.parameters import labels_of_text
+from datasette_vision.plugin.queries import queries
+from datasette_vision.plugin.server import permissions
+from datasette_vision.plugin.server.compatibility import open_reader
+from datasette_vision.plugin.server.state import state_of
+from datasette_vision.tables.rows import SourceTable
+from datasette_vision.util.sql_names import quote
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.database import Database
+
+    from datasette_vision.engine.vision import Vision
+
+Config = dict[str, Any]
+
+
+class VisionEnrichment(Enrichment):
+    """What the three have in common. A row that fails is noted as that plugin expects, and stops no other."""
+
+    batch_size = 50
+
+    @abstractmethod
+    def run(self, batch: Batch, vision: Vision, config: Config) -> Done:
+        """Do the work of a batch, on a thread."""
+
+    @abstractmethod
+    def form(self, choices: forms.Choices, vision: Vision) -> Any:
+        """Return the class of the form."""
+
+    @abstractmethod
+    def suits(self, model: dict[str, Any], vision: Vision) -> bool:
+        """Say whether a model, as Vision.models() describes it, can do this."""
+
+    async def get_config_form(self, datasette: Datasette, db: Database, table: str) -> Any:
+        """Return the form, with the table's columns and the installed models to choose from. Raises Forbidden."""
+        await _ensure_may_infer(datasette)
+
+        def make() -> Any:
+            vision = state_of(datasette).vision.get()
+            with contextlib.closing(open_reader(db)) as connection:
+                columns, pictures = image_column(connection, table)
+                key = SourceTable(connection, table).key
+            suiting = [model for model in vision.models() if "error" not in model and self.suits(model, vision)]
+            names = [str(model["name"]) for model in sorted(suiting, key=lambda model: not model["default"])]
+            return self.form(forms.Choices(columns, key, pictures, names), vision)
+
+        return await asyncio.to_thread(make)
+
+    async def initialize(self, datasette: Datasette, db: Database, table: str, config: Config) -> None:
+        """Add the column for the result, if need be."""
+        output = config.get("output")
+        if output and output.lower() not in {name.lower() for name in await db.table_columns(table)}:
+            await db.execute_write(f"alter table {quote(table)} add column {quote(output)} text")
+
+    async def enqueue(
+        self,
+        datasette: Datasette,
+        db: Database,
+        table: str,
+        filter_querystring: str,
+        config: Config,
+        actor_id: str | None = None,
+    ) -> int:
+        """Begin a job. Its rows come without their pictures, which are read one by one as they are needed.
+
+        Raises Forbidden for those who may not have models compute: the job will, when nobody is there to ask any more.
+        """
+        await _ensure_may_infer(datasette)
+        # Datasette writes no valid SQL for a table that is left without any column.
+        if config["column"] not in await db.primary_keys(table) and len(await db.table_columns(table)) > 1:
+            without = urllib.parse.urlencode({"_nocol": config["column"]})
+            filter_querystring = f"{filter_querystring}&{without}" if filter_querystring else without
+        return int(await super().enqueue(datasette, db, table, filter_querystring, config, actor_id))
+
+    async def enrich_batch(
+        self,
+        datasette: Datasette,
+        db: Database,
+        table: str,
+        rows: list[dict[str, Any]],
+        pks: list[str],
+        config: Config,
+        job_id: int,
+    ) -> int:
+        """Do a batch, and return how many rows went well."""
+        state = state_of(datasette)
+
+        def work() -> Done:
+            with contextlib.closing(open_reader(db)) as connection:
+                return self.run(Batch(connection, table, config["column"], rows), state.vision.get(), config)
+
+        with state.activity.keep_awake("enrichments"):
+            try:
+                done = await asyncio.to_thread(work)
+            except Busy as error:  # the server ends, or others fill the queue
+                raise self.Pause(str(error)) from None
+            except VisionError as error:  # of no row: the others would fare no better
+                raise self.Cancel(str(error)) from None
+            await db.execute_write_fn(done.write)
+            ids = pks_for_rows(rows, pks)
+            for position, reason in done.failed:
+                await self.log_error(db, job_id, [ids[position]], reason)
+        return len(rows) - len(done.failed)
+
+
+class Embed(VisionEnrichment):
+    """Embeds a column into the side table."""
+
+    slug = "vision-embed"
+    name = "Embed pictures or texts"
+    description = "Embeddings for search and comparison, kept beside the table"
+
+    def form(self, choices: forms.Choices, vision: Vision) -> Any:
+        """Return the class of the form."""
+        return forms.embed_form(choices)
+
+    def suits(self, model: dict[str, Any], vision: Vision) -> bool:
+        """Say whether a model makes embeddings."""
+        return bool(model["task"] == DUAL_ENCODER)
+
+    def run(self, batch: Batch, vision: Vision, config: Config) -> Done:
+        """Embed a batch."""
+        return batch.embed(vision, config["model"])
+
+
+class Classify(VisionEnrichment):
+    """Puts what a model sees in a picture into a column."""
+
+    slug = "vision-classify"
+    name = "Classify pictures"
+    description = "The labels that a model brings"
+
+    def form(self, choices: forms.Choices, vision: Vision) -> Any:
+        """Return the class of the form."""
+        return forms.classify_form(choices)
+
+    def suits(self, model: dict[str, Any], vision: Vision) -> bool:
+        """Say whether a model brings labels."""
+        return bool(model["labels"])
+
+    def run(self, batch: Batch, vision: Vision, config: Config) -> Done:
+        """Classify a batch."""
+        model = vision.classifier(config["model"]).manifest.name
+        k = _wanted(config)
+        dual = vision.services.get(model).manifest.task == DUAL_ENCODER
+        describe = _described(config, lambda output: vision.label(output, model, k))
+        return batch.describe(vision, model, config["output"], describe, known=dual)
+
+
+class ZeroShot(VisionEnrichment):
+    """Puts the one of some labels that fits a picture best into a column."""
+
+    slug = "vision-zero-shot"
+    name = "Label pictures with labels of your own"
+    description = "The best of your labels for each picture"
+
+    def form(self, choices: forms.Choices, vision: Vision) -> Any:
+        """Return the class of the form."""
+        return forms.zero_shot_form(choices, vision.config.max_labels)
+
+    def suits(self, model: dict[str, Any], vision: Vision) -> bool:
+        """Say whether a model compares pictures with texts."""
+        return bool(model["task"] == DUAL_ENCODER)
+
+    def run(self, batch: Batch, vision: Vision, config: Config) -> Done:
+        """Label a batch."""
+        model = vision.services.dual_encoder(config["model"]).manifest.name
+        labels, prompts = vision.label_set(model, labels_of_text(config["labels"]))
+        k = _wanted(config)
+        describe = _described(config, lambda embedding: vision.score(embedding, labels, prompts, model, k))
+        return batch.describe(vision, model, config["output"], describe, known=True)
+
+
+async def _ensure_may_infer(datasette: Datasette) -> None:
+    """Raise Forbidden when this is for a request of somebody who may not have models compute."""
+    request = queries.current_request()
+    if request is not None:
+        await permissions.ensure(datasette, request.actor, permissions.INFER)
+
+
+def _wanted(config: Config) -> int:
+    return 1 if config.get("what", forms.LABEL) == forms.LABEL else forms.SHOWN_SCORES
+
+
+def _described(config: Config, scores: Callable[[Any], list[dict[str, object]]]) -> Callable[[Any], str]:
+    if config.get("what", forms.LABEL) == forms.LABEL:
+        return lambda output: str(scores(output)[0]["label"])
+    return lambda output: json.dumps(scores(output), ensure_ascii=False)
+
+
+def enrichments() -> list[Enrichment]:
+    """Return one of each."""
+    return [Embed(), Classify(), ZeroShot()]

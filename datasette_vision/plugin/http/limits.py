@@ -1,0 +1,292 @@
+"""What a server takes on at a time, so that its memory stays bounded and everybody gets a turn.
+
+Used from the event loop alone, so without locks, but for the rate, which SQL threads charge too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from datasette_vision.config.settings import Config, RateLimits
+from datasette_vision.errors import Busy
+from datasette_vision.plugin.http.pace import PATIENCE_S
+from datasette_vision.plugin.http.responses import too_large, too_many
+
+# Bodies that are held in memory together, in largest requests; and what one client may hold of that.
+LARGEST_REQUESTS = 2.0
+CLIENT_LARGEST_REQUESTS = 1.5
+# Bodies up to this size have room of their own, so that large ones never keep them out.
+SMALL_BYTES = 262_144
+LEAST_SMALL_ROOM = 16 * SMALL_BYTES
+CLIENTS_OF_SMALL_ROOM = 4
+# Requests of few inputs have places of their own too: a word is not refused for somebody else's 300 texts. Few are at
+# most these many, or that part of max_queue; and one client leaves some of the places to the others.
+FEW_INPUTS, FEW_PART = 16, 16
+CLIENT_FEW_PLACES = 0.75
+# What a request takes beside its body: it bounds how many may be unfinished.
+REQUEST_BYTES = 4096
+# Clients whose use is remembered, and the places that newcomers share while there are more.
+MAX_CLIENTS = 10_000
+SHARED_PLACES = 256
+# Times are added up in floats: so much of an input may be missing.
+ROUNDING = 0.001
+
+
+class Limits:
+    """The limits of one server, and what is in hand now."""
+
+    def __init__(
+        self, config: Config, clock: Callable[[], float] = time.monotonic, patience_s: float = PATIENCE_S
+    ) -> None:
+        self.max_request_bytes = int(config.max_request_mb * 1_000_000)
+        self.max_inputs = min(config.max_inputs, config.max_queue)
+        self.max_queue = config.max_queue
+        self.many = Room(config.max_queue, config.max_queue)
+        self.few = Room(config.max_queue, max(1, int(CLIENT_FEW_PLACES * config.max_queue)))
+        self.few_inputs = max(1, min(FEW_INPUTS, config.max_queue // FEW_PART))
+        largest = self.max_request_bytes
+        self.max_held_bytes = int(CLIENT_LARGEST_REQUESTS * largest)
+        self.large = Room(int(LARGEST_REQUESTS * largest), self.max_held_bytes)
+        small = max(LEAST_SMALL_ROOM, largest // 2)
+        self.small = Room(small, small // CLIENTS_OF_SMALL_ROOM)
+        self._answers = Room(int(LARGEST_REQUESTS * largest), largest)
+        self.parsing = asyncio.Lock()
+        self.patience_s = patience_s
+        self.clock = clock
+        self._rate = RateLimit(config.rate_limit, clock) if config.rate_limit is not None else None
+
+    @property
+    def inputs(self) -> int:
+        """The inputs of the requests that are being answered."""
+        return self.many.held + self.few.held
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that requests hold now."""
+        return self.small.held + self.large.held
+
+    @contextmanager
+    def share(self, client: str) -> Iterator[Share]:
+        """Hold a client's part of the server while its request is answered."""
+        share = Share(self, client)
+        try:
+            yield share
+        finally:
+            share.release()
+
+    @contextmanager
+    def answer(self, client: str) -> Iterator[Callable[[int], None]]:
+        """Give what counts the bytes of a client's large answer, once, until the block ends: when it is sent.
+
+        It raises a 413 for one that is too large, and Busy when too many wait to be taken.
+        """
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            if count > self._answers.each:
+                raise too_large(
+                    f"expected a request whose answer has at most {self._answers.each:,} bytes (max_request_mb), found"
+                    f" {count:,}: ask for less at a time"
+                )
+            self._answers.move(client, 0, count)
+            held = count
+
+        try:
+            yield hold
+        finally:
+            self._answers.move(client, held, 0)
+
+    def charge(self, client: str, texts: int = 0, images: int = 0) -> None:
+        """Count inputs against a client's rate. Raises the 429 of one that has had its share. Thread-safe."""
+        if self._rate is not None:
+            self._rate.charge(client, texts, images)
+
+
+class Room:
+    """Bytes, or places, that may be held at a time: by all clients together, and by each."""
+
+    def __init__(self, total: int, each: int) -> None:
+        self.total = total
+        self.each = each
+        self.held = 0
+        self._clients: dict[str, int] = {}
+
+    def move(self, client: str, before: int, after: int) -> None:
+        """Hold `after` bytes for a client in the place of `before`. Raises Busy, and nothing changes."""
+        own = self._clients.get(client, 0) - before + after
+        if after > before:
+            if own > self.each:
+                raise Busy("your other requests are still being answered: try again in a moment")
+            if self.held - before + after > self.total:
+                raise Busy("other requests hold the memory that there is for them: try again in a moment")
+        self.held += after - before
+        if own:
+            self._clients[client] = own
+        else:
+            self._clients.pop(client, None)
+
+
+class Share:
+    """What one request holds of the limits."""
+
+    def __init__(self, limits: Limits, client: str) -> None:
+        self._limits = limits
+        self._client = client
+        self._room = limits.small
+        self._places = limits.few
+        self.inputs = 0
+        self.bytes = 0
+
+    @property
+    def max_held_bytes(self) -> int:
+        """The bytes that a request may ever hold: its body, or what it is parsed into."""
+        return self._limits.max_held_bytes
+
+    @property
+    def parsing(self) -> asyncio.Lock:
+        """Held while a large body is parsed."""
+        return self._limits.parsing
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that a client may be behind with its body."""
+        return self._limits.patience_s
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The clock of these limits, in seconds."""
+        return self._limits.clock
+
+    def expect_bytes(self, count: int) -> None:
+        """Raise a 413 when a request says that it will send more than it may."""
+        if count > self._limits.max_request_bytes:
+            raise too_large(
+                f"expected a request of at most {self._limits.max_request_bytes:,} bytes (max_request_mb),"
+                " found a larger one"
+            )
+
+    def hold(self, total: int) -> None:
+        """Hold so many bytes of memory, in the place of those held before. Raises Busy, and nothing changes.
+
+        Up to SMALL_BYTES come out of the room for small requests.
+        """
+        room = self._limits.small if total <= SMALL_BYTES else self._limits.large
+        if room is self._room:
+            room.move(self._client, self.bytes, total)
+        else:
+            room.move(self._client, 0, total)
+            self._room.move(self._client, self.bytes, 0)
+            self._room = room
+        self.bytes = total
+
+    def take_inputs(self, *, texts: int = 0, images: int = 0) -> None:
+        """Hold a place for each input. Raises a 413, a 429, or Busy when all places are taken.
+
+        Embeddings count as texts.
+        """
+        count = texts + images
+        if count > self._limits.max_inputs:
+            raise too_large(
+                f"expected at most {self._limits.max_inputs:,} inputs in a request (max_inputs), found {count:,}"
+            )
+        places = self._limits.few if self.inputs + count <= self._limits.few_inputs else self._limits.many
+        try:
+            places.move(self._client, self.inputs if places is self._places else 0, self.inputs + count)
+        except Busy:
+            raise Busy(f"{places.held:,} inputs are waiting already (max_queue): try again in a moment") from None
+        if places is not self._places:
+            self._places.move(self._client, self.inputs, 0)
+            self._places = places
+        self.inputs += count
+        self.charge(texts=texts, images=images)
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self._places.move(self._client, self.inputs, 0)
+        self.inputs = 0
+        self.hold(0)
+
+    def charge(self, *, texts: int = 0, images: int = 0) -> None:
+        """Count work against the client's rate. Raises a 429."""
+        self._limits.charge(self._client, texts, images)
+
+
+class RateLimit:
+    """So many inputs a minute for each client, or so many images and texts, saved up for a while. Thread-safe.
+
+    A request passes while anything is left, whatever its size, and what it takes too much is made up for by waiting: so
+    a limit lower than a request's inputs makes it rare and not impossible.
+    """
+
+    def __init__(
+        self, limit: int | RateLimits, clock: Callable[[], float] = time.monotonic, max_clients: int = MAX_CLIENTS
+    ) -> None:
+        self._lock = threading.Lock()
+        self._clock = clock
+        rates = {"inputs": limit} if isinstance(limit, int) else {"images": limit.images, "texts": limit.texts}
+        burst_s = 60.0 if isinstance(limit, int) else limit.burst_seconds
+        self._buckets = {
+            kind: Buckets(per_minute, burst_s, max_clients) for kind, per_minute in rates.items() if per_minute
+        }
+
+    def charge(self, client: str, texts: int, images: int) -> None:
+        """Take inputs off what a client has left. Raises a 429 that says when there will be some, and takes nothing."""
+        counts = {"inputs": texts + images, "texts": texts, "images": images}
+        with self._lock:
+            now = self._clock()
+            asked = [(kind, buckets) for kind, buckets in self._buckets.items() if counts[kind]]
+            for kind, buckets in asked:
+                left = buckets.left(client, now)
+                if left < 1 - ROUNDING:
+                    raise too_many(
+                        f"expected at most {buckets.per_minute:,} {kind} a minute (rate_limit): try again later",
+                        (1 - left) * 60 / buckets.per_minute,
+                    )
+            for kind, buckets in asked:
+                buckets.take(client, counts[kind], now)
+
+
+class Buckets:
+    """What each client has left of one kind of input.
+
+    Remembered is when a client's bucket will be full again, and only of clients whose bucket is not: forgetting a full
+    one changes nothing. So nobody can have a bucket forgotten that he has emptied, whatever addresses he comes from:
+    when there are too many, newcomers share a few.
+    """
+
+    def __init__(self, per_minute: int, burst_s: float, max_clients: int) -> None:
+        self.per_minute = per_minute
+        self._second = per_minute / 60
+        self._most = max(1.0, burst_s * self._second)
+        self._max_clients = max_clients
+        self._full_at: dict[str | int, float] = {}
+        self._swept_at = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._full_at)
+
+    def left(self, client: str, now: float) -> float:
+        """Return how many inputs a client has left, below 0 what it took too much."""
+        return self._most - max(0.0, self._full_at.get(self._place(client, now), now) - now) * self._second
+
+    def take(self, client: str, count: int, now: float) -> None:
+        """Take inputs off what a client has left."""
+        place = self._place(client, now)
+        self._full_at[place] = max(now, self._full_at.get(place, now)) + count / self._second
+
+    def _place(self, client: str, now: float) -> str | int:
+        if client in self._full_at or len(self._full_at) < self._max_clients:
+            return client
+        if now >= self._swept_at + 1:  # not at every request
+            self._swept_at = now
+            self._full_at = {place: full_at for place, full_at in self._full_at.items() if full_at > now}
+            if len(self._full_at) < self._max_clients:
+                return client
+        # Python salts the hash of a str: nobody can choose whose place to share.
+        return hash(client) % SHARED_PLACES

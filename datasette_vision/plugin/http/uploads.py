@@ -1,0 +1,43 @@
+"""Pictures sent by the forms of our pages. They are looked at and let go: nothing is stored, in no file either."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from datasette_vision.plugin.http.bodies import MULTIPART, read_form
+from datasette_vision.plugin.http.context import desk_of
+from datasette_vision.plugin.http.responses import RequestError
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a form sent: its fields, and the picture that came with them (empty when none did)."""
+
+    fields: dict[str, str]
+    picture: bytes
+
+
+@asynccontextmanager
+async def upload(datasette: Datasette, request: Request) -> AsyncIterator[Upload]:
+    """Read a form, within the limits of the API, which it holds a part of until it has been answered.
+
+    Raises RequestError or Busy.
+    """
+    desk = desk_of(datasette)
+    await desk.ready()
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != MULTIPART:
+        raise RequestError(415, f"expected a form of {MULTIPART}")
+    with desk.limits.share(desk.clients.name(request)) as share:
+        found = await read_form(request, share, desk.call, MULTIPART)
+        share.take_inputs(images=1)
+        files = [field.value for field in found if isinstance(field.value, bytes) and field.value]
+        fields = {field.name: field.value for field in found if isinstance(field.value, str)}
+        yield Upload(fields, files[0] if files else b"")

@@ -1,0 +1,128 @@
+"""Pictures and embeddings in the cells of tables."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from datasette_vision.errors import InvalidImage, InvalidVector
+from datasette_vision.plugin.http.context import desk_of
+from datasette_vision.plugin.pages import image_route as pictures
+from datasette_vision.plugin.pages import table_facts as tablefacts
+from datasette_vision.plugin.search import page as search_page
+from datasette_vision.plugin.search.request import Example, SearchRequest
+from datasette_vision.tables.schema import OWN_COLUMNS, PREFIX
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+# Smaller pictures stand in the page itself: a hundred rows would ask for as many otherwise.
+MAX_INLINE_BYTES = 8 * 1024
+# Where there is no row to ask for (the result of a query), larger ones do too; still larger stay download links.
+MAX_INLINE_BYTES_WITHOUT_ROW = 64 * 1024
+SHORTEST_EMBEDDING, LONGEST_EMBEDDING = 8, 65_536  # floats
+PICTURE = Markup(
+    '<img src="{}" alt="{}" loading="lazy" style="display:block;max-width:128px;max-height:128px;object-fit:contain">'
+)
+LINK = Markup('<a href="{}">{}</a>')
+NOTE = Markup('<span style="font-size:0.8em;white-space:nowrap">{}</span>')
+
+
+def render(datasette: Datasette, row: Any, value: Any, column: str, table: str | None, database: str) -> Any:
+    """Return what to show for a picture or an embedding: HTML, or an awaitable of it. None for anything else."""
+    if not isinstance(value, bytes) or len(value) < 12:
+        return None
+    from datasette_vision.images.decode import sniff  # heavy: Pillow
+
+    kind = sniff(value)
+    if kind in pictures.MEDIA_TYPES and table is None:
+        return _inline(kind, value, column) if len(value) <= MAX_INLINE_BYTES_WITHOUT_ROW else None
+    if kind is not None:
+        return _picture(datasette, row, value, column, str(table), database, kind) if table else None
+    if is_embedding(value, column):
+        return _embedding(datasette, row, value, column, table, database)
+    return None
+
+
+def is_embedding(value: bytes, column: str) -> bool:
+    """Say whether a BLOB is an embedding: float32 values of unit length, or of any in a column named accordingly."""
+    from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
+
+    if not SHORTEST_EMBEDDING <= len(value) / 4 <= LONGEST_EMBEDDING:
+        return False
+    try:
+        vector = vectors.decode(value)
+        length = float((vector.astype("float64") ** 2).sum() ** 0.5)
+    except InvalidVector:
+        return False
+    return abs(length - 1) < 0.01 or ("embedding" in column.lower() and 1e-3 < length < 1e6)
+
+
+async def _picture(
+    datasette: Datasette, row: Any, value: bytes, column: str, table: str, database: str, kind: str
+) -> Markup | None:
+    """A thumbnail that leads to the full picture, its format and size, and a link to what is similar."""
+    facts = await tablefacts.facts(datasette, database, table)
+    path = facts.row_path(row)
+    if path is None:
+        small = kind in pictures.MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES_WITHOUT_ROW
+        return _inline(kind, value, column) if small else None
+    # Some decoders copy the whole file to read its header.
+    large = len(value) > MAX_INLINE_BYTES_WITHOUT_ROW
+    note = await desk_of(datasette).render(_note, kind, value) if large else _note(kind, value)
+    inline = kind in pictures.MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES
+    source = _data(kind, value) if inline else pictures.path(datasette, database, table, column, path, 192)
+    full = pictures.path(datasette, database, table, column, path)
+    html = LINK.format(full, PICTURE.format(source, f"{column}: {note}")) + NOTE.format(note)
+    if column in facts.similar_columns:
+        like = SearchRequest(examples=(Example(path, 1.0),)).query_string()
+        address = f"{search_page.path(datasette, database, table)}?{like}"
+        html += Markup("<br>") + NOTE.format(LINK.format(address, "find similar"))
+    return html
+
+
+async def _embedding(
+    datasette: Datasette, row: Any, value: bytes, column: str, table: str | None, database: str
+) -> Markup:
+    html = NOTE.format(f"{len(value) // 4:,} floats")
+    names = list(row.keys()) if hasattr(row, "keys") else []
+    if table and table.startswith(PREFIX) and column == "embedding" and set(OWN_COLUMNS) <= set(names):
+        link = LINK.format(_similar_to(datasette, row, names, table, database), "find similar")
+        html += Markup("<br>") + NOTE.format(link)
+    return html
+
+
+def _similar_to(datasette: Datasette, row: Mapping[str, Any], names: list[str], side_table: str, database: str) -> str:
+    """Return the address of the search for what is like a row of a side table."""
+    key = [name for name in names if name not in OWN_COLUMNS]
+    like = SearchRequest(
+        examples=(Example(tablefacts.path_of([row[name] for name in key]), 1.0),),
+        model=str(row["model"]),
+        column=str(row["source_column"]),
+    )
+    return f"{search_page.path(datasette, database, side_table[len(PREFIX) :])}?{like.query_string()}"
+
+
+def _inline(kind: str, value: bytes, column: str) -> Markup:
+    note = _note(kind, value)
+    return PICTURE.format(_data(kind, value), f"{column}: {note}") + NOTE.format(note)
+
+
+def _data(kind: str, value: bytes) -> str:
+    return f"data:{pictures.MEDIA_TYPES[kind]};base64,{base64.b64encode(value).decode()}"
+
+
+def _note(kind: str, value: bytes) -> str:
+    """The size, format and weight of a picture, in words."""
+    from datasette_vision.images import decode as images  # heavy: Pillow
+
+    try:
+        facts = images.info(value)
+        size = f"{facts['width']}×{facts['height']} "  # noqa: RUF001 - the sign of multiplication is meant
+    except InvalidImage:
+        size = "damaged "
+    weight = f"{len(value) / 1000:,.1f}" if len(value) < 10_000 else f"{len(value) / 1000:,.0f}"
+    return f"{size}{kind}, {weight} kB"

@@ -1,0 +1,125 @@
+"""Serves the picture of a row: in full, or as a small WebP for a grid of them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.errors import Busy, InvalidArgument, VisionError
+from datasette_vision.plugin.http.context import Desk, desk_of
+from datasette_vision.plugin.http.responses import status_of
+from datasette_vision.plugin.search.searching import read_embedded, table_of
+from datasette_vision.plugin.server.permissions import may_view_table
+from datasette_vision.util.sql_names import quote
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request, Response
+
+# What browsers show; other formats are sent as WebP.
+MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "AVIF": "image/avif"}
+SIZES = (96, 192, 288, 384, 576)
+FULL_PIXELS = 2048
+# A small file is not worth making smaller.
+SMALL_BYTES = 8 * 1024
+MAX_AGE_S = 300
+HEADERS = {
+    # It is a picture and nothing else, whatever its bytes would like to be.
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; sandbox",
+    "content-disposition": "inline",
+}
+
+
+def path(datasette: Datasette, database: str, table: str, column: str, row: str, size: int | None = None) -> str:
+    """Return the address of a row's picture: in full, or small enough for a square of `size` pixels (one of SIZES)."""
+    from datasette.utils import tilde_encode
+
+    route = datasette.get_database(database).route
+    parts = "/".join(tilde_encode(part) for part in (route, table, column))
+    return str(datasette.urls.path(f"/-/vision/picture/{parts}/{row}")) + (f"?_size={size}" if size else "")
+
+
+async def picture(datasette: Datasette, request: Request) -> Response:
+    """Answer /-/vision/picture/<database>/<table>/<column>/<row>, with ?_size= for a small one."""
+    from datasette.utils.asgi import NotFound, Response
+
+    database, table = await table_of(datasette, request)
+    size = _size(request.args.get("_size"))
+    public = await may_view_table(datasette, None, database.name, table)
+    desk = desk_of(datasette)
+    async with desk.picture_places:
+        await desk.ready()
+        most = desk.vision.limits.max_bytes
+        value = await _read(database, table, request.url_vars["column"], request.url_vars["row"], most)
+        if isinstance(value, int):
+            size_of = f"it has {value / 1e6:.1f} MB, more than the {most / 1e6:g} MB allowed (max_image_mb)"
+            raise NotFound(f"This picture cannot be shown: {size_of}")
+        if not isinstance(value, bytes):
+            raise NotFound("There is no picture in this row")
+        headers = {
+            **HEADERS,
+            "etag": await desk.render(_etag, value, size),
+            "cache-control": f"{'public' if public else 'private'}, max-age={MAX_AGE_S}",
+        }
+        if headers["etag"] in request.headers.get("if-none-match", ""):
+            return Response("", status=304, headers=headers)
+        try:
+            body, media_type = await desk.render(_render, value, size, desk)
+        except Busy as error:
+            status, retry = status_of(error)
+            return Response.text(str(error), status=status, headers=retry)
+        except VisionError as error:
+            raise NotFound(f"This picture cannot be shown: {error}") from None
+    return Response(body, headers=headers, content_type=media_type)
+
+
+def _size(text: str | None) -> int | None:
+    """Read ?_size=: only some sizes, so that no one fills caches with others."""
+    if text is None:
+        return None
+    if text not in map(str, SIZES):
+        from datasette.utils.asgi import BadRequest
+
+        raise BadRequest(f"_size: expected one of {', '.join(map(str, SIZES))}, found {text[:40]!r}")
+    return int(text)
+
+
+async def _read(database: Any, table: str, column: str, row: str, most: int) -> object:
+    """Return the value of a column in a row, both named as in an address; None when it is not there.
+
+    Of a BLOB of more than `most` bytes only how many they are.
+    """
+    from datasette.utils import tilde_decode, urlsafe_components
+
+    column = tilde_decode(column)
+    columns = await database.table_columns(table)
+    keys = await database.primary_keys(table)
+    if not keys:
+        embedded = await read_embedded(database, table)  # a view is known by what it was embedded by
+        keys = embedded.key if embedded else ("rowid",)
+    values = urlsafe_components(row)
+    if column not in columns or len(values) != len(keys):
+        return None
+    conditions = " and ".join(f"{quote(key)} = :p{place}" for place, key in enumerate(keys))
+    name = quote(column)
+    picture = f"case when typeof({name}) = 'blob' then iif(length({name}) > :most, length({name}), {name}) end"
+    parameters = {**{f"p{place}": value for place, value in enumerate(values)}, "most": most}
+    found = (await database.execute(f"select {picture} from {quote(table)} where {conditions}", parameters)).first()
+    return found[0] if found else None
+
+
+def _etag(value: bytes, size: int | None) -> str:
+    return f'"{hashlib.sha256(value).hexdigest()[:32]}-{size or "full"}"'
+
+
+def _render(value: bytes, size: int | None, desk: Desk) -> tuple[bytes, str]:
+    """Return (bytes, media type) of a picture as asked for. Raises InvalidImage or Busy."""
+    from datasette_vision.images import decode as images  # heavy: Pillow
+
+    kind = images.sniff(value)
+    if kind is None:
+        raise InvalidArgument("this is not an image of a format that is known")
+    if kind in MEDIA_TYPES and (size is None or len(value) <= SMALL_BYTES):
+        return value, MEDIA_TYPES[kind]
+    return desk.vision.decoder.thumbnail(value, size or FULL_PIXELS), "image/webp"

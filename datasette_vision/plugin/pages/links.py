@@ -1,0 +1,85 @@
+"""The ways to the search page and the playground from Datasette's own pages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from datasette_vision.plugin.pages import table_facts as tablefacts
+from datasette_vision.plugin.search import page as search_page
+from datasette_vision.plugin.search.request import Example, SearchRequest
+from datasette_vision.plugin.search.searching import arguments_of
+from datasette_vision.plugin.server import permissions
+from datasette_vision.tables.schema import PREFIX
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request
+
+Link = dict[str, str]
+
+SEARCH_BOX = Markup(
+    '<form class="core" action="{}" method="get" role="search" aria-label="Search {} by meaning"'
+    ' style="margin:0 0 1em">'
+    '<label for="vision-q" style="width:auto;padding-right:0.5em">Looks like</label>'
+    '<input type="search" id="vision-q" name="q" placeholder="describe it in your words"'
+    ' style="width:18em;max-width:60%">{} <input type="submit" value="Search"></form>'
+)
+
+HIDDEN = Markup('<input type="hidden" name="{}" value="{}">')
+
+
+async def menu(datasette: Datasette, actor: dict[str, Any] | None) -> list[Link]:
+    """Return the link of the menu to the playground, for those who may use it."""
+    for action in (permissions.VIEW_INSTANCE, permissions.INFER):
+        if not await permissions.may(datasette, actor, action):
+            return []
+    return [{"href": datasette.urls.path("/-/vision"), "label": "Vision playground"}]
+
+
+async def of_table(datasette: Datasette, database: str, table: str, request: Request | None) -> list[Link]:
+    """Return the entry of a table's action menu, where there is something to search or could be."""
+    if table.startswith(PREFIX):
+        return []
+    facts = await tablefacts.facts(datasette, database, table)
+    address = search_page.path(datasette, database, table)
+    filters = SearchRequest(filters=_filters(request)).query_string()
+    if facts.embedded_columns:
+        address += f"?{filters}" if filters else ""
+        about = "Find rows by words, by a picture, or by what they are like"
+        return [{"href": address, "label": "Search by meaning", "description": about}]
+    if facts.picture_columns:
+        about = "The pictures of this table are not embedded yet: how to"
+        return [{"href": address, "label": "Search by meaning …", "description": about}]
+    return []
+
+
+async def of_row(datasette: Datasette, database: str, table: str, row: Any) -> list[Link]:
+    """Return the entry of a row's action menu, where its table is embedded."""
+    facts = await tablefacts.facts(datasette, database, table)
+    path = facts.row_path(row)
+    if not facts.embedded_columns or path is None:
+        return []
+    like = SearchRequest(examples=(Example(path, 1.0),)).query_string()
+    address = f"{search_page.path(datasette, database, table)}?{like}"
+    return [{"href": address, "label": "Find similar", "description": "Rows that are like this one in meaning"}]
+
+
+async def search_box(datasette: Datasette, database: str, table: str, request: Request | None) -> str | None:
+    """Return a search box for the top of a table's page, where it is embedded. It searches the rows shown there."""
+    facts = await tablefacts.facts(datasette, database, table)
+    if not facts.embedded_columns:
+        return None
+    hidden = Markup("").join(HIDDEN.format(name, value) for name, value in _filters(request))
+    return SEARCH_BOX.format(search_page.path(datasette, database, table), table, hidden)
+
+
+def _filters(request: Request | None) -> tuple[tuple[str, str], ...]:
+    """Return the arguments of a table's page that say which rows it shows."""
+    return tuple(
+        (name, value)
+        for name, value in (arguments_of(request) if request else ())
+        if name != "q"
+        and (not name.startswith("_") or "__" in name or name.startswith(("_where", "_search", "_through")))
+    )

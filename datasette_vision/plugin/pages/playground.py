@@ -1,0 +1,150 @@
+"""The page /-/vision: what the installed models make of a picture. It is looked at, answered, and let go."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision import __version__
+from datasette_vision.errors import InvalidArgument, VisionError
+from datasette_vision.plugin.http import uploads
+from datasette_vision.plugin.http.context import Desk, desk_of, outcomes
+from datasette_vision.plugin.http.parameters import labels_of_text
+from datasette_vision.plugin.http.responses import RequestError, status_of
+from datasette_vision.plugin.search import page as search_page
+from datasette_vision.plugin.search.request import SearchRequest, encode_embedding
+from datasette_vision.plugin.search.searchable import searchable_tables
+from datasette_vision.plugin.server import permissions
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request, Response
+
+    from datasette_vision.engine.vision import Vision
+
+TEMPLATE = "vision_playground.html"
+TOP = 5
+# The picture goes back into the page, so that more can be asked of it without a script: larger ones as a copy.
+KEPT_BYTES = 256 * 1024
+KEPT_PIXELS = 512
+
+
+async def playground(datasette: Datasette, request: Request) -> Response:
+    """Answer the page, and the pictures that are sent from it. Raises Datasette's Forbidden."""
+    from datasette.utils.asgi import Response
+
+    for action in (permissions.VIEW_INSTANCE, permissions.INFER):
+        await permissions.ensure(datasette, request.actor, action)
+    desk = desk_of(datasette)
+    await desk.ready()
+    status, error, answers = 200, "", None
+    headers: dict[str, str] = {}
+    fields: dict[str, str] = {}
+    if request.method == "POST":
+        try:
+            async with uploads.upload(datasette, request) as sent:
+                fields = sent.fields
+                picture = sent.picture or _kept(fields.get("kept", ""))
+                answers = await _ask(desk, picture, fields)
+        except (VisionError, RequestError) as problem:
+            status, headers = status_of(problem)
+            error = str(problem)
+        headers["cache-control"] = "no-store"  # a picture that somebody sent is nobody else's
+    models = await desk.call(desk.vision.models)
+    tables = await searchable_tables(datasette, request.actor)
+    context = {
+        "version": __version__,
+        "address": datasette.urls.path("/-/vision"),
+        "error": error,
+        "answers": answers,
+        "labels": fields.get("labels", ""),
+        "sentence": fields.get("sentence", ""),
+        "models": models,
+        "tables": [(table, search_page.path(datasette, table.database, table.table)) for table in tables],
+        "similar": _similar(datasette, tables, answers),
+    }
+    html = await datasette.render_template(TEMPLATE, context, request, view_name="vision_playground")
+    return Response.html(html, status=status, headers=headers)
+
+
+async def _ask(desk: Desk, picture: bytes, fields: dict[str, str]) -> dict[str, Any]:
+    """Ask every model what it can tell of a picture. Raises InvalidImage, InvalidArgument or Busy."""
+    from datasette_vision.images import decode as images  # heavy: Pillow
+    from datasette_vision.models.manifest import DUAL_ENCODER
+
+    if not picture:
+        raise InvalidArgument("choose a picture first")
+    # It raises for what is no picture at all.
+    small = await desk.call(desk.vision.decoder.thumbnail, picture, KEPT_PIXELS)
+    facts = await desk.call(images.info, picture)
+    models = await desk.call(desk.vision.models)
+    futures = [
+        desk.intake.embed_image(picture, str(model["name"]))
+        if model.get("task") == DUAL_ENCODER
+        else desk.intake.classify_image(picture, str(model["name"]))
+        for model in models
+    ]
+    written, sentence = fields.get("labels", "").strip(), fields.get("sentence", "").strip()
+    labels = labels_of_text(written) if written else ""
+    kept = picture if len(picture) <= KEPT_BYTES else small
+    if labels:  # so that _told() waits for none of them; what is wrong with them it tells
+        encoders = (str(model["name"]) for model in models if model.get("task") == DUAL_ENCODER)
+        await outcomes([desk.intake.label_set(name, labels) for name in encoders])
+    return {
+        **await desk.call(_told, desk.vision, models, await outcomes(futures), labels, sentence),
+        "sentence": sentence,
+        "shown": "data:image/webp;base64," + base64.b64encode(small).decode(),
+        "kept": base64.b64encode(kept).decode(),
+        "note": f"{facts['width']} by {facts['height']} pixels, {facts['format']}, {len(picture) / 1000:,.1f} kB",
+    }
+
+
+def _told(
+    vision: Vision, models: list[dict[str, object]], outputs: list[Any], labels: str, sentence: str
+) -> dict[str, Any]:
+    """Put into words what each model made of the picture; what went wrong with one is told beside the others."""
+    from datasette_vision.models.manifest import DUAL_ENCODER
+    from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
+
+    told: dict[str, Any] = {"classified": [], "zero_shot": [], "similarities": [], "embeddings": {}, "problems": []}
+    for model, output in zip(models, outputs, strict=True):
+        name = str(model["name"])
+        try:
+            if isinstance(output, VisionError):
+                raise output
+            if model["labels"]:
+                told["classified"].append((name, vision.label(output, name, TOP)))
+            if model["task"] != DUAL_ENCODER:
+                continue
+            embedding = vectors.normalise(output)
+            told["embeddings"][name] = vectors.encode(embedding)
+            if labels:
+                told["zero_shot"].append((name, vision.score(embedding, *vision.label_set(name, labels), name, None)))
+            if sentence:
+                told["similarities"].append((name, vectors.cosine(embedding, vision.embed_text(sentence, name))))
+        except VisionError as error:
+            told["problems"].append((name, str(error)))
+    return told
+
+
+def _kept(text: str) -> bytes:
+    """Return the picture that the page carried, b"" for none."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidArgument("the picture that the page carried came back damaged: choose it again") from None
+
+
+def _similar(datasette: Datasette, tables: list[Any], answers: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """(what, address) of the searches for what is like the picture, in each table by each model that embedded it."""
+    embeddings = answers["embeddings"] if answers else {}
+    links = []
+    for table in tables:
+        for column, model in table.sources:
+            if model in embeddings:
+                asked = SearchRequest(embedding=encode_embedding(embeddings[model]), model=model, column=column)
+                address = search_page.path(datasette, table.database, table.table)
+                name = f"{table.table} by {model}" if len(embeddings) > 1 else table.table
+                links.append((name, f"{address}?{asked.query_string()}"))
+    return links

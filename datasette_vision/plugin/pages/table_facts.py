@@ -1,0 +1,70 @@
+"""What cells and links ask about a table, over and over as a page is made: remembered for a moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.plugin.search import embedded as embedded_tables
+from datasette_vision.plugin.server.state import state_of
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+# Long enough for a page of a hundred rows, too short for anybody to see that it is old.
+SECONDS = 2.0
+MOST = 200
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """How the rows of a table are known in addresses, and which of its columns are embedded."""
+
+    keys: tuple[str, ...]
+    is_view: bool
+    embedded_columns: frozenset[str]
+    picture_columns: tuple[str, ...]
+
+    @property
+    def similar_columns(self) -> tuple[str, ...]:
+        """The pictures that lead to what is similar: those embedded; else, where paths were, what shows them."""
+        embedded = tuple(column for column in self.picture_columns if column in self.embedded_columns)
+        return embedded or (self.picture_columns[:1] if self.embedded_columns else ())
+
+    def row_path(self, row: Any) -> str | None:
+        """Return the path of a row as Datasette writes it; None for a view, or when the row comes without its key."""
+        names = set(row.keys()) if hasattr(row, "keys") else set()
+        keys = self.keys or ("rowid",)
+        if self.is_view or not set(keys) <= names:
+            return None
+        return path_of([row[key] for key in keys])
+
+
+async def facts(datasette: Datasette, database: str, table: str) -> TableFacts:
+    """Return what there is to know about a table."""
+    remembered: dict[tuple[str, str], tuple[float, TableFacts]] = state_of(datasette).table_facts
+    key = database, table
+    now = time.monotonic()
+    if key in remembered and now < remembered[key][0]:
+        return remembered[key][1]
+    db = datasette.get_database(database)
+    found = TableFacts(
+        tuple(await db.primary_keys(table)),
+        await db.get_view_definition(table) is not None,
+        *await db.execute_fn(lambda connection: embedded_tables.columns_of(connection, table)),
+    )
+    while len(remembered) >= MOST:
+        remembered.pop(next(iter(remembered)), None)
+    remembered[key] = now + SECONDS, found
+    return found
+
+
+def path_of(values: Sequence[Any]) -> str:
+    """Return the path of a row with these key values, as Datasette writes it in addresses."""
+    from datasette.utils import tilde_encode
+
+    # A foreign key may come with the label of the row it leads to.
+    plain = (value["value"] if isinstance(value, dict) else value for value in values)
+    return ",".join(tilde_encode(str(value)) for value in plain)

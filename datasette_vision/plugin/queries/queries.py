@@ -1,0 +1,418 @@
+"""Runs queries so that what their SQL functions compute is permitted, fair and bounded in time.
+
+Datasette has no hook around a query. All reads go through Database.execute_fn (0.65) or Database._execute_fn (1.0), all
+writes through their write twins: those are wrapped here, and Database.execute, which knows a query's time limit.
+
+A query of a request runs under a Caller (util/caller.py). When one of its functions is about to compute what
+no cache holds, the query may turn out to need something that a SQL thread must not wait for: the permission, which only
+the event loop can ask for; a model, which takes a second to load; or one of the places for queries that compute. There
+is one place fewer than Datasette has threads for SQL, so that pages are served whatever such queries do. Other queries
+hold threads as well: no client has all of them (shares.py), nor all memory (row_memory.py). The query is
+then paused: it is interrupted, its thread is free, and it runs again from its start once it has what it needs. A SELECT
+can be run again. A write cannot, so its permission is asked for before it runs, and it has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.errors import Busy, DeadlineExceeded, NotPermitted
+from datasette_vision.plugin.queries.deadlines import GRACE_S, Deadlines
+from datasette_vision.plugin.queries.row_memory import Counted, Held, RowMemory
+from datasette_vision.plugin.queries.shares import Shares
+from datasette_vision.plugin.queries.sql_errors import explained
+from datasette_vision.util.caller import Caller, acting
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+    from datasette.app import Datasette
+    from datasette.database import Database
+    from datasette.utils.asgi import Request
+
+    from datasette_vision.plugin.server.activity import Application
+
+# How long a query waits for a place, and a model to be loaded, before it is told to try again.
+PLACE_TIMEOUT_S = 10.0
+LOAD_TIMEOUT_S = 60.0
+# Queries that may wait for a place. More are refused at once.
+MAX_WAITING = 200
+# A query pauses once for each thing it needs: the permission, a place, and one load for each tower it uses.
+MAX_PAUSES = 10
+WRAPPED = ("_execute_fn", "_execute_write_fn"), ("execute_fn", "execute_write_fn")
+
+
+@dataclass
+class RequestState:
+    """A request on its way through Datasette, and what was found out for it. `may_infer` is None until asked.
+
+    `held` is the memory that the answers of its queries take, until its own answer has been sent.
+    """
+
+    request: Request | None = None
+    may_infer: bool | None = None
+    held: Held | None = None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What Database.execute() was called with: the SQL, its parameters, and how long it may run, in seconds."""
+
+    sql: str
+    parameters: Any
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for the queries of one Datasette.
+
+    `client_of` names whom a request comes from. `may_infer` says whether whoever asks may have a model compute.
+    `charge(client, texts, images)` counts inputs against a client's rate, and raises when that is used up. `loads` runs
+    what loads models. `shares` are of the threads for SQL, `row_memory` is what the rows of their answers may take,
+    `deadlines` ends those whose time is up.
+    """
+
+    client_of: Callable[[Request], str]
+    may_infer: Callable[[Request], Awaitable[bool]]
+    charge: Callable[[str, int, int], None]
+    places: Places
+    shares: Shares
+    row_memory: RowMemory
+    deadlines: Deadlines
+    loads: Executor
+
+
+_request: ContextVar[RequestState | None] = ContextVar("datasette_vision_request", default=None)
+_limit: ContextVar[Limit | None] = ContextVar("datasette_vision_limit", default=None)
+_thread = threading.local()
+
+
+class Paused(DeadlineExceeded):
+    """Ends a query that needs something first; it runs again when it has it. No client ever sees this."""
+
+
+class Places:
+    """Places for queries that compute, given in turn to the clients that wait. For one event loop."""
+
+    def __init__(self, count: int, max_waiting: int = MAX_WAITING) -> None:
+        self._free = count
+        self._max_waiting = max_waiting
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @contextlib.asynccontextmanager
+    async def hold(self, client: str, timeout_s: float = PLACE_TIMEOUT_S) -> AsyncIterator[None]:
+        """Hold a place while the block runs. Raises Busy when none comes free in time."""
+        await self._take(client, timeout_s)
+        try:
+            yield
+        finally:
+            self._give()
+
+    async def _take(self, client: str, timeout_s: float) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        if sum(map(len, self._waiting.values())) >= self._max_waiting:
+            raise Busy("too many queries are waiting for a model: try again in a moment")
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue = self._waiting.setdefault(client, deque())
+        queue.append(place)
+        try:
+            await asyncio.wait_for(asyncio.shield(place), timeout_s)
+        except BaseException as error:
+            if place.done() and not place.cancelled():
+                self._give()  # it came as this query gave up
+            else:
+                place.cancel()
+                with contextlib.suppress(ValueError):
+                    queue.remove(place)
+                if not queue and self._waiting.get(client) is queue:
+                    del self._waiting[client]
+            if isinstance(error, asyncio.TimeoutError):
+                raise Busy("other queries are waiting for a model: try again in a moment") from None
+            raise
+
+    def _give(self) -> None:
+        if not self._waiting:
+            self._free += 1
+            return
+        client, queue = next(iter(self._waiting.items()))
+        place = queue.popleft()
+        del self._waiting[client]
+        if queue:
+            self._waiting[client] = queue  # behind the other clients
+        place.set_result(None)
+
+
+@dataclass
+class Needs:
+    """What a query needs before it can go on, and whether it has a place by now."""
+
+    permission: bool = False
+    load: Callable[[], object] | None = None
+    place: bool = False
+    has_place: bool = False
+
+    def __bool__(self) -> bool:
+        return self.permission or self.load is not None or self.place
+
+
+@dataclass
+class Run:
+    """One run of a query on a SQL thread."""
+
+    connection: Connection
+    stopped: DeadlineExceeded | None = None
+
+
+def watch(application: Application) -> Application:
+    """Wrap an ASGI application so that queries know which request they belong to."""
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await application(scope, receive, send)
+            return
+        state = RequestState()
+        token = _request.set(state)
+        try:
+            await application(scope, receive, send)
+        finally:
+            _request.reset(token)
+            if state.held is not None:
+                state.held.release()
+
+    return watched
+
+
+def note_request(request: Request) -> None:
+    """Remember the request, which Datasette gives its actor a moment later. Called by the hook that asks for actors."""
+    state = _request.get()
+    if state is not None:
+        state.request = request
+
+
+def current_request() -> Request | None:
+    """Return the request that is being answered; None where there is none, as in a background task of the server."""
+    state = _request.get()
+    return None if state is None else state.request
+
+
+def stop(error: DeadlineExceeded) -> bool:
+    """End the query on this thread as Datasette's own time limit does. False where none of ours runs here."""
+    run: Run | None = getattr(_thread, "run", None)
+    if run is None:
+        return False
+    run.stopped = error
+    run.connection.interrupt()
+    return True
+
+
+def install(rules_of: Callable[[Datasette], Rules]) -> None:
+    """Wrap what runs queries. Does nothing the second time."""
+    from datasette.database import Database
+
+    private, public = WRAPPED
+    read, write = private if hasattr(Database, private[0]) else public
+    if hasattr(getattr(Database, read), "runs_for_callers"):
+        return
+    setattr(Database, read, _wrap_read(getattr(Database, read), rules_of))
+    setattr(Database, write, _wrap_write(getattr(Database, write), rules_of))
+    Database.execute = _wrap_execute(Database.execute)
+    getattr(Database, read).runs_for_callers = True
+
+
+def _wrap_execute(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(original)
+    async def execute(
+        self: Database,
+        sql: str,
+        params: Any = None,
+        truncate: bool = False,
+        custom_time_limit: Any = None,
+        **named: Any,
+    ) -> Any:
+        limit_ms = min(custom_time_limit or self.ds.sql_time_limit_ms, self.ds.sql_time_limit_ms)
+        token = _limit.set(Limit(sql, params, limit_ms / 1000))
+        try:
+            return await original(self, sql, params, truncate, custom_time_limit, **named)
+        finally:
+            _limit.reset(token)
+
+    return execute
+
+
+def _wrap_read(
+    original: Callable[..., Awaitable[Any]], rules_of: Callable[[Datasette], Rules]
+) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(original)
+    async def execute_fn(self: Database, fn: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        state = _request.get()
+        if state is None or state.request is None:
+            return await original(self, explained(fn), *arguments, **named)
+        limit = _limit.get()
+        rules = rules_of(self.ds)
+        client = rules.client_of(state.request)
+        needs = Needs()
+        admit = functools.partial(_admit, rules, state, client, needs)
+        state.held = state.held or rules.row_memory.hold(client, state.request.scope.get("path", ""))
+        held_rows = state.held
+
+        @functools.wraps(fn)
+        def run(connection: Connection, *inner: Any, **keywords: Any) -> Any:
+            seconds = limit.seconds if limit else self.ds.sql_time_limit_ms / 1000
+            caller = Caller(client, time.monotonic() + seconds, admit)
+            # Only what Database.execute() runs is kept in memory as a whole.
+            given = Counted(connection, held_rows) if limit else connection
+            query = functools.partial(explained(fn), given, *inner, **keywords)
+            if limit is None:
+                return _run(caller, needs, limit, connection, query)
+            with rules.deadlines.within(seconds + GRACE_S, connection.interrupt):
+                return _run(caller, needs, limit, connection, query)
+
+        async with contextlib.AsyncExitStack() as held:
+            for pauses in range(MAX_PAUSES):
+                try:
+                    async with rules.shares.hold(client, first=pauses > 0):
+                        result = await original(self, run, *arguments, **named)
+                    if not isinstance(result, Paused):
+                        return result
+                    await _provide(rules, state, client, needs, held)
+                except Busy as error:
+                    raise _sql_error(str(error)) from None
+        raise _sql_error("the models that this query needs leave memory again and again: try again in a moment")
+
+    return execute_fn
+
+
+def _run(caller: Caller, needs: Needs, limit: Limit | None, connection: Connection, query: Callable[[], Any]) -> Any:
+    """Run a query on its thread. Returns Paused when it has to run again."""
+    run = _thread.run = Run(connection)
+    try:
+        with acting(caller):
+            result = query()
+    except Exception:
+        if needs:
+            return Paused()
+        raise
+    finally:
+        _thread.run = None
+    if needs:
+        return Paused()
+    if run.stopped is not None:  # whoever ran it took no notice of the interruption
+        raise _interrupted(limit)
+    return result
+
+
+async def _provide(
+    rules: Rules, state: RequestState, client: str, needs: Needs, held: contextlib.AsyncExitStack
+) -> None:
+    """Get what a paused query needs. Raises Busy when that takes too long."""
+    if needs.permission:
+        await _ask(rules, state)
+        needs.permission = False
+    elif needs.load is not None:
+        await held.aclose()  # others go on meanwhile
+        needs.has_place = False
+        await _load(rules, needs.load)
+        needs.load = None
+    elif needs.place:
+        await held.enter_async_context(rules.places.hold(client))
+        needs.place, needs.has_place = False, True
+
+
+def _wrap_write(
+    original: Callable[..., Awaitable[Any]], rules_of: Callable[[Datasette], Rules]
+) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(original)
+    async def execute_write_fn(self: Database, fn: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        state = _request.get()
+        if state is None or state.request is None:
+            return await original(self, explained(fn), *arguments, **named)
+        rules = rules_of(self.ds)
+        await _ask(rules, state)
+        client = rules.client_of(state.request)
+        admit = functools.partial(_admit, rules, state, client, Needs(has_place=True))
+        # The thread that writes may wait for a model.
+        caller = Caller(client, None, lambda *, texts=0, images=0, load=None: admit(texts=texts, images=images))
+
+        @functools.wraps(fn)
+        def run(*inner: Any, **keywords: Any) -> Any:
+            with acting(caller):
+                return explained(fn)(*inner, **keywords)
+
+        return await original(self, run, *arguments, **named)
+
+    return execute_write_fn
+
+
+def _admit(
+    rules: Rules,
+    state: RequestState,
+    client: str,
+    needs: Needs,
+    *,
+    texts: int = 0,
+    images: int = 0,
+    load: Callable[[], object] | None = None,
+) -> None:
+    """Let a query compute. Raises Paused for what it has to have first, NotPermitted, or what the rate limit raises."""
+    inputs = texts + images
+    if needs:
+        raise Paused  # SQLite may call other functions before it notices that this run is over
+    if inputs and state.may_infer is None:
+        needs.permission = True
+    elif inputs and not state.may_infer:
+        raise NotPermitted("this computes with a model, which needs the permission vision-infer")
+    elif load is not None:
+        needs.load = load
+    elif not needs.has_place:
+        needs.place = True
+    if needs:
+        raise Paused
+    if inputs:
+        rules.charge(client, texts, images)
+
+
+async def _ask(rules: Rules, state: RequestState) -> None:
+    """Find out whether whoever asks may have a model compute."""
+    if state.may_infer is None and state.request is not None:
+        state.may_infer = await rules.may_infer(state.request)
+
+
+async def _load(rules: Rules, load: Callable[[], object]) -> None:
+    """Wait for a model. Raises Busy when it takes too long; what is wrong with it, the query finds out itself."""
+    loading = asyncio.wrap_future(rules.loads.submit(_quietly, load))
+    try:
+        await asyncio.wait_for(loading, LOAD_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        raise Busy("the model takes long to load: try again later") from None
+
+
+def _quietly(load: Callable[[], object]) -> None:
+    with contextlib.suppress(Exception):
+        load()
+
+
+def _interrupted(limit: Limit | None) -> Exception:
+    from datasette.database import QueryInterrupted
+
+    error = _sql_error("interrupted")
+    return QueryInterrupted(error, limit.sql, limit.parameters) if limit else error
+
+
+def _sql_error(message: str) -> Exception:
+    """Return the error that Datasette's pages expect of a query that fails."""
+    from datasette.utils.sqlite import sqlite3
+
+    return sqlite3.OperationalError(message)

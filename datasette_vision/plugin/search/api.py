@@ -1,0 +1,180 @@
+"""The search of the search page as JSON: /-/vision/search/<database>/<table>, with the same arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.errors import InvalidArgument, NotEmbedded, VisionError
+from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.http import schemas
+from datasette_vision.plugin.http.computing import embed, take
+from datasette_vision.plugin.http.context import Call
+from datasette_vision.plugin.http.inputs import EMBEDDING, IMAGE, read_inputs
+from datasette_vision.plugin.http.parameters import Parameter, text
+from datasette_vision.plugin.http.responses import answer
+from datasette_vision.plugin.http.routes import GET, POST, Route
+from datasette_vision.plugin.pages import image_route as pictures
+from datasette_vision.plugin.search.request import SearchRequest, encode_embedding
+from datasette_vision.plugin.search.searching import Search, arguments_of, prepare, read_embedded, run, table_of
+from datasette_vision.plugin.server import permissions
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Response
+
+THUMBNAIL = 384
+
+
+async def search(call: Call) -> Response:
+    """Answer with the rows of a table that are closest to what is asked for. Those who may see the table may search."""
+    datasette, request = call.datasette, call.request
+    database, table = await table_of(datasette, request)
+    embedded = await read_embedded(database, table)
+    if embedded is None:
+        file = PurePath(database.path).name if database.path else "DATABASE"
+        raise NotEmbedded(f"{table} has no embeddings yet: make them with `datasette vision embed {file} {table}`")
+    asked = SearchRequest.read(arguments_of(request), datasette.setting("max_returned_rows"))
+    found = Search(database, table, embedded, asked)
+    await prepare(datasette, request, found)
+    if request.method == POST:
+        found.request = dataclasses.replace(asked, embedding=await _picture(call, found.model))
+    await run(datasette, request, found)
+    rows = [_row(call, found, place) for place in range(len(found.rows))]
+    if request.args.get("_shape") == "array":
+        return answer(datasette, rows)
+    sql = found.sql()
+    following = None
+    if found.has_next:
+        address = f"{path(datasette, database.name, table)}?{found.request.query_string(page=asked.page + 1)}"
+        following = datasette.absolute_url(request, address)
+    body = {
+        "ok": True,
+        "database": database.name,
+        "table": table,
+        "column": found.column,
+        "model": found.model,
+        "rows": rows,
+        "next": asked.page + 1 if following else None,
+        "next_url": following,
+        "sql": sql.sql,
+        "parameters": sql.parameters,
+    }
+    return answer(datasette, body)
+
+
+def path(datasette: Datasette, database: str, table: str) -> str:
+    """Return the address of the search of a table as JSON."""
+    from datasette.utils import tilde_encode
+
+    route = tilde_encode(datasette.get_database(database).route)
+    return str(datasette.urls.path(f"/-/vision/search/{route}/{tilde_encode(table)}"))
+
+
+async def _picture(call: Call, model: str) -> str:
+    """Return the embedding of what was posted, as an address holds it. To compute one takes its own permission."""
+    from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
+
+    inputs = read_inputs(call.fields, SEARCH.kinds)
+    if len(inputs) != 1:
+        raise InvalidArgument(f"expected one image or embedding, found {len(inputs)}")
+    if inputs[0].kind != EMBEDDING:
+        await permissions.ensure(call.datasette, call.request.actor, permissions.INFER)
+    take(call, inputs)
+    (found,) = await embed(call, inputs, model)
+    if isinstance(found, VisionError):
+        raise found
+    return encode_embedding(vectors.encode(found))
+
+
+def _row(call: Call, search: Search, place: int) -> dict[str, Any]:
+    """What is told of a row: its similarity, where it and its picture are, and its columns that JSON can hold."""
+    datasette, request, row = call.datasette, call.request, search.rows[place]
+    database, table = search.database.name, search.table
+    column = search.embedded.picture_column(search.column)
+    addresses: dict[str, str | None] = {"url": None, "picture": None, "thumbnail": None}
+    if not search.embedded.is_view:
+        addresses["url"] = f"{datasette.urls.table(database, table)}/{row.path}"
+    if column is not None:
+        addresses["picture"] = pictures.path(datasette, database, table, column, row.path)
+        addresses["thumbnail"] = pictures.path(datasette, database, table, column, row.path, THUMBNAIL)
+    return {
+        "path": row.path,
+        "label": row.label,
+        "similarity": row.similarity,
+        **{name: path and datasette.absolute_url(request, path) for name, path in addresses.items()},
+        "row": {name: value for name, value in row.values.items() if not isinstance(value, bytes)},
+    }
+
+
+def _argument(name: str, meaning: str, expected: str, many: bool = False) -> Parameter:
+    """Describe an argument of the address for the documentation: request.py reads it."""
+    return Parameter(name, meaning, {"type": "string"}, expected, text, read_many=list if many else None)
+
+
+FOUND: schemas.Schema = schemas.closed(
+    {
+        "path": {"type": "string", "description": "The row, as Datasette's addresses write its key."},
+        "label": {"type": "string"},
+        "similarity": {"type": ["number", "null"], "minimum": -1, "maximum": 1},
+        "url": {"type": ["string", "null"]},
+        "picture": {"type": ["string", "null"]},
+        "thumbnail": {"type": ["string", "null"]},
+        "row": {"type": "object", "description": "Its columns, but for BLOBs."},
+    }
+)
+SEARCH = Route(
+    "search",
+    "/search/{database}/{table}",
+    "Search a table",
+    "The rows of an embedded table that are closest to what is asked for, best first. The arguments are those of the"
+    " search page, in the address: Datasette's column filters (`name__contains=cat`), `_where` and `_search` hold too."
+    " A picture or an embedding to search for is posted.",
+    search,
+    methods=(GET, POST),
+    action=None,
+    kinds=(IMAGE, EMBEDDING),
+    strict=False,
+    parameters=(
+        _argument("q", "Words that say what to look for.", "a text"),
+        _argument("_not", "Words for what to turn away from.", "a text"),
+        _argument(
+            "_like",
+            "A row to be like, by its path in Datasette's addresses, with a weight after a colon if it is not 1.",
+            "the path of a row",
+            many=True,
+        ),
+        _argument("_unlike", "A row to be less like, with a weight if it is not 0.5.", "the path of a row", many=True),
+        _argument("_embedding", "An embedding as base64 of float32 values.", "base64"),
+        _argument("_model", "The model whose embeddings are searched, where there are several.", "a name"),
+        _argument("_column", "The column whose embeddings are searched, where there are several.", "a name"),
+        _argument("_threshold", "The least similarity.", "a number"),
+        _argument("_size", "Rows of a page: 24 by default, or `max`.", "a whole number"),
+        _argument("_page", "The page, from 1.", "a whole number"),
+        _argument("_shape", "`array` for the rows alone.", "array"),
+    ),
+    answer={
+        "anyOf": [
+            schemas.closed(
+                {
+                    "ok": {"const": True},
+                    "database": {"type": "string"},
+                    "table": {"type": "string"},
+                    "column": {"type": "string"},
+                    "model": schemas.NAME,
+                    "rows": {"type": "array", "items": FOUND},
+                    "next": {"type": ["integer", "null"]},
+                    "next_url": {"type": ["string", "null"]},
+                    "sql": {"type": "string"},
+                    "parameters": {"type": "object"},
+                }
+            ),
+            {"type": "array", "items": FOUND},
+        ]
+    },
+    path_parameters=(("database", "A database."), ("table", "A table or view of it that is embedded.")),
+    in_address=True,
+    example=Example("/-/vision/search/demo/emoji", query=[("q", "happy cat"), ("_size", "3")]),
+)
+ROUTES = (SEARCH,)

@@ -1,0 +1,146 @@
+"""What there is to search: a table, its side table of embeddings, and how the rows of the two find each other."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.util.sql_names import quote
+
+SAMPLE_ROWS = 20
+# So few embeddings are compared in SQL in less time than a page takes; an index answers from there on.
+LARGE = 20_000
+# A picture this small may go with its row, so that a query's page shows it.
+SMALL_PICTURE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A table with embeddings.
+
+    `key` are the columns by which its rows are known ("rowid" where it has no primary key), `side_key` the same in the
+    side table; `rowid` names its row number, where it has one. `sources` are the (column, model) pairs that were
+    embedded, by name. `picture_columns` are the columns that hold pictures, `blob_columns` those that hold BLOBs of any
+    kind. With `is_large` there are too many embeddings to compare with each every time.
+    """
+
+    table: str
+    side_table: str
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+    side_key: tuple[str, ...]
+    rowid: str | None
+    sources: tuple[tuple[str, str], ...]
+    blob_columns: tuple[str, ...]
+    picture_columns: tuple[str, ...]
+    small_pictures: bool
+    is_view: bool
+    is_large: bool
+
+    def picture_column(self, source_column: str) -> str | None:
+        """Return the column to show for rows found by `source_column`: itself, or another with pictures, or None."""
+        if source_column in self.picture_columns:
+            return source_column
+        return self.picture_columns[0] if self.picture_columns else None
+
+
+def read(connection: sqlite3.Connection, table: str) -> Embedded | None:
+    """Describe a table with its embeddings, or return None when it has none."""
+    source = sidetables.find(connection, table)
+    sources = _sources(connection, source.side.name) if source else ()
+    if source is None or not sources:
+        return None
+    columns = tuple(sidetables.columns(connection, source.table))
+    blobs, pictures, small = _look(connection, source.table, columns)
+    return Embedded(
+        table=source.table,
+        side_table=source.side.name,
+        columns=columns,
+        key=source.key,
+        side_key=source.side.key_columns,
+        rowid=source.rowid,
+        sources=sources,
+        blob_columns=blobs,
+        picture_columns=pictures,
+        small_pictures=small,
+        is_view=source.is_view,
+        is_large=_highest_row(connection, source.side.name) > LARGE,
+    )
+
+
+def picture_columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    """Return the columns of a table that hold pictures, judged by its first rows."""
+    return _look(connection, table, tuple(sidetables.columns(connection, table)))[1]
+
+
+def columns_of(connection: sqlite3.Connection, table: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return (the columns of a table that are embedded, those that hold pictures).
+
+    What a view holds is not looked at unless it is embedded: a view may take as long as it likes for its first row.
+    """
+    source = sidetables.find(connection, table)
+    sources = _sources(connection, source.side.name) if source else ()
+    if (
+        not sources
+        and connection.execute(
+            "select 1 from sqlite_master where type = 'view' and name = ? collate nocase", (table,)
+        ).fetchone()
+    ):
+        return frozenset(), ()
+    return frozenset(column for column, _ in sources), picture_columns(connection, table)
+
+
+def tables(connection: sqlite3.Connection) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
+    """Return the tables and views of a database that have embeddings: (name, (column, model) pairs)."""
+    found = [(source.table, _sources(connection, source.side.name)) for source in sidetables.sources(connection)]
+    return [(table, sources) for table, sources in found if sources]
+
+
+def _sources(connection: sqlite3.Connection, side_table: str) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of column and model, by name: one look into the index for each, whatever the number of rows."""
+
+    def names(column: str, condition: str, *parameters: str) -> Iterator[str]:
+        name = ""
+        while True:
+            (name,) = connection.execute(
+                f"select min({column}) from {quote(side_table)} where {condition} {column} > ?", (*parameters, name)
+            ).fetchone()
+            if name is None:
+                return
+            yield name
+
+    return tuple(
+        (column, model) for model in names("model", "") for column in names("source_column", "model = ? and", model)
+    )
+
+
+def _highest_row(connection: sqlite3.Connection, side_table: str) -> int:
+    return connection.execute(f"select coalesce(max(_rowid_), 0) from {quote(side_table)}").fetchone()[0]
+
+
+def _look(
+    connection: sqlite3.Connection, table: str, columns: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """(columns with BLOBs, those with pictures, whether the pictures are small), judged by the first rows."""
+    from datasette_vision.images.decode import sniff  # heavy: Pillow
+
+    if not columns:
+        return (), (), True
+    # Of a large BLOB, typeof() and length() read only the header of the row.
+    facts = ", ".join(f"typeof({quote(name)}), length({quote(name)})" for name in columns)
+    rows = connection.execute(f"select {facts} from {quote(table)} limit {SAMPLE_ROWS}").fetchall()
+    blobs, pictures, largest = [], [], 0
+    for place, name in enumerate(columns):
+        lengths = [row[2 * place + 1] for row in rows if row[2 * place] == "blob"]
+        if not lengths:
+            continue
+        blobs.append(name)
+        start = connection.execute(
+            f"select substr({quote(name)}, 1, 64) from {quote(table)} where typeof({quote(name)}) = 'blob' limit 1"
+        ).fetchone()
+        if start and sniff(bytes(start[0])):
+            pictures.append(name)
+            largest = max(largest, *lengths)
+    return tuple(blobs), tuple(pictures), largest <= SMALL_PICTURE_BYTES

@@ -1,0 +1,34 @@
+"""Which tables can be searched, over all databases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.plugin.search import embedded as embedded_tables
+from datasette_vision.plugin.server.permissions import may_view_table
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+
+@dataclass(frozen=True)
+class Searchable:
+    """A table with embeddings: `sources` are the (column, model) pairs that were embedded."""
+
+    database: str
+    table: str
+    sources: tuple[tuple[str, str], ...]
+
+
+async def searchable_tables(datasette: Datasette, actor: dict[str, Any] | None) -> list[Searchable]:
+    """Return the tables with embeddings that an actor may see, by database and name."""
+    found = []
+    for name, database in datasette.databases.items():
+        tables = await database.execute_fn(embedded_tables.tables)
+        found += [
+            Searchable(name, table, sources)
+            for table, sources in tables
+            if await may_view_table(datasette, actor, name, table)
+        ]
+    return found

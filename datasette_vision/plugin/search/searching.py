@@ -1,0 +1,227 @@
+"""Answers a search: from a request over HTTP to rows, for the page and for the JSON alike."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode
+
+from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, NotEmbedded, NotPermitted, VisionError
+from datasette_vision.plugin.http.context import desk_of, outcomes
+from datasette_vision.plugin.search import embedded as embedded_tables
+from datasette_vision.plugin.search import sql as search_sql
+from datasette_vision.plugin.search.embedded import Embedded
+from datasette_vision.plugin.search.request import SearchRequest
+from datasette_vision.plugin.search.sql import RowKey, SearchSql, Where
+from datasette_vision.plugin.server import permissions
+from datasette_vision.plugin.server.compatibility import filter_arguments, query_path
+from datasette_vision.plugin.server.state import state_of
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.database import Database
+    from datasette.utils.asgi import Request
+
+LABEL_COLUMNS = ("name", "title", "label", "caption", "file_name", "filename", "path")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A row: its path in addresses, what to call it, its similarity (None when rows are merely listed), its values."""
+
+    path: str
+    label: str
+    similarity: float | None
+    values: dict[str, Any]
+
+
+@dataclass
+class Search:
+    """A table to search, the search, and when it has run its rows."""
+
+    database: Database
+    table: str
+    embedded: Embedded
+    request: SearchRequest
+    column: str = ""
+    model: str = ""
+    where: Where = field(default_factory=Where)
+    human_filters: str = ""
+    keys: tuple[RowKey, ...] = ()
+    label_column: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)  # of the examples, by their paths
+    rows: list[Found] = field(default_factory=list)
+    has_next: bool = False
+    use_index: bool | None = None
+
+    def sql(self, limit: int | None = None) -> SearchSql:
+        """Return the SQL of this search, for a page of rows or for `limit` of them."""
+        return search_sql.build(
+            self.embedded, self.request,
+            column=self.column, model=self.model, keys=self.keys, where=self.where, limit=limit,
+            use_index=self.use_index,
+        )  # fmt: skip
+
+    def query_path(self, datasette: Datasette) -> str:
+        """Return the address of Datasette's query page with the SQL of this search."""
+        sql = self.sql()
+        return query_path(datasette, self.database.name) + "?" + urlencode({"sql": sql.sql, **sql.parameters})
+
+
+async def table_of(datasette: Datasette, request: Request) -> tuple[Database, str]:
+    """Return the database and the table that an address names, if the actor may see them.
+
+    Raises Datasette's NotFound and Forbidden, as its table page does.
+    """
+    from datasette.utils import tilde_decode
+
+    table = tilde_decode(request.url_vars["table"])
+    route = tilde_decode(request.url_vars["database"])
+    return await permissions.viewable_table(datasette, request.actor, route, table), table
+
+
+async def read_embedded(database: Database, table: str) -> Embedded | None:
+    """Describe a table with its embeddings, or return None when it has none."""
+    return await database.execute_fn(lambda connection: embedded_tables.read(connection, table))
+
+
+def arguments_of(request: Request) -> list[tuple[str, str]]:
+    """Return the arguments of an address in their order."""
+    return parse_qsl(request.query_string, keep_blank_values=True)
+
+
+async def prepare(datasette: Datasette, http: Request, search: Search) -> None:
+    """Work out what a search means in its table: model, filters, examples.
+
+    Raises VisionError, or what Datasette's filters raise.
+    """
+    config = state_of(datasette).config
+    search.column, search.model = _source(search.embedded, search.request, config.default_model)
+    search.label_column = await _label_column(search.database, search.embedded)
+    clauses, parameters, search.human_filters = await filter_arguments(
+        datasette, http, search.database.name, search.table, search.request.filters, search.embedded.columns
+    )
+    search.where = Where(tuple(clauses), tuple(parameters.items()))
+    search.keys = tuple(_key(search.embedded, example.row, example.weight) for example in search.request.examples)
+
+
+async def run(datasette: Datasette, http: Request, search: Search) -> None:
+    """Find the rows. Raises VisionError or RequestError."""
+    from datasette.utils import path_from_row_pks
+
+    await _warm(datasette, http, search)
+    await _check_examples(search)
+    sql = search.sql(search.request.size + 1)
+    try:
+        results = await _execute(datasette, search.database, sql)
+    except InvalidInput as error:
+        if not sql.uses_index:
+            raise
+        # The index of a large table is being made, which the first search begins: compare with every row meanwhile.
+        search.use_index = False
+        sql = search.sql(search.request.size + 1)
+        try:
+            results = await _execute(datasette, search.database, sql)
+        except InvalidInput:
+            raise Busy(str(error)) from None
+    search.has_next = len(results.rows) > search.request.size
+    for row in results.rows[: search.request.size]:
+        values = dict(zip(results.columns, tuple(row), strict=True))
+        path = path_from_row_pks(values, list(search.embedded.key), False)
+        similarity = values.pop(sql.similarity) if sql.similarity else None
+        label = values.get(search.label_column) if search.label_column else None
+        search.rows.append(Found(path, _text(label) or path, similarity, values))
+
+
+async def _execute(datasette: Datasette, database: Database, sql: SearchSql) -> Any:
+    """Run the SQL of a search. Raises InvalidInput, saying why it failed."""
+    from datasette.database import QueryInterrupted
+    from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
+
+    try:
+        return await database.execute(sql.sql, sql.parameters, log_sql_errors=False)
+    except QueryInterrupted:
+        limit = datasette.setting("sql_time_limit_ms")
+        raise InvalidInput(
+            f"the search took longer than {limit} ms (sql_time_limit_ms): filters that let fewer rows through help"
+        ) from None
+    except (sqlite3.Error, datasette_sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
+        # The last two are of parameters that SQLite has no place for.
+        raise InvalidInput(str(error)) from None
+
+
+def _source(embedded: Embedded, request: SearchRequest, default_model: str) -> tuple[str, str]:
+    """Choose which embeddings to search: those asked for, else the default model's, else the first by name."""
+    fitting = [
+        (column, model)
+        for column, model in embedded.sources
+        if request.column in (None, column) and request.model in (None, model)
+    ]
+    if not fitting:
+        there = ", ".join(f"{column} with {model}" for column, model in embedded.sources)
+        if request.model and request.model not in {model for _, model in embedded.sources}:
+            raise NotEmbedded(f"{embedded.table} is not embedded with {request.model!r}; it is embedded: {there}")
+        raise NotEmbedded(f"{embedded.table}: {request.column!r} is not embedded; embedded are: {there}")
+    return next((source for source in fitting if source[1] == default_model), fitting[0])
+
+
+def _key(embedded: Embedded, row: str, weight: float) -> RowKey:
+    from datasette.utils import urlsafe_components
+
+    values = tuple(urlsafe_components(row))
+    if len(values) != len(embedded.key):
+        raise InvalidArgument(f"no row of {embedded.table} is known as {row!r}: its key is {', '.join(embedded.key)}")
+    return RowKey(values, weight)
+
+
+async def _warm(datasette: Datasette, http: Request, search: Search) -> None:
+    """Embed the words before the query does, which then finds them in the cache. Raises NotPermitted.
+
+    Loading a model may take longer than SQL is allowed to; and so the words count, and wait, as the API's do.
+    """
+    texts = [text for text in (search.request.q, search.request.but_not) if text]
+    if not texts:
+        return
+    desk = desk_of(datasette)
+    await desk.ready()
+    if not await permissions.may(datasette, http.actor, permissions.INFER):
+        if await desk.call(desk.vision.has_texts, texts, search.model):
+            return
+        raise NotPermitted(
+            f"searching by these words has a model compute, which needs the permission {permissions.INFER}; searching"
+            " for what is like a row (_like) does not"
+        )
+    with desk.limits.share(desk.clients.name(http)) as share:
+        share.take_inputs(texts=len(texts))
+        for outcome in await outcomes(desk.intake.embed_texts(texts, search.model)):
+            if isinstance(outcome, VisionError):
+                raise outcome
+
+
+async def _check_examples(search: Search) -> None:
+    """Raise InvalidArgument for an example without an embedding: the whole search would come to nothing."""
+    for example, key in zip(search.request.examples, search.keys, strict=True):
+        sql, parameters = search_sql.example(search.embedded, search.column, search.model, key, search.label_column)
+        row = (await search.database.execute(sql, parameters)).first()
+        if row is None or row[0] is None:
+            raise InvalidArgument(
+                f"{search.table} {example.row!r} "
+                + ("has no embedding: its picture could not be read" if row else "is not embedded, or not there")
+            )
+        search.labels[example.row] = _text(row[1]) or example.row
+
+
+async def _label_column(database: Database, embedded: Embedded) -> str | None:
+    """Return the column that says what a row is: Datasette's label column, or one of a telling name."""
+    fitting = [name for name in embedded.columns if name not in (*embedded.blob_columns, *embedded.key)]
+    # Datasette 1.0 knows no label columns of views, and fails on them.
+    column = None if embedded.is_view else await database.label_column_for_table(embedded.table)
+    if column in fitting:
+        return str(column)
+    by_name = {name.lower(): name for name in fitting}
+    return next((by_name[name] for name in LABEL_COLUMNS if name in by_name), None)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or isinstance(value, bytes) else str(value)

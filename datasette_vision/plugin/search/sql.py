@@ -1,0 +1,250 @@
+"""The SQL that answers a search: text that a person can read, and runs as it stands on Datasette's query page.
+
+Without filters, vision_search() finds the rows in its index and they are looked up. Filters (and tables that the index
+does not know) are answered exactly: the similarity of every row that passes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datasette_vision.plugin.search.embedded import Embedded
+from datasette_vision.plugin.search.request import LESS, SearchRequest
+from datasette_vision.util.sql_names import literal, quote
+
+# vision_search() gives no more rows than this.
+MOST_FROM_INDEX = 100_000
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """The key of an example row: its values as TEXT, as an address holds them, with the weight of the example."""
+
+    values: tuple[str, ...]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Where:
+    """Datasette's own filters on the table, as SQL, with their parameters."""
+
+    clauses: tuple[str, ...] = ()
+    parameters: tuple[tuple[str, object], ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchSql:
+    """The SQL and its parameters; `similarity` names the column of that meaning, None when rows are merely listed."""
+
+    sql: str
+    parameters: dict[str, object]
+    similarity: str | None
+    uses_index: bool = False
+
+
+def build(
+    embedded: Embedded,
+    request: SearchRequest,
+    *,
+    column: str,
+    model: str,
+    keys: tuple[RowKey, ...] = (),
+    where: Where = Where(),
+    limit: int | None = None,
+    use_index: bool | None = None,
+) -> SearchSql:
+    """Return the SQL for a page of a search. `column` and `model` say which embeddings are searched.
+
+    `keys` are request.examples, decoded. `limit` is the number of rows, a page of them by default. `use_index` says
+    whether vision_search() may answer, by default where the table is large.
+    """
+    builder = _Builder(embedded, request, column, model, keys, where)
+    limit = request.size if limit is None else limit
+    offset = request.size * (request.page - 1)
+    if not request.asks:
+        return builder.listed(limit, offset)
+    if use_index is None:
+        use_index = embedded.is_large
+    if use_index and not where.clauses and embedded.rowid and limit + offset <= MOST_FROM_INDEX:
+        return builder.indexed(limit, offset)
+    return builder.exact(limit, offset)
+
+
+def example(
+    embedded: Embedded, column: str, model: str, key: RowKey, label_column: str | None
+) -> tuple[str, dict[str, object]]:
+    """Return SQL, with its parameters, for (embedding, label) of an example row."""
+    builder = _Builder(embedded, SearchRequest(), column, model, (), Where())
+    label = f"{builder.table}.{quote_plain(label_column)}" if label_column else "null"
+    where = f"{builder.key_is('like', key)} and {builder.rows_of}"
+    sql = f"select {builder.own('embedding')}, {label} from {builder.joined_from_rows()} where {where}"
+    return sql, builder.parameters
+
+
+class _Builder:
+    """The parts of the SQL, over one search."""
+
+    def __init__(
+        self,
+        embedded: Embedded,
+        request: SearchRequest,
+        column: str,
+        model: str,
+        keys: tuple[RowKey, ...],
+        where: Where,
+    ) -> None:
+        self.embedded, self.request, self.keys, self.where = embedded, request, keys, where
+        self.table, self.side = quote_plain(embedded.table), quote_plain(embedded.side_table)
+        self.name, self.model, self.column = literal(embedded.table), literal(model), literal(column)
+        self.rows_of = f"{self.own('source_column')} = {self.column} and {self.own('model')} = {self.model}"
+        self.parameters: dict[str, object] = dict(where.parameters)
+        taken = {name.lower() for name in embedded.columns}
+        self.similarity = next(
+            name for name in ("similarity", "vision_similarity", *(f"similarity_{n}" for n in range(2, 3000)))
+            if name not in taken
+        )  # fmt: skip
+
+    def listed(self, limit: int, offset: int) -> SearchSql:
+        """Rows in the order of the table, for a search that asks for nothing yet."""
+        sql = (
+            f"select {self._columns()}\nfrom {self.joined_from_rows()}\nwhere {self._conditions()}\n"
+            f"order by {self._key_columns()}\n{_page(limit, offset)}"
+        )
+        return SearchSql(sql, self.parameters, None)
+
+    def exact(self, limit: int, offset: int) -> SearchSql:
+        """The similarity of every row that passes the filters."""
+        query, embedding = self._query()
+        joined = self.joined_from_rows() if self.where.clauses else self.joined()
+        select = (
+            f"select {self._columns()},\n"
+            f"  vision_similarity({self.own('embedding')}, {embedding}) as {self.similarity}\n"
+            f"from {joined}\nwhere {self._conditions()}\n"
+            f"order by {self.similarity} desc, {self._key_columns()}\n{_page(limit, offset)}"
+        )
+        return SearchSql(query + self._above_threshold(select), self.parameters, self.similarity)
+
+    def indexed(self, limit: int, offset: int) -> SearchSql:
+        """The rows that vision_search() finds."""
+        query, embedding = self._query()
+        if embedding.startswith("vision_embed(:q"):
+            embedding = ":q"  # vision_search() embeds it itself
+        found = f"vision_search({self.name}, {embedding}, {limit + offset}, {self.model}, {self.column})"
+        select = (
+            f"select {self._columns()},\n"
+            f"  json_extract(found.value, '$.similarity') as {self.similarity}\n"
+            f"from json_each({found}) as found\n"
+            f"join {self.table} on {self.table}.{self.embedded.rowid} = json_extract(found.value, '$.rowid')\n"
+            f"order by {self.similarity} desc, {self._key_columns()}\n{_page(limit, offset)}"
+        )
+        return SearchSql(query + self._above_threshold(select), self.parameters, self.similarity, uses_index=True)
+
+    def _above_threshold(self, select: str) -> str:
+        """Keep what is similar enough: of a page of rows, whose similarity is known then and not calculated again."""
+        if self.request.threshold is None:
+            return select
+        self.parameters["threshold"] = self.request.threshold
+        inner = "\n".join(f"  {line}" for line in select.splitlines())
+        order = ", ".join([f"{self.similarity} desc", *map(quote_plain, self.embedded.key)])
+        # A threshold out of an address is TEXT.
+        return f"select * from (\n{inner}\n)\nwhere {self.similarity} >= cast(:threshold as real)\norder by {order}"
+
+    # Parts
+
+    def _query(self) -> tuple[str, str]:
+        """(a WITH clause, the embedding that is looked for as an expression); the one may be empty."""
+        terms = self._terms()
+        if len(terms) == 1 and terms[0][1] > 0:
+            expression = terms[0][0]
+        else:
+            pairs = ",\n".join(f"    {expression}, {weight:g}" for expression, weight in terms)
+            expression = f"vision_combine(\n{pairs}\n  )"
+        if expression.startswith(("vision_embed(", "vision_from_base64(")):
+            return "", expression  # SQLite sees for itself that this is the same for every row
+        return f"with query as (\n  select {expression} as embedding\n)\n", "(select embedding from query)"
+
+    def _terms(self) -> list[tuple[str, float]]:
+        """(expression of an embedding, weight) for all that the search asks for."""
+        request, terms = self.request, []
+        if request.q:
+            self.parameters["q"] = request.q
+            terms.append((f"vision_embed(:q, {self.model})", request.q_weight))
+        if request.but_not:
+            self.parameters["but_not"] = request.but_not
+            terms.append((f"vision_embed(:but_not, {self.model})", LESS))
+        if request.embedding:
+            self.parameters["picture"] = request.embedding
+            terms.append(("vision_from_base64(:picture)", request.embedding_weight))
+        for number, key in enumerate(self.keys, start=1):
+            found = (
+                f"(select {self.own('embedding')} from {self.joined_from_rows()}\n"
+                f"      where {self.key_is(f'like_{number}', key)} and {self.rows_of})"
+            )
+            terms.append((found, key.weight))
+        return terms
+
+    def key_is(self, parameter: str, key: RowKey) -> str:
+        """The condition that a row of the table has this key."""
+        conditions = []
+        for place, (name, value) in enumerate(zip(self.embedded.key, key.values, strict=True), start=1):
+            numbered = parameter if len(key.values) == 1 else f"{parameter}_{place}"
+            self.parameters[numbered] = value
+            # Of the table's own column, which knows that a 5 in an address is a number.
+            conditions.append(f"{self.table}.{quote_plain(name)} = :{numbered}")
+        return " and ".join(conditions)
+
+    def _columns(self) -> str:
+        """The columns to show. Large pictures are left out: they would be read in full for each row."""
+        key = [f"{self.table}.{name}" for name in self.embedded.key if name not in self.embedded.columns]
+        if self.embedded.small_pictures:
+            return ", ".join([*key, f"{self.table}.*"])
+        names = [name for name in self.embedded.columns if name not in self.embedded.blob_columns]
+        return ", ".join([*key, *(f"{self.table}.{quote_plain(name)}" for name in names)])
+
+    def _key_columns(self) -> str:
+        return ", ".join(f"{self.table}.{quote_plain(name)}" for name in self.embedded.key)
+
+    def joined(self) -> str:
+        """The table with its side table: every embedding, and then its row."""
+        if self.embedded.key == self.embedded.side_key and set(self.embedded.key) <= set(self.embedded.columns):
+            return f"{self.table} join {self.side} using ({', '.join(map(quote_plain, self.embedded.key))})"
+        return self._joined_on("join", "")
+
+    def joined_from_rows(self) -> str:
+        """The same the other way about, for a large table: some rows, in their order, and then their embeddings.
+
+        The key columns of a side table have no type. SQLite looks for a value in their index only when it comes without
+        a type too: hence the +.
+        """
+        return self._joined_on("cross join", "+") if self.embedded.is_large else self.joined()
+
+    def _joined_on(self, join: str, plus: str) -> str:
+        pairs = zip(self.embedded.key, self.embedded.side_key, strict=True)
+        return f"{self.table} {join} {self.side} on " + " and ".join(
+            f"{self.side}.{quote_plain(side)} = {plus}{self.table}.{quote_plain(name)}" for name, side in pairs
+        )
+
+    def own(self, name: str) -> str:
+        """A column of the side table, by its name alone where the table has none of that name."""
+        return f"{self.side}.{name}" if name in {column.lower() for column in self.embedded.columns} else name
+
+    def _conditions(self) -> str:
+        conditions = f"{self.rows_of} and {self.own('embedding')} is not null"
+        if self.where.clauses:
+            key = self._key_columns()
+            inner = f"select {key} from {self.table}\n    where {' and '.join(self.where.clauses)}"
+            # By themselves, so that their columns cannot be taken for those of the side table.
+            conditions += f"\n  and {f'({key})' if len(self.embedded.key) > 1 else key} in (\n    {inner}\n  )"
+        return conditions
+
+
+def quote_plain(name: str) -> str:
+    """Quote a name for SQL where it has to be."""
+    from datasette.utils import escape_sqlite
+
+    plain = name.isascii() and name.isidentifier() and escape_sqlite(name) == name
+    return name if plain else quote(name)
+
+
+def _page(limit: int, offset: int) -> str:
+    return f"limit {limit}" + (f" offset {offset}" if offset else "")

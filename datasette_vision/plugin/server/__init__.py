@@ -1,0 +1,1 @@
+"""What the plugin is to a Datasette: its state and activity, permissions, both lines of Datasette, start and end."""

@@ -1,0 +1,284 @@
+"""While the server runs, tables that have been embedded are kept in step: `auto_embed` in the configuration.
+
+One thread looks at each database now and then. Whether one has changed at all costs microseconds to ask, and keeps
+nobody awake; only when there is something to embed does the server stay awake for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.errors import VisionError
+from datasette_vision.plugin.server.compatibility import open_reader
+from datasette_vision.plugin.server.writing import DatasetteWriter
+from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables.rows import connected
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.database import Database
+
+    from datasette_vision.bulk.embed_table import Summary
+    from datasette_vision.bulk.sync import Kept
+    from datasette_vision.config.settings import AutoEmbed as Settings
+    from datasette_vision.engine.vision import Vision
+    from datasette_vision.plugin.server.activity import Activity, Application
+    from datasette_vision.util.transactions import Writer
+
+logger = logging.getLogger(__name__)
+
+NAME = "auto_embed"
+# After an error: twice as long each time, up to this.
+LONGEST_REST_S = 300.0
+JOIN_TIMEOUT_S = 3.0
+
+
+class AutoEmbed:
+    """Keeps the tables of one Datasette in step, from the start of its server to the end."""
+
+    def __init__(
+        self,
+        datasette: Datasette,
+        settings: Callable[[], Settings | None],
+        activity: Activity,
+        vision: Callable[[], Vision],
+    ) -> None:
+        """`settings` is asked when the server starts: before that, the configuration has not been checked."""
+        self._datasette = datasette
+        self._settings = settings
+        self._activity = activity
+        self._vision = vision
+        self._databases: dict[str, Watched] = {}
+        self._left_out: dict[str, str] = {}
+        self._unwritable: dict[str, bool] = {}
+        self._thread: threading.Thread | None = None
+
+    def watch(self, application: Application) -> Application:
+        """Wrap an ASGI application so that the work begins when its server has started."""
+
+        async def watched(scope: Any, receive: Any, send: Any) -> None:
+            async def sent(message: Any) -> None:
+                await send(message)
+                if message["type"] == "lifespan.startup.complete":
+                    self.start(asyncio.get_running_loop())
+
+            await application(scope, receive, sent if scope["type"] == "lifespan" else send)
+
+        return watched
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin, when the configuration says so. `loop` is where Datasette runs."""
+        settings = self._settings()
+        if settings is not None and self._thread is None:
+            self._thread = threading.Thread(
+                target=self._work, args=(loop, settings), name="datasette-vision-auto-embed", daemon=True
+            )
+            self._thread.start()
+
+    def close(self) -> None:
+        """Wait for the end, which comes with the server's."""
+        if self._thread is not None:
+            self._activity.stopping.set()
+            self._thread.join(JOIN_TIMEOUT_S)
+
+    def kept(self) -> list[tuple[str, Kept]]:
+        """Return what is kept in step, with the name of its database."""
+        return [(name, kept) for name, watched in list(self._databases.items()) for kept in watched.kept()]
+
+    def left_out(self) -> dict[str, str]:
+        """Return what cannot be kept in step, as "database/table" or a database, and why."""
+        return dict(self._left_out)
+
+    # On the thread
+
+    def _work(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
+        stopping = self._activity.stopping
+        wait_s = settings.interval
+        while not stopping.wait(wait_s):
+            wait_s = settings.interval
+            try:
+                if self._go_round(loop, settings):
+                    wait_s = 0.0
+            except Exception:  # nobody would begin this thread anew
+                logger.exception("%s: an error of its own", NAME)
+        for watched in self._databases.values():
+            watched.close()
+
+    def _go_round(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> bool:
+        """Visit each database, and say whether there is more that should not wait."""
+        databases = self._mutable()
+        for name in set(self._databases) - {database.name for database in databases}:
+            self._databases.pop(name).close()
+        impatient = False
+        for database in databases:
+            watched = self._databases.get(database.name)
+            if watched is None:
+                writer = DatasetteWriter(database, loop)
+                watched = Watched(database, writer, settings, self._activity, self._vision)
+                self._databases[database.name] = watched
+            impatient = watched.visit() or impatient
+        self._note_left_out(settings.tables)
+        return impatient
+
+    def _mutable(self) -> list[Database]:
+        """Return the databases with a file that can be written."""
+        found = {id(database): database for database in list(self._datasette.databases.values())}.values()
+        return [database for database in found if database.path and database.is_mutable]
+
+    def _note_left_out(self, tables: tuple[str, ...] | None) -> None:
+        """Say what is asked for and cannot be kept in step, and why."""
+        reasons = {name: watched.error for name, watched in self._databases.items() if watched.error}
+        there = {f"{database}/{kept.source.table}".lower() for database, kept in self.kept()}
+        for name in self._immutable() if tables is None else tables:
+            database, _, table = name.partition("/")
+            if name.lower() in there or database in reasons:
+                continue
+            if database not in self._datasette.databases:
+                reasons[name] = f"there is no database {database!r}"
+            elif database not in self._databases:
+                reasons[name] = f"{database} is served as immutable, or in memory: nothing can be written to it"
+            elif table.lower() in self._databases[database].loaded:
+                reasons[name] = "its pictures are files: datasette vision load, run again, brings it up to date"
+            else:
+                reasons[name] = f"it has not been embedded yet: datasette vision embed {database}.db {table} begins it"
+        for name, reason in reasons.items():
+            if self._left_out.get(name) != reason:
+                logger.warning("%s: %s is not kept in step: %s", NAME, name, reason)
+        self._left_out = reasons
+
+    def _immutable(self) -> list[str]:
+        """Return the databases that cannot be written and have embeddings."""
+        for name, database in list(self._datasette.databases.items()):
+            if database.path and not database.is_mutable and name not in self._unwritable:
+                with contextlib.closing(open_reader(database)) as connection:
+                    self._unwritable[name] = bool(sidetables.sources(connection))
+        return [name for name, has_embeddings in self._unwritable.items() if has_embeddings]
+
+
+class Watched:
+    """One database, through a connection that notices what others change."""
+
+    def __init__(
+        self, database: Database, writer: Writer, settings: Settings, activity: Activity, vision: Callable[[], Vision]
+    ) -> None:
+        self._database = database
+        self._writer = writer
+        self._settings = settings
+        self._activity = activity
+        self._vision = vision
+        self._connection: Any = None
+        self._version: int | None = None
+        self._file: tuple[int, int] | None = None
+        self._kept: dict[tuple[sidetables.Source, str, str], Kept] = {}
+        self._errors: dict[tuple[sidetables.Source, str, str], int] = {}
+        self.error: str | None = None
+        # The tables that datasette vision load made: it alone sees when a file changes.
+        self.loaded: set[str] = set()
+
+    def kept(self) -> list[Kept]:
+        """Return what is kept in step."""
+        return list(self._kept.values())
+
+    def visit(self) -> bool:
+        """Do what there is to do now, and say whether there is more that should not wait."""
+        if self._activity.stopping.is_set():
+            return False
+        try:
+            file = _identity(str(self._database.path))
+            if self._connection is None:
+                self._connection = connected(open_reader(self._database))
+                self._file = file
+            if file != self._file:
+                # Datasette's connections go on with the old file, and would write to it.
+                what = "gone" if file is None else "replaced by another"
+                self.error = f"{self._database.path} is {what}: start the server again"
+                return False
+            (version,) = self._connection.execute("pragma data_version").fetchone()
+            if version != self._version:
+                self._find()
+                self._version = version
+                for kept in self._kept.values():
+                    kept.changed()
+            self.error = None
+        except Exception as error:  # of an SQLite that may not be Python's own
+            self.error = f"{type(error).__name__}: {error}"
+            return False
+        for key, kept in list(self._kept.items()):
+            if self._activity.stopping.is_set():
+                return False
+            self._step(key, kept)
+        return any(kept.impatient for kept in self._kept.values())
+
+    def close(self) -> None:
+        """Let go of the database."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _find(self) -> None:
+        """Find the columns that have been embedded."""
+        from datasette_vision.bulk import photos  # heavy: NumPy, Pillow
+        from datasette_vision.bulk.sync import Kept, Means
+
+        sources = [each for each in sidetables.sources(self._connection) if self._is_wanted(each.table)]
+        self.loaded = {each.table.lower() for each in sources if photos.base_of(self._connection, each.table)}
+        found = {
+            (source, column, model)
+            for source in sources
+            if source.table.lower() not in self.loaded
+            for model, column in sidetables.pairs(self._connection, source)
+        }
+        means = Means(
+            lambda: open_reader(self._database),
+            self._writer,
+            self._vision,
+            lambda: self._activity.keep_awake(NAME),
+            self._report,
+        )
+        self._kept = {key: self._kept.get(key) or Kept(*key, means) for key in sorted(found, key=str)}
+
+    def _is_wanted(self, table: str) -> bool:
+        tables, name = self._settings.tables, f"{self._database.name}/{table}"
+        return tables is None or name.lower() in map(str.lower, tables)
+
+    def _step(self, key: tuple[sidetables.Source, str, str], kept: Kept) -> None:
+        from datasette_vision.bulk.sync import FAILED
+
+        try:
+            kept.step(self._connection)
+            self._errors.pop(key, None)
+        except Exception as error:
+            if self._activity.stopping.is_set():
+                return
+            times = self._errors[key] = self._errors.get(key, 0) + 1
+            kept.changed()
+            kept.rest(min(LONGEST_REST_S, self._settings.interval * 2**times))
+            before, kept.report.error, kept.report.state = kept.report.error, str(error), FAILED
+            if not isinstance(error, (VisionError, sqlite3.Error, self._connection.Error)):
+                logger.exception("%s: %s/%s", NAME, self._database.name, kept.name)
+            elif before != kept.report.error:
+                logger.warning("%s: %s/%s: %s", NAME, self._database.name, kept.name, error)
+
+    def _report(self, kept: Kept, summary: Summary) -> None:
+        logger.info(
+            "%s: %s/%s: %d embedded, %d removed, %d failed, in %.1f s%s",
+            *(NAME, self._database.name, kept.name, summary.embedded, summary.removed, summary.failed),
+            *(summary.seconds, ", stopped" if summary.stopped else ""),
+        )
+        for name, reason in summary.failures:
+            logger.warning("%s: %s/%s: %s: %s", NAME, self._database.name, kept.name, name, reason)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return what tells a file from another of the same name, None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,44 @@
+"""Databases in which a process was killed while it wrote are read again at once, not when somebody next writes.
+
+Datasette reads through connections that may only read. SQLite has those wait for somebody to undo the transaction that
+nobody will end, and refuses to read meanwhile: every page is an error, and the server does not even start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.util.connections import recover
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+    from datasette_vision.plugin.server.activity import Application
+
+
+def before_reading(datasette: Datasette) -> None:
+    """Undo what killed processes were writing to the databases that may be written to."""
+    from datasette.utils.sqlite import sqlite3
+
+    for path in _interrupted(datasette):
+        recover(sqlite3.connect, path)
+
+
+def watch(datasette: Datasette, application: Application) -> Application:
+    """Wrap an ASGI application so that a request finds databases that can be read."""
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and _interrupted(datasette):
+            await asyncio.to_thread(before_reading, datasette)
+        await application(scope, receive, send)
+
+    return watched
+
+
+def _interrupted(datasette: Datasette) -> list[str]:
+    """Return the files with a journal beside them: somebody is writing, or was."""
+    databases = list(datasette.databases.values())
+    paths = {str(each.path) for each in databases if each.path and each.is_mutable and not each.is_memory}
+    return [path for path in paths if Path(f"{path}-journal").exists()]

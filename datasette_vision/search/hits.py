@@ -1,0 +1,130 @@
+"""From the rows that an index names to those that are really there, with the similarity of their embeddings themselves.
+
+An index rounds, may be of another moment than what the connection sees, and knows nothing of the source table: what it
+names is looked up by its row in the side table and by its key in the source.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.util.sql_names import quote
+from datasette_vision.vectors.eight_bit import SPARE, Labels
+from datasette_vision.vectors.embedding import FLOAT32, Vector
+from datasette_vision.vectors.index import View
+
+# By how much a similarity that an index gives may be off, at the very most.
+TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A row found. `rowid` is None for what has no row number; `key` holds the columns by which the row is known."""
+
+    rowid: int | None
+    key: dict[str, Any]
+    similarity: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what vision_search() says of it. A key that is the row number itself is not said twice."""
+        result: dict[str, Any] = {} if self.rowid is None else {"rowid": self.rowid}
+        if self.rowid is None or list(self.key.values()) != [self.rowid]:
+            result["key"] = {
+                name: value.hex().upper() if isinstance(value, bytes) else value for name, value in self.key.items()
+            }
+        return {**result, "similarity": self.similarity}
+
+
+class IndexMismatch(Exception):
+    """An index says other similarities than the table: it is of something else, or damaged."""
+
+
+def from_index(
+    connection: sqlite3.Connection, wanted: Embeddings, query: Vector, k: int, view: View, others: list[int]
+) -> list[Hit]:
+    """Return the k best hits for a unit-length query (d,), among what an index holds and some other rows.
+
+    `others` are rows of the side table in which the index may differ from it. Raises IndexMismatch.
+    """
+    different = np.array(others, dtype=np.int64)
+    changed = _rows(connection, wanted, query, others)
+    asked = k + max(SPARE, k // 4)
+    while True:
+        labels, approximate = view.search(query, asked + len(others))
+        exhausted = len(labels) < asked + len(others)
+        same = ~np.isin(labels, different)
+        found = _rows(connection, wanted, query, labels[same].tolist())
+        for label, expected in zip(labels[same].tolist(), approximate[same].tolist(), strict=True):
+            if label in found and abs(found[label].similarity - expected) > TOLERANCE:
+                raise IndexMismatch
+        if len(found) >= k or exhausted:
+            return _best(found, changed, k=k)
+        asked *= 4  # so many are gone from the source
+
+
+def from_table(connection: sqlite3.Connection, wanted: Embeddings, query: Vector, k: int) -> list[Hit]:
+    """Return the k best hits for a unit-length query (d,), comparing with every embedding that the connection sees."""
+    labels: list[Labels] = []
+    similarities: list[NDArray[np.float64]] = []
+    for batch, vectors in wanted.read(connection, len(query)):
+        labels.append(batch)
+        similarities.append(_cosines(vectors, query))
+    if not labels:
+        return []
+    everything, scores = np.concatenate(labels), np.concatenate(similarities)
+    order = np.argsort(-scores, kind="stable")
+    order = order[np.isfinite(scores[order])]
+    found: dict[int, Hit] = {}
+    for start in range(0, len(order), k + SPARE):
+        found |= _rows(connection, wanted, query, everything[order[start : start + k + SPARE]].tolist())
+        if len(found) >= k:
+            break
+    return _best(found, k=k)
+
+
+def _rows(connection: sqlite3.Connection, wanted: Embeddings, query: Vector, labels: list[int]) -> dict[int, Hit]:
+    """Return the hits under some labels, those whose row is in the source table."""
+    if not labels:
+        return {}
+    source = wanted.source
+    rowid = f"source.{source.rowid}" if source.rowid else "null"
+    key = ", ".join(f"source.{quote(column)}" for column in source.key)
+    cursor = connection.cursor()
+    cursor.row_factory = None
+    rows = cursor.execute(
+        f"select side.{wanted.label}, side.embedding, {rowid}, {key} from json_each(?) chosen"
+        f" cross join {wanted.table} side on side.{wanted.label} = chosen.value"
+        f" {wanted.with_source}"
+        " where side.model = ? and side.source_column = ? and typeof(side.embedding) = 'blob'"
+        " and length(side.embedding) = ?",
+        (json.dumps(labels), wanted.model, wanted.column, 4 * len(query)),
+    ).fetchall()
+    if not rows:
+        return {}
+    matrix = np.frombuffer(b"".join(row[1] for row in rows), dtype=FLOAT32).reshape(len(rows), len(query))
+    return {
+        row[0]: Hit(row[2], dict(zip(source.key, row[3:], strict=True)), similarity)
+        for row, similarity in zip(rows, _cosines(matrix, query).tolist(), strict=True)
+        if np.isfinite(similarity)
+    }
+
+
+def _cosines(vectors: NDArray[np.float32], query: Vector) -> NDArray[np.float64]:
+    """Return the cosines of (n, d) and a unit-length (d,); NaN for what has no direction."""
+    wide = vectors.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = (wide @ query.astype(np.float64)) / np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    return np.clip(cosines, -1, 1)
+
+
+def _best(*found: dict[int, Hit], k: int) -> list[Hit]:
+    hits: Iterable[tuple[int, Hit]] = [pair for some in found for pair in some.items()]
+    return [hit for _, hit in sorted(hits, key=lambda pair: (-pair[1].similarity, pair[0]))[:k]]

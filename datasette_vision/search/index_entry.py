@@ -1,0 +1,211 @@
+"""One index with the state of the side table that it holds: read from the table, saved, and opened again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasette_vision.tables import change_log as generations
+from datasette_vision.tables.change_log import State
+from datasette_vision.tables.side_reader import BATCH, Embeddings
+from datasette_vision.vectors import index_file as indexfile
+from datasette_vision.vectors.eight_bit import Flat, Mask, coded, empty
+from datasette_vision.vectors.hnsw import Graph
+from datasette_vision.vectors.index import Index, View
+from datasette_vision.vectors.index_file import UnusableIndex
+
+logger = logging.getLogger(__name__)
+
+HISTORY = 1 << 14
+# Of a saved index whose table has changed in more than this part since, nothing is gained.
+CHANGED_PART = 4
+# Rows of an opened index that are compared with the table; of those that are found again, at least so many of them.
+SAMPLED = 16
+FOUND = 0.75
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What an index is at one moment; `changed` counts the changes before it."""
+
+    index: Index
+    view: View
+    state: State | None
+    changed: int
+
+
+@dataclass
+class Entry:
+    """An index and the state that it is in; `history` is how it came there, oldest first.
+
+    `changed` counts the rows brought in, and `saved_at` is that count in the saved index, None when there is none.
+    """
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    index: Index | None = None
+    state: State | None = None
+    history: deque[tuple[State, int | None]] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    changed: int = 0
+    saved_at: int | None = None
+    can_save: bool = True
+
+    @property
+    def unsaved(self) -> int | None:
+        """The number of changes that the saved index does not have, or None when none is saved."""
+        return None if self.saved_at is None else self.changed - self.saved_at
+
+    def since(self, state: State) -> list[int] | None:
+        """Return the rows that changed from a state that was before until the index's own; None when not known."""
+        if state == self.state:
+            return []
+        history = list(self.history)
+        for position, (then, _) in enumerate(history):
+            if then == state:
+                rows = [row for _, row in history[position + 1 :]]
+                return None if None in rows else [row for row in rows if row is not None]
+        return None
+
+    def bring_in(
+        self, connection: sqlite3.Connection, wanted: Embeddings, changes: list[tuple[State, int]], state: State
+    ) -> None:
+        """Bring changes into the index, which lead from its state to this one."""
+        assert self.index is not None
+        rows = sorted({row for _, row in changes})
+        for start in range(0, len(rows), BATCH):
+            some = rows[start : start + BATCH]
+            labels, vectors = wanted.read_rows(connection, some, self.index.dimensions)
+            self.index.change(np.array(some, dtype=np.int64), labels, vectors)
+        self.history.extend(changes)
+        self.state = state
+        self.changed += len(rows)
+
+    def read(
+        self,
+        connection: sqlite3.Connection,
+        wanted: Embeddings,
+        dimensions: int,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Read the whole table, as a connection sees it within one snapshot. `progress` gets (rows, of how many)."""
+        place = wanted.source.schema, wanted.source.side.name
+        state = generations.state(connection, *place)
+        total = wanted.count(connection)
+        rows, count = empty(dimensions, total), 0
+        for labels, vectors in wanted.read(connection, dimensions):
+            codes, usable = coded(vectors)
+            batch = Flat(labels[usable], codes)
+            rows.put(batch, count)
+            count += len(batch)
+            progress(count, total)
+        history = generations.recent(connection, *place, HISTORY)
+        with self.lock:
+            self._put(Index(rows.first(count), dimensions), state, history)
+            self.saved_at = None
+
+    def open(self, path: Path, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int) -> bool:
+        """Open what was saved and bring in what has changed since; say whether that could be done."""
+        try:
+            saved = indexfile.load(path)
+        except OSError:
+            return False
+        except UnusableIndex as error:
+            logger.warning("%s: it is made anew", error)
+            return False
+        place = wanted.source.schema, wanted.source.side.name
+        state = generations.state(connection, *place)
+        if state is None or saved.about | _about(wanted, dimensions, None) != saved.about:
+            return False
+        before = State(*saved.about["state"])
+        limit = max(HISTORY, len(saved.base) // CHANGED_PART)
+        changes = [] if before == state else generations.changes(connection, *place, before, limit)
+        index = Index(saved.base, dimensions, saved.alive)
+        if changes is None or not _fits(index, connection, wanted, {row for _, row in changes}):
+            logger.info("%s is of another state of the table: it is made anew", path)
+            return False
+        with self.lock:
+            self._put(index, before, [])
+            self.saved_at = self.changed
+            self.bring_in(connection, wanted, changes, state)
+            self.history.clear()
+            self.history.extend(generations.recent(connection, *place, HISTORY))
+        return True
+
+    def moment(self) -> Moment:
+        """Return what the index is at this moment."""
+        with self.lock:
+            assert self.index is not None
+            return Moment(self.index, self.index.view, self.state, self.changed)
+
+    def settle(
+        self, then: Moment, base: Flat | Graph, alive: Mask | None, path: Path | None, wanted: Embeddings
+    ) -> None:
+        """Put a base in that holds what the index did at a moment; before that save it, and take it from there.
+
+        `alive` says what of it was alive then, or is None: all. Mapped memory is the system's to take and to give
+        back. Raises OSError, with the base in place all the same.
+        """
+        problem = None
+        if path is not None:
+            assert then.state is not None
+            about = _about(wanted, then.index.dimensions, then.state)
+            try:
+                indexfile.save(path, about, base, alive, then.index.dimensions)
+                base = indexfile.load(path).base
+            except OSError as error:
+                problem = error
+        with self.lock:
+            # Another index may have been read meanwhile: then this was for the file alone.
+            if self.index is then.index and then.index.view.base is then.view.base:
+                then.index.replace_base(then.view, base, holds_dead=len(base) > len(then.view))
+                self.saved_at = then.changed if path is not None and problem is None else None
+                self.can_save = self.can_save and problem is None
+        if problem is not None:
+            raise problem
+
+    def _put(self, index: Index, state: State | None, history: list[tuple[State, int | None]]) -> None:
+        self.index, self.state = index, state
+        self.history.clear()
+        self.history.extend(history)
+
+
+def file_of(database: str, wanted: Embeddings) -> Path:
+    """Return where the index of a table of a database file is saved: in a folder beside the file."""
+    names = (wanted.source.side.name, wanted.column, wanted.model)
+    readable = "-".join(
+        re.sub(r"[^\w.-]+", "_", name)[:40] for name in (wanted.source.table, wanted.column, wanted.model)
+    )
+    digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
+    return Path(f"{database}-vision") / f"{readable}-{digest}.index"
+
+
+def _about(wanted: Embeddings, dimensions: int, state: State | None) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        "table": wanted.source.side.name,
+        "column": wanted.column,
+        "model": wanted.model,
+        "dimensions": dimensions,
+    }
+    return about if state is None else about | {"state": list(state)}
+
+
+def _fits(index: Index, connection: sqlite3.Connection, wanted: Embeddings, changed: set[int]) -> bool:
+    """Say whether rows of an index are those of the table: row numbers are others in a database loaded from a dump."""
+    labels = index.view.base.labels
+    sample = [int(label) for label in labels[:: max(1, len(labels) // SAMPLED)] if int(label) not in changed]
+    found = 0
+    read, vectors = wanted.read_rows(connection, sample, index.dimensions)
+    for label, vector in zip(read.tolist(), vectors, strict=True):
+        nearest, similarities = index.search(vector, 10)
+        # Where more than ten are the same, it need not be among them.
+        found += label in nearest.tolist() or (len(similarities) > 0 and float(similarities[-1]) > 0.999)
+    return found >= FOUND * len(sample)

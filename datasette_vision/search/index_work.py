@@ -1,0 +1,130 @@
+"""The work that makes an index faster: a graph where there is much to search, and saving what took long to make."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+
+from datasette_vision.search.index_entry import CHANGED_PART, Entry
+from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.vectors import hnsw
+from datasette_vision.vectors.eight_bit import Flat, joined
+from datasette_vision.vectors.hnsw import Graph
+from datasette_vision.vectors.index import alive_parts
+
+logger = logging.getLogger(__name__)
+
+# Numbers that can all be compared with a query in some 10 ms: 500,000 embeddings of 512.
+FLAT_NUMBERS = 256_000_000
+# From here on reading the table takes so long that it is worth a file: 50,000 embeddings of 512.
+SAVED_NUMBERS = 25_600_000
+# A graph does not forget: with more than this part of it gone, it is made anew.
+DEAD_PART = 3
+
+# What stands beside a graph may be so much of that before it is brought into it.
+TAIL_PART = 4
+
+# (step, done, of how many) -> go on?
+Progress = Callable[[str, int, int], bool]
+
+
+class Step(Enum):
+    """What there is to do for an index."""
+
+    GRAPH = "build a graph of all"
+    EXTEND = "bring what was added into the graph"
+    SAVE = "save"
+    ANEW = "read the table anew: a graph keeps what is gone"
+
+
+def next_step(entry: Entry, *, always_save: bool = False) -> Step | None:
+    """Return what is worth doing for an index next.
+
+    With `always_save` any index is worth a file, and that has to hold every change.
+    """
+    if entry.index is None:
+        return None
+    view, dimensions, unsaved = entry.index.view, entry.index.dimensions, entry.unsaved
+    if isinstance(view.base, Graph):
+        gone = 0 if view.base_alive is None else len(view.base) - int(np.count_nonzero(view.base_alive))
+        if gone * DEAD_PART > len(view.base):
+            return Step.ANEW
+        if len(view.tail) * dimensions * TAIL_PART > FLAT_NUMBERS or (always_save and len(view.tail)):
+            return Step.EXTEND
+        return Step.SAVE if always_save and unsaved != 0 else None
+    if len(view) * dimensions > FLAT_NUMBERS:
+        return Step.GRAPH
+    if not entry.can_save or not (always_save or len(view) * dimensions > SAVED_NUMBERS):
+        return None
+    if unsaved is None or (always_save and unsaved) or unsaved * CHANGED_PART * 2 > len(view):
+        return Step.SAVE
+    return None
+
+
+def carry_out(
+    entry: Entry,
+    step: Step,
+    path: Path | None,
+    wanted: Embeddings,
+    progress: Progress = lambda step, done, total: True,
+    threads: int = 0,
+) -> bool:
+    """Do a step, while others search. Returns False when `progress` said to stop.
+
+    Raises OSError where the index cannot be saved; it is in place then all the same.
+    """
+    then = entry.moment()
+    view, dimensions = then.view, then.index.dimensions
+    base, alive = view.base, view.base_alive
+    path = path if entry.can_save and then.state is not None else None
+    if step is Step.SAVE:
+        if isinstance(base, Flat):
+            base, alive = joined(alive_parts(view)), None
+        assert isinstance(base, Flat) or not len(view.tail), "a graph is extended before it is saved"
+        entry.settle(then, base, alive, path, wanted)
+        return True
+    onto = base if isinstance(base, Graph) else None
+    added = view.tail if view.tail_alive is None else view.tail.take(view.tail_alive)
+    parts = alive_parts(view) if onto is None else [added]
+    total = sum(map(len, parts)) + (0 if onto is None else len(onto))
+    graph = hnsw.build(
+        parts,
+        dimensions,
+        onto=onto,
+        threads=threads,
+        progress=lambda done: progress("building the graph", done, total),
+    )
+    if graph is None:
+        return False
+    if onto is None:
+        recall = hnsw.tune(graph, joined(parts))
+        logger.info("%s: recall@10 %.3f with %d candidates", wanted.source.table, recall, graph.expansion)
+    elif alive is not None:
+        alive = np.concatenate([alive, np.ones(len(added), np.bool_)])
+    entry.settle(then, graph, None if onto is None else alive, path, wanted)
+    return True
+
+
+def prepare(
+    path: Path,
+    connection: sqlite3.Connection,
+    wanted: Embeddings,
+    dimensions: int,
+    progress: Progress = lambda step, done, total: True,
+) -> Entry:
+    """Have an index saved that holds the table as it is now: what `datasette vision index` does. Raises OSError."""
+    entry = Entry()
+    if not entry.open(path, connection, wanted, dimensions) or next_step(entry) is Step.ANEW:
+        entry = Entry()
+        entry.read(connection, wanted, dimensions, lambda done, total: _drop(progress("reading", done, total)))
+    while step := next_step(entry, always_save=True):
+        carry_out(entry, step, path, wanted, progress)
+    return entry
+
+
+def _drop(_: object) -> None: ...

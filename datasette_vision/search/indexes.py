@@ -1,0 +1,310 @@
+"""The indexes of a process: one for each database file, table, column and model, shared by all connections.
+
+An index holds a side table as it was in one state. A query comes with the state that its connection sees, which may be
+an older or a newer one, and gets the index together with the rows that differ between the two: it looks at those
+itself, so that it finds what its own snapshot of the database holds, whatever others write meanwhile. Once there are
+more than a few of them, they are brought into the index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+from datasette_vision.errors import Busy
+from datasette_vision.search import index_work as indexwork
+from datasette_vision.search.index_entry import Entry, file_of
+from datasette_vision.search.index_work import Step
+from datasette_vision.tables import change_log as generations
+from datasette_vision.tables.change_log import State
+from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.util.caller import current
+from datasette_vision.util.connections import database_path, open_to_read, snapshot
+from datasette_vision.vectors.index import View
+
+logger = logging.getLogger(__name__)
+
+# Changed rows that a query looks at itself: some 5 µs each.
+FEW = 64
+# Changed rows that a query brings into the index before it goes on: some 20 ms.
+SOME = 4096
+
+# A block that keeps the server awake, named: gives an event that says when to stop.
+KeepAwake = Callable[[str], AbstractContextManager[threading.Event]]
+
+
+class Reading:
+    """A table being read into memory, on a thread of its own."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.done = threading.Event()
+        self.error: BaseException | None = None
+
+
+class Indexes:
+    """The indexes of a process. Thread-safe.
+
+    A query waits `wait_s` seconds at most while a table is read for the first time, or for as long as it takes where
+    that is None; then Busy is raised, and the reading goes on. What makes an index faster runs in the background, in
+    `keep_awake`, one at a time, and ends with the process; without `improve` it does not.
+    """
+
+    def __init__(
+        self, wait_s: float | None = None, keep_awake: KeepAwake | None = None, *, improve: bool = True
+    ) -> None:
+        self._wait_s = wait_s
+        self._improves = improve
+        self._keep_awake = keep_awake or (lambda name: contextlib.nullcontext(threading.Event()))
+        self._lock = threading.Lock()
+        self._entries: dict[tuple[str, ...], Entry] = {}
+        self._readings: dict[tuple[str, ...], Reading] = {}
+        self._working: set[tuple[str, ...]] = set()
+        self._given_up: set[tuple[str, ...]] = set()
+        # States of connections to which nothing leads that can be read: their file was replaced by another.
+        self._unreachable: dict[tuple[str, ...], State] = {}
+        self._one_at_a_time = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._stopped = threading.Event()
+        weakref.finalize(self, _stop, self._stopped, self._threads)
+
+    def view(
+        self, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int, state: State
+    ) -> tuple[View, list[int]] | None:
+        """Return an index, and the rows of the side table in which it may differ from what the connection sees.
+
+        `state` is what generations.state() says on this connection, inside of the same transaction. None when there is
+        no index for it: then only the table itself can tell. Raises Busy.
+        """
+        path = database_path(connection, wanted.source.schema)
+        key = _key(path, wanted)
+        for _ in range(2):  # what is read may be newer than the connection's snapshot, but leads to it
+            entry = self._entry(key)
+            with _within_deadline(entry, wanted):
+                found = self._fitting(entry, connection, wanted, dimensions, state)
+            if found is not None:
+                self._improve(key, entry, connection, wanted)
+                return found
+            if self._unreachable.get(key) == state:
+                return None
+            if path == "" and connection.in_transaction:
+                # Nobody else can open a database in memory, and what is not committed is for this connection alone.
+                return None
+            current().admit()  # the threads of a server must not all wait here
+            reading = self._read(key, entry, connection, wanted, dimensions)
+            if not _wait(reading.done, self._wait_s):
+                raise Busy(
+                    f"the embeddings of {wanted.source.table} are being read, {reading.rows:,} of them so far:"
+                    " try again in a moment (once `datasette vision index` has been run they need no reading)"
+                )
+            if reading.error is not None:
+                raise copy.copy(reading.error)  # what is raised holds on to the frames that it passes
+        with _within_deadline(entry, wanted):
+            found = self._fitting(entry, connection, wanted, dimensions, state)
+        if found is None:
+            self._unreachable[key] = state  # not to read the whole table again for each query
+        return found
+
+    def dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
+        """Return the dimensions of an index that is in memory, None when there is none, or nothing in it."""
+        path = database_path(connection, wanted.source.schema)
+        entry = self._entries.get(_key(path, wanted))
+        index = None if entry is None else entry.index
+        return index.dimensions if index else None
+
+    def forget(self, connection: sqlite3.Connection, wanted: Embeddings) -> None:
+        """Drop an index that does not fit its table, and what is saved of it: the next query makes it anew."""
+        path = database_path(connection, wanted.source.schema)
+        logger.warning("the index of %s does not fit it: it is made anew", wanted.source.table)
+        with self._lock:
+            self._entries.pop(_key(path, wanted), None)
+        if path:
+            with contextlib.suppress(OSError):
+                file_of(path, wanted).unlink()
+
+    def wait(self) -> None:
+        """Wait until nothing runs in the background."""
+        for thread in list(self._threads):
+            thread.join()
+
+    def _entry(self, key: tuple[str, ...]) -> Entry:
+        with self._lock:
+            return self._entries.setdefault(key, Entry())
+
+    def _fitting(
+        self, entry: Entry, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int, state: State
+    ) -> tuple[View, list[int]] | None:
+        """Return the index as it is, and the rows that differ, or None when they are too many or not known."""
+        if entry.index is None or entry.state is None or entry.index.dimensions != dimensions:
+            return None
+        rows = entry.since(state)
+        if rows is None:
+            changes = generations.changes(connection, *_place(wanted), entry.state, SOME)
+            if changes is None:
+                return None
+            rows = [row for _, row in changes]
+            if len(rows) > FEW and not connection.in_transaction:  # what is not committed may never have been
+                entry.bring_in(connection, wanted, changes, state)
+                rows = []
+        return (entry.index.view, sorted(set(rows))) if len(rows) <= SOME else None
+
+    def _read(
+        self,
+        key: tuple[str, ...],
+        entry: Entry,
+        connection: sqlite3.Connection,
+        wanted: Embeddings,
+        dimensions: int,
+    ) -> Reading:
+        """Begin to read on a thread with a connection of its own, unless one does already."""
+        with self._lock:
+            reading = self._readings.get(key)
+            if reading is not None and not reading.done.is_set():
+                return reading
+            reading = self._readings[key] = Reading()
+        path = key[0]
+        own = open_to_read(type(connection), path) if path else None
+
+        def work(connection: sqlite3.Connection, wanted: Embeddings) -> None:
+            try:
+                with snapshot(connection, wanted.source.schema):
+                    # An index that is far behind is brought up to date from its file where that is nearer.
+                    if not (path and entry.open(file_of(path, wanted), connection, wanted, dimensions)):
+                        entry.read(connection, wanted, dimensions, lambda done, _: setattr(reading, "rows", done))
+            except BaseException as error:
+                # Its traceback would keep cursors of this connection, and free them on another thread.
+                reading.error = error.with_traceback(None)
+            finally:
+                reading.done.set()
+
+        if own is None:
+            work(connection, wanted)
+        else:
+
+            def work_on_own() -> None:
+                with contextlib.closing(own):
+                    work(own, wanted.in_schema("main"))
+
+            try:
+                threading.Thread(target=work_on_own, name="datasette-vision-index", daemon=True).start()
+            except RuntimeError:  # the system gives no more threads: this one does it
+                work_on_own()
+        return reading
+
+    def _improve(self, key: tuple[str, ...], entry: Entry, connection: sqlite3.Connection, wanted: Embeddings) -> None:
+        """Begin what is worth doing for an index in the background, unless that is under way."""
+        step = indexwork.next_step(entry)
+        if not self._improves or step is None or self._stopped.is_set():
+            return
+        if not key[0] and step is not Step.GRAPH:
+            return  # of a database in memory nothing is saved, and nobody else can read it
+        with self._lock:
+            if key in self._working or key in self._given_up:
+                return
+            self._working.add(key)
+        wanted = wanted.in_schema("main")
+        connect = type(connection)
+
+        def work() -> None:
+            try:
+                with self._one_at_a_time, self._keep_awake(f"index of {wanted.source.table}") as stopping:
+                    self._do(key, entry, connect, wanted, stopping)
+            except OSError as error:
+                logger.warning("the index of %s cannot be saved: %s", wanted.source.table, error)
+            except Exception:
+                logger.exception("the index of %s could not be made faster", wanted.source.table)
+                self._given_up.add(key)  # not to try it again at every query
+            finally:
+                with self._lock:
+                    self._working.discard(key)
+                    self._threads.remove(thread)
+
+        thread = threading.Thread(target=work, name="datasette-vision-index-work", daemon=True)
+        with self._lock:
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system gives no more threads: a later query tries again
+                logger.warning("the index of %s cannot be made faster now: %s", wanted.source.table, error)
+                self._working.discard(key)
+            else:
+                self._threads.append(thread)
+
+    def _do(
+        self,
+        key: tuple[str, ...],
+        entry: Entry,
+        connect: Callable[..., sqlite3.Connection],
+        wanted: Embeddings,
+        stopping: threading.Event,
+    ) -> None:
+        path = file_of(key[0], wanted) if key[0] else None
+        # One core is left to those who search.
+        threads = max(1, (os.cpu_count() or 2) - 1)
+
+        def go_on(step: str, done: int, total: int) -> bool:
+            return not (stopping.is_set() or self._stopped.is_set())
+
+        while step := indexwork.next_step(entry):
+            if path is None and step is not Step.GRAPH:
+                return
+            logger.info("index of %s: %s", wanted.source.table, step.value)
+            if step is Step.ANEW:
+                entry = self._anew(key, entry, connect, wanted)
+            elif not indexwork.carry_out(entry, step, path, wanted, go_on, threads):
+                return
+
+    def _anew(
+        self, key: tuple[str, ...], old: Entry, connect: Callable[..., sqlite3.Connection], wanted: Embeddings
+    ) -> Entry:
+        """Read a table into a new index, and put it in the place of the old one."""
+        assert old.index is not None
+        connection = open_to_read(connect, key[0])
+        if connection is None:
+            raise RuntimeError(f"{key[0]} cannot be opened a second time")
+        entry = Entry(can_save=old.can_save)
+        with contextlib.closing(connection), snapshot(connection, "main"):
+            entry.read(connection, wanted, old.index.dimensions)
+        with self._lock:
+            self._entries[key] = entry
+        return entry
+
+
+def _wait(event: threading.Event, at_most_s: float | None) -> bool:
+    """Wait for an event until the caller's deadline, and so many seconds at most; say whether it has come."""
+    caller = current()
+    if at_most_s is None and caller.deadline is None:
+        return event.wait()
+    return event.wait(caller.seconds_left(threading.TIMEOUT_MAX if at_most_s is None else at_most_s))
+
+
+@contextlib.contextmanager
+def _within_deadline(entry: Entry, wanted: Embeddings) -> Iterator[None]:
+    """Hold the lock of an entry. Raises Busy when others hold it until the caller's deadline."""
+    if not entry.lock.acquire(timeout=current().seconds_left(threading.TIMEOUT_MAX)):
+        raise Busy(f"the index of {wanted.source.table} is being brought up to date: try again in a moment")
+    try:
+        yield
+    finally:
+        entry.lock.release()
+
+
+def _key(path: str, wanted: Embeddings) -> tuple[str, ...]:
+    return path, wanted.source.side.name, wanted.model, wanted.column
+
+
+def _place(wanted: Embeddings) -> tuple[str, str]:
+    return wanted.source.schema, wanted.source.side.name
+
+
+def _stop(stopped: threading.Event, threads: list[threading.Thread]) -> None:
+    """Let what runs in the background come to an end, before the libraries that it is in are taken down."""
+    stopped.set()
+    for thread in list(threads):
+        thread.join(timeout=10)

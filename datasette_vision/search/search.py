@@ -1,0 +1,198 @@
+"""Search in the embeddings of a table: the rows closest to a text, an image or an embedding."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+
+import numpy as np
+
+from datasette_vision.engine.vision import Vision
+from datasette_vision.errors import (
+    Busy,
+    DimensionMismatch,
+    InvalidArgument,
+    InvalidImage,
+    InvalidVector,
+    NotEmbedded,
+    VisionError,
+)
+from datasette_vision.images import decode as images
+from datasette_vision.search.hits import Hit, IndexMismatch, from_index, from_table
+from datasette_vision.search.indexes import Indexes, KeepAwake
+from datasette_vision.tables import change_log as generations
+from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.tables.side_tables import Source
+from datasette_vision.util.connections import database_path, snapshot
+from datasette_vision.vectors import embedding as vectors
+from datasette_vision.vectors.embedding import Vector
+
+MAX_K = 100_000
+
+
+class Searcher:
+    """Searches tables on any connection, with indexes that the connections share. Thread-safe.
+
+    `wait_s`, `keep_awake` and `improve` are those of Indexes.
+    """
+
+    def __init__(
+        self,
+        vision: Vision,
+        wait_s: float | None = None,
+        keep_awake: KeepAwake | None = None,
+        *,
+        improve: bool = True,
+    ) -> None:
+        self._vision = vision
+        self.indexes = Indexes(wait_s, keep_awake, improve=improve)
+
+    def search(
+        self,
+        connection: sqlite3.Connection,
+        table: str,
+        query: str | bytes,
+        k: int = 10,
+        model: str | None = None,
+        column: str | None = None,
+    ) -> list[Hit]:
+        """Return the k rows of a table closest to a text, an image or an embedding, best first.
+
+        It searches what the connection sees. `table` may have the name of an attached database before it and a dot.
+        Without `model` it is the default model where the table is embedded with it, else the only one it is embedded
+        with; without `column`, the only one that is embedded. Raises NotEmbedded where there is nothing to search,
+        InvalidArgument where something has to be chosen, DimensionMismatch for an embedding of another size,
+        InvalidImage and InvalidVector, Busy while the table is being read for the first time, and what embedding
+        raises.
+        """
+        if not 1 <= k <= MAX_K:
+            raise InvalidArgument(f"expected k to be a whole number from 1 to {MAX_K:,}, found {k:,}")
+        source = self.source(connection, table)
+        try:
+            with snapshot(connection, source.schema):
+                return self._search(connection, source, query, k, model, column)
+        except Exception as error:
+            if isinstance(error, VisionError) or "interrupted" not in str(error):  # SQLite modules have own classes
+                raise
+            raise Busy(f"searching {source.table} takes longer than a query may take here") from None
+
+    def source(self, connection: sqlite3.Connection, table: str) -> Source:
+        """Return the table or view of a name, which has embeddings. Raises NotEmbedded, saying what there is."""
+        schemas = [row[1] for row in connection.execute("pragma database_list")]
+        places = [(schema, table) for schema in schemas]
+        before, dot, after = table.partition(".")
+        if dot:
+            places += [(schema, after) for schema in schemas if schema.lower() == before.lower()]
+        for schema, name in places:
+            found = sidetables.find(connection, name, schema)
+            if found is not None:
+                return found
+        for schema, name in places:
+            if sidetables.columns(connection, name, schema):
+                file = database_path(connection, schema).rpartition("/")[2] or "DATABASE"
+                raise NotEmbedded(
+                    f"{name} has no embeddings yet: make them with `datasette vision embed {file} {name}`"
+                )
+        there = [found.table for schema in schemas for found in sidetables.sources(connection, schema)]
+        shown = table if len(table) <= 64 else table[:64] + "…"
+        raise NotEmbedded(f"there is no table or view {shown!r}; embedded are: {', '.join(there) or 'none'}")
+
+    def _search(
+        self,
+        connection: sqlite3.Connection,
+        source: Source,
+        query: str | bytes,
+        k: int,
+        model: str | None,
+        column: str | None,
+    ) -> list[Hit]:
+        state = generations.state(connection, source.schema, source.side.name)
+        wanted = self.choose(connection, source, model, column)
+        dimensions = self.dimensions(connection, wanted)
+        if dimensions is None:
+            return []
+        vector = self._vector(query, wanted, dimensions)
+        found = None if state is None else self.indexes.view(connection, wanted, dimensions, state)
+        if found is not None:
+            view, others = found
+            try:
+                hits = from_index(connection, wanted, vector, k, view, others)
+            except IndexMismatch:
+                self.indexes.forget(connection, wanted)
+            else:
+                return hits or self._nothing(connection, wanted, dimensions)
+        return from_table(connection, wanted, vector, k) or self._nothing(connection, wanted, dimensions)
+
+    def _nothing(self, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int) -> list[Hit]:
+        """Say why there may be nothing to find."""
+        stored = wanted.dimensions(connection)
+        if stored is not None and stored != dimensions:
+            raise DimensionMismatch(
+                f"the embeddings of {wanted.source.table} by {wanted.model!r} have {stored} floats, and that model"
+                f" makes {dimensions} now: embed the table anew"
+            )
+        return []
+
+    def choose(
+        self,
+        connection: sqlite3.Connection,
+        source: Source,
+        model: str | None = None,
+        column: str | None = None,
+    ) -> Embeddings:
+        """Return the embeddings that a search for this model and column is about. Raises as search() does."""
+        pairs = sidetables.pairs(connection, source)
+        if not pairs:
+            raise NotEmbedded(f"{source.table} has no embeddings yet: its side table is empty")
+        columns: dict[str, list[str]] = {}
+        for of_model, of_column in pairs:
+            columns.setdefault(of_model, []).append(of_column)
+        what = ", ".join(f"{name} ({', '.join(own)})" for name, own in columns.items())
+        default = self._vision.config.default_model
+        if not model:
+            if default not in columns and len(columns) > 1:
+                raise InvalidArgument(f"expected the name of a model for {source.table}, which is embedded by: {what}")
+            model = default if default in columns else next(iter(columns))
+        elif model not in columns:
+            raise NotEmbedded(f"{source.table} has no embeddings by {model!r}; embedded by: {what}")
+        if not column:
+            if len(columns[model]) > 1:
+                raise InvalidArgument(
+                    f"expected the name of a column of {source.table}, embedded are: {', '.join(columns[model])}"
+                    f" (as the last argument: vision_search(table, query, k, model, column))"
+                )
+            column = columns[model][0]
+        elif column not in columns[model]:
+            raise NotEmbedded(f"{source.table} has no embeddings of {column!r} by {model!r}; embedded by: {what}")
+        return Embeddings.of(connection, source, model, column)
+
+    def dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
+        """Return the size of these embeddings: what the model makes, or what is there where it is not installed."""
+        if (known := self.indexes.dimensions(connection, wanted)) is not None:
+            return known
+        try:
+            return self._vision.services.dual_encoder(wanted.model).manifest.dimensions
+        except VisionError:  # embeddings made elsewhere can be searched by embedding
+            return wanted.dimensions(connection)
+
+    def _vector(self, query: str | bytes, wanted: Embeddings, dimensions: int) -> Vector:
+        """Return the unit-length embedding of a query."""
+        if isinstance(query, str):
+            return self._vision.embed_text(query, wanted.model)
+        embedding: Vector | None = None
+        with contextlib.suppress(InvalidVector):
+            embedding = vectors.decode(query)
+        unit = embedding is not None and abs(float(np.linalg.norm(embedding.astype(np.float64))) - 1) < 0.01
+        if embedding is not None and len(embedding) == dimensions and unit:
+            return embedding
+        if images.sniff(query) is not None:
+            return self._vision.embed_image(query, wanted.model)
+        if embedding is not None and len(embedding) == dimensions:
+            return vectors.normalise(embedding)
+        if unit:
+            assert embedding is not None
+            raise DimensionMismatch(
+                f"expected an embedding of {dimensions} floats, as {wanted.model!r} makes, found {len(embedding)}"
+            )
+        raise InvalidImage(f"expected an image or an embedding, found {len(query)} bytes of neither")

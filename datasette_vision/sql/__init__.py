@@ -1,0 +1,15 @@
+"""The SQL functions: one table that describes them, what they do, and their registration on a connection.
+
+A function is a row in table.py and a method of the same name in functions.py.
+"""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """Return register(), which is known by this address, without loading its module before it is asked for."""
+    if name != "register":
+        raise AttributeError(name)
+    from datasette_vision.sql.registration import register
+
+    return register

@@ -1,0 +1,148 @@
+"""What of a table is not in step with its side table: new, changed and gone rows, found as cheaply as it can be done.
+
+New and gone rows are found by keys alone. That a value was changed in place can only be found by reading it, unless its
+length changed too: SQLite keeps that at the head of the row. There are no triggers on anybody's table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from datasette_vision.errors import InvalidInput
+from datasette_vision.tables import columns
+from datasette_vision.tables.rows import Key, SourceRow, SourceTable, Wanted
+from datasette_vision.tables.side_tables import Source
+from datasette_vision.util.sql_names import literal, quote
+
+
+class Glance(NamedTuple):
+    """What a side table has of a column: rows with a value, those of them that are noted, and their length in all.
+
+    `gone` counts what is noted of rows that are not there, `failed` those noted with an error.
+    """
+
+    rows: int
+    noted: int
+    gone: int
+    failed: int
+    length: int
+
+    @property
+    def new(self) -> int:
+        """The rows of which nothing is noted."""
+        return self.rows - self.noted
+
+
+def glance(connection: sqlite3.Connection, source: Source, column: str, model: str) -> Glance:
+    """Compare the keys of a table with those of its side table. No value is read, and no embedding."""
+    table, side = quote(source.table), quote(source.side.name)
+    # With the table before it: SQLite takes the quoted name of a column that there is not for a text.
+    name = f"{table}.{quote(column)}"
+    of_this = f"source_column = {literal(column)} and model = {literal(model)}"
+    rows, noted, length, there, failed = connection.execute(
+        f"select count(*), coalesce(sum({_noted(source, column, model)}), 0), coalesce(sum(length({name})), 0),"
+        f" (select count(*) from {side} where {of_this}),"
+        f" (select count(*) from {side} where {of_this} and error is not null)"
+        f" from {table} where {name} is not null and {_has_key(source)}"
+    ).fetchone()
+    return Glance(rows, noted, there - noted, failed, length)
+
+
+def failures(
+    connection: sqlite3.Connection, source: Source, column: str, model: str, limit: int
+) -> list[tuple[str, str]]:
+    """Return the first rows that have no embedding, as (name of the row, reason)."""
+    keys = source.side.key_columns
+    found = connection.execute(
+        f"select {', '.join(map(quote, keys))}, error from {quote(source.side.name)} where error is not null"
+        " and source_column = ? and model = ? limit ?",
+        (column, model, limit),
+    )
+    return [
+        (", ".join(f"{name} {part!r}" for name, part in zip(source.key, row[:-1], strict=True)), row[-1])
+        for row in map(tuple, found)
+    ]
+
+
+def is_new(source: Source, column: str, model: str) -> str:
+    """Write the SQL condition for rows of which nothing is noted."""
+    return f"not {_noted(source, column, model)} and {_has_key(source)}"
+
+
+def has_key(source: Source, keys: Sequence[Key]) -> str:
+    """Write the SQL condition for rows with one of some keys, of which there are few enough for SQL."""
+    names = [f"{quote(source.table)}.{quote(name)}" for name in source.key]
+    if len(names) == 1:
+        return f"{names[0]} in ({', '.join(_literal(key[0]) for key in keys)})"
+    values = ", ".join(f"({', '.join(map(_literal, key))})" for key in keys)
+    return f"({', '.join(names)}) in (values {values})"
+
+
+def opened(connection: sqlite3.Connection, source: Source) -> SourceTable:
+    """Return the table for reading its rows. Raises InvalidArgument when its key does not tell them apart."""
+    return SourceTable(connection, source.table, given_key(connection, source))
+
+
+def given_key(connection: sqlite3.Connection, source: Source) -> tuple[str, ...]:
+    """Return the key of a view, or of a table that is known by another than its own; else ()."""
+    if source.is_view or SourceTable(connection, source.table).key != source.key:
+        return source.key
+    return ()
+
+
+class Check:
+    """Reads the values of a column, a slice at a time, and finds those that are not what was embedded.
+
+    `kind` is IMAGES or TEXTS of columns.py. Values of more than `max_bytes` are not read.
+    """
+
+    def __init__(self, table: SourceTable, column: str, model: str, kind: str, max_bytes: int) -> None:
+        self._read = columns.Reader(kind, None, max_bytes)
+        self._rows = table.rows(Wanted(column, model, max_bytes))
+
+    def run(self, seconds: float, limit: int) -> tuple[list[Key], bool]:
+        """Go on for so many seconds: the keys of rows that changed, at most `limit`, and whether that was the end."""
+        until = time.monotonic() + seconds
+        changed: list[Key] = []
+        for row in self._rows:
+            if self._is_changed(row):
+                changed.append(row.key)
+            if len(changed) >= limit or time.monotonic() >= until:
+                return changed, False
+        return changed, True
+
+    def _is_changed(self, row: SourceRow) -> bool:
+        try:
+            digest = hashlib.sha256(self._read(row)).hexdigest()
+        except (OSError, InvalidInput):
+            return row.known_hash is not None and row.known_error is None
+        # Of a new row nothing is noted: those are found sooner.
+        return row.known_hash is not None and row.known_hash != digest
+
+
+def _noted(source: Source, column: str, model: str) -> str:
+    same_row = " and ".join(
+        f"_noted.{quote(own)} = {quote(source.table)}.{quote(name)}"
+        for own, name in zip(source.side.key_columns, source.key, strict=True)
+    )
+    return (
+        f"exists (select 1 from {quote(source.side.name)} _noted where {same_row}"
+        f" and _noted.source_column = {literal(column)} and _noted.model = {literal(model)})"
+    )
+
+
+def _has_key(source: Source) -> str:
+    return " and ".join(f"{quote(source.table)}.{quote(name)} is not null" for name in source.key)
+
+
+def _literal(value: object) -> str:
+    """Write a value of a key as SQL, with the type that SQLite has it in."""
+    if isinstance(value, bytes):
+        return f"x'{value.hex()}'"
+    if isinstance(value, str):
+        return literal(value) if "\0" not in value else f"cast(x'{value.encode().hex()}' as text)"
+    return {"inf": "9e999", "-inf": "-9e999"}.get(repr(value), repr(value))

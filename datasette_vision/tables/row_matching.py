@@ -1,0 +1,96 @@
+"""Which rows of a table have given values in one of its columns, for batches of values."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+
+from datasette_vision.errors import InvalidArgument
+from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.util.sql_names import quote, rowid_name
+
+# Temporary tables, of this connection alone.
+BATCH = "_vision_batch"
+COPY = "_vision_copy"
+
+
+def key_of(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    """Return the column(s) by which a table's rows are known: as in its side table, its primary key, or its rowid.
+
+    Raises InvalidArgument when it has none of these: a view, say, that has not been embedded yet.
+    """
+    found = sidetables.find(connection, table)
+    if found is not None:
+        return found.key
+    key = sidetables.primary_key(connection, table)
+    if key:
+        return key
+    is_table = "select 1 from sqlite_master where type = 'table' and name = ? collate nocase"
+    rowid = rowid_name(sidetables.columns(connection, table))
+    if rowid is None or connection.execute(is_table, [table]).fetchone() is None:
+        raise InvalidArgument(f"{table} has no key by which its rows could be known")
+    return (rowid,)
+
+
+class Matcher:
+    """Finds rows of `table` by the values of `column`.
+
+    Raises InvalidArgument when there is no such table or column. Without an index on the column a temporary copy of it
+    and of the key is made, once, which is sorted: on the disk, not in memory.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, table: str, column: str) -> None:
+        columns = sidetables.columns(connection, table)
+        if not columns:
+            raise InvalidArgument(f"there is no table {table!r}: --create makes it, of the rows of the Parquet files")
+        if column not in columns:
+            raise InvalidArgument(f"{table} has no column {column!r}; its columns are: {', '.join(columns)}")
+        self.column = column
+        self._connection = connection
+        self._table = table
+        self._columns = columns
+        self._key = key_of(connection, table)
+        connection.execute(f"create temp table if not exists {BATCH} (number integer primary key, name)")
+        self._indexed = self._has_index()
+        self._place = quote(table) if self._indexed else self._copied()
+
+    def keys(self, names: Sequence[str]) -> dict[int, list[tuple[object, ...]]]:
+        """Return the keys of the rows with each name, by its number in `names`; what has no row is left out."""
+        self._connection.execute(f"delete from temp.{BATCH}")
+        self._connection.executemany(f"insert into temp.{BATCH} values (?, ?)", enumerate(names))
+        key = ", ".join(f"t.{quote(column)}" for column in self._key)
+        found: dict[int, list[tuple[object, ...]]] = {}
+        # cross join: the batch first, then the index, whatever SQLite believes of their sizes.
+        for number, *values in self._connection.execute(
+            f"select b.number, {key} from temp.{BATCH} b cross join {self._place} t on t.{quote(self.column)} = b.name"
+        ):
+            found.setdefault(number, []).append(tuple(values))
+        return found
+
+    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Add rows to the table that are not there yet, by those of their columns that the table has."""
+        if not self._indexed:
+            raise InvalidArgument(
+                f"rows can be added to {self._table} by {self.column} only where that has an index:"
+                f" create unique index … on {quote(self._table)} ({quote(self.column)})"
+            )
+        rows = list(rows)
+        there = self.keys([str(row[self.column]) for row in rows])
+        columns = [column for column in self._columns if rows and column in rows[0]]
+        marks = ", ".join("?" * len(columns))
+        new = {row[self.column]: row for number, row in enumerate(rows) if number not in there}
+        self._connection.executemany(
+            f"insert into {quote(self._table)} ({', '.join(map(quote, columns))}) values ({marks})",
+            ([row[column] for column in columns] for row in new.values()),
+        )
+
+    def _has_index(self) -> bool:
+        query = f"explain query plan select 1 from {quote(self._table)} where {quote(self.column)} = ?"
+        return "SEARCH" in str(self._connection.execute(query, [""]).fetchall())
+
+    def _copied(self) -> str:
+        columns = ", ".join(dict.fromkeys(map(quote, (self.column, *self._key))))
+        self._connection.execute(f"drop table if exists temp.{COPY}")
+        self._connection.execute(f"create temp table {COPY} as select {columns} from {quote(self._table)}")
+        self._connection.execute(f"create index temp.{COPY}_by_name on {COPY} ({quote(self.column)})")
+        return f"temp.{COPY}"

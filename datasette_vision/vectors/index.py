@@ -1,0 +1,138 @@
+"""The k nearest neighbours of an embedding among many, while some are added and others removed.
+
+An Index is a Flat, which compares with all, or a Graph, which is for more of them; and what has changed since: rows
+added stand in a Flat beside it, rows removed in a mask. Labels are the caller's: whole numbers, each there once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasette_vision.vectors.eight_bit import Coded, Flat, Labels, Mask, Positions, Similarities, coded, empty
+from datasette_vision.vectors.embedding import Vector
+from datasette_vision.vectors.hnsw import Graph
+
+
+@dataclass(frozen=True)
+class View:
+    """What an Index holds at one moment. Masks are None where all are alive."""
+
+    base: Flat | Graph
+    base_alive: Mask | None
+    tail: Flat
+    tail_alive: Mask | None
+
+    def __len__(self) -> int:
+        return sum(
+            len(part) if alive is None else int(np.count_nonzero(alive))
+            for part, alive in ((self.base, self.base_alive), (self.tail, self.tail_alive))
+        )
+
+    def search(self, query: Vector, k: int) -> tuple[Labels, Similarities]:
+        """Return (labels, similarities) of the k nearest to a query (d,), best first; fewer where there are fewer."""
+        vectors, usable = coded(query[None])
+        if not usable[0] or k < 1:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        labels, similarities = [], []
+        for part, alive in ((self.base, self.base_alive), (self.tail, self.tail_alive)):
+            positions, found = part.search(vectors, k, alive)
+            labels.append(part.labels[positions])
+            similarities.append(found)
+        order = np.argsort(-np.concatenate(similarities), kind="stable")[:k]
+        return np.concatenate(labels)[order], np.concatenate(similarities)[order]
+
+
+class Index:
+    """Vectors by label, to which vectors can be added and removed while others search. One thread at a time changes it.
+
+    `view` is what it holds: whoever took it searches on in what was there then.
+    """
+
+    def __init__(self, base: Flat | Graph, dimensions: int, alive: Mask | None = None) -> None:
+        self.dimensions = dimensions
+        self.view = View(base, alive, empty(dimensions), None)
+        self._order: Positions | None = None
+        self._room = self.view.tail
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def search(self, query: Vector, k: int) -> tuple[Labels, Similarities]:
+        """Return (labels, similarities) of the k nearest to a query (d,), best first."""
+        return self.view.search(query, k)
+
+    def change(self, removed: Labels, labels: Labels, vectors: NDArray[np.float32]) -> None:
+        """Remove what has a label of `removed` or `labels`, then add `vectors` (n, d) under `labels` (n,)."""
+        gone = np.union1d(removed, labels)
+        view = self.view
+        base_alive = _without(view.base_alive, self._in_base(gone), len(view.base))
+        tail_alive = _without(view.tail_alive, np.flatnonzero(np.isin(view.tail.labels, gone)), len(view.tail))
+        added, usable = coded(vectors)
+        tail = self._appended(view.tail, labels[usable], added)
+        if tail_alive is not None:
+            tail_alive = np.concatenate([tail_alive, np.ones(len(tail) - len(view.tail), np.bool_)])
+        self.view = View(view.base, base_alive, tail, tail_alive)
+
+    def replace_base(self, before: View, base: Flat | Graph, *, holds_dead: bool = False) -> None:
+        """Put a base in that holds what was alive in `before`, in its order. No other may have been put in since.
+
+        With `holds_dead` it holds all of the base of `before`, dead or alive: a graph that was added to.
+        """
+        now = self.view
+        assert now.base is before.base, "one base is made at a time"
+        base_then = None if holds_dead else before.base_alive
+        base_alive = np.concatenate(
+            [
+                _still(len(before.base), base_then, now.base_alive),
+                _still(len(before.tail), before.tail_alive, now.tail_alive),
+            ]
+        )
+        newer = np.arange(len(now.tail)) >= len(before.tail)
+        tail = now.tail.take(newer if now.tail_alive is None else newer & now.tail_alive)
+        self._order, self._room = None, tail
+        self.view = View(base, None if base_alive.all() else base_alive, tail, None)
+
+    def _in_base(self, labels: Labels) -> Positions:
+        """Return the positions in the base of those labels that are in it."""
+        of_base = self.view.base.labels
+        if self._order is None:
+            self._order = np.argsort(of_base, kind="stable")  # nearly sorted as a rule: quick
+        first = np.searchsorted(of_base, labels, side="left", sorter=self._order)
+        counts = np.searchsorted(of_base, labels, side="right", sorter=self._order) - first
+        # A graph that was added to has a label twice where a row has changed.
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self._order[np.repeat(first, counts) + within]
+
+    def _appended(self, tail: Flat, labels: Labels, vectors: Coded) -> Flat:
+        """Return `tail` with rows after its last, in the same memory while there is room behind it."""
+        count, total = len(tail), len(tail) + len(labels)
+        if total > len(self._room):
+            self._room = empty(self.dimensions, max(1024, 2 * total))
+            self._room.put(tail, 0)
+        # Those who search in a view of before see nothing behind its end.
+        self._room.put(Flat(labels, vectors), count)
+        return self._room.first(total)
+
+
+def alive_parts(view: View) -> list[Flat]:
+    """Return the vectors that are alive in a view whose base is a Flat, in their order."""
+    assert isinstance(view.base, Flat), "a graph does not give its vectors back"
+    pairs = ((view.base, view.base_alive), (view.tail, view.tail_alive))
+    return [part if alive is None else part.take(alive) for part, alive in pairs]
+
+
+def _still(size: int, then: Mask | None, now: Mask | None) -> Mask:
+    """Of the first `size` rows, those alive then: which are alive now."""
+    still = np.ones(size, np.bool_) if now is None else now[:size]
+    return still if then is None else still[then]
+
+
+def _without(alive: Mask | None, positions: Positions, size: int) -> Mask | None:
+    if not len(positions):
+        return alive
+    result = np.ones(size, np.bool_) if alive is None else alive.copy()
+    result[positions] = False
+    return result
