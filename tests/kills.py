@@ -31,6 +31,7 @@ from datasette_vision.tables.schema import PREFIX, Row, SideTable
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors import index_file as indexfile
 from tests import pictures
+from tests.paths import ROOT
 
 MODEL, DIMENSIONS = "tiny-emoji", 256
 DATABASE = "photos.db"
@@ -323,12 +324,7 @@ def _start(scenario: Scenario, folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")))
-            )
-        },
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
     )
 
 

@@ -491,11 +491,11 @@ def test_modules_of(module: str) -> list[str]:
     """The test modules that are meant for a module: the one named for it, or else those that import it."""
     dotted = f"{PACKAGE}.{module[:-3].replace('/', '.')}".removesuffix(".__init__")
     parent, _, name = dotted.rpartition(".")
-    named = f"tests/test_{name}.py"
+    named = Path("tests", module).with_name(f"test_{name}.py")
     if (ROOT / named).exists():
-        return [named]
+        return [named.as_posix()]
     found = []
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
         imported: set[str] = set()
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
@@ -503,7 +503,7 @@ def test_modules_of(module: str) -> list[str]:
             elif isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
         if dotted in imported or f"{parent}.{name}" in imported:
-            found.append(f"tests/{path.name}")
+            found.append(path.relative_to(ROOT).as_posix())
     return found
 
 

@@ -1,4 +1,4 @@
-"""What schemathesis makes up where the description says "image": small pictures. Used by tests/test_openapi.py."""
+"""What schemathesis makes up where the description says "image": small pictures. For tests of OpenAPI."""
 
 import base64
 import struct

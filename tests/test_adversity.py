@@ -41,8 +41,9 @@ from datasette_vision.tables.schema import SideTable
 from datasette_vision.vectors import index_file as indexfile
 from tests import kills, pictures
 from tests.kills import SCENARIOS, Scenario
+from tests.paths import ROOT
 from tests.servers import serve
-from tests.test_index import clustered, graph
+from tests.vectors.test_index import clustered, graph
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and mounts of Linux")
 
@@ -59,7 +60,7 @@ def run(scenario: Scenario, folder: Path, limit: int | None = None) -> subproces
         text=True,
         timeout=600,
         preexec_fn=limited,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
 
 

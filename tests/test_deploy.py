@@ -25,6 +25,7 @@ import datasette_vision
 from datasette_vision.config.settings import Config, RateLimits
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests import pictures, repositories
+from tests.paths import ROOT
 from tests.servers import Server, serve
 from tests.test_imports import MODULES, folder, own_imports
 
@@ -33,7 +34,6 @@ if sys.version_info >= (3, 11):
 else:  # Python 3.10: read by the test of workflows on later ones
     tomllib = pytest.importorskip("tomli")
 
-ROOT = Path(__file__).parent.parent
 METADATA = json.loads((ROOT / "metadata.json").read_text("utf-8"))
 FLY = tomllib.loads((ROOT / "fly.toml").read_text("utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
@@ -411,7 +411,7 @@ def test_what_a_workflow_names_exists(workflow: Path) -> None:
 
 def test_paths_are_found_in_workflows() -> None:
     found = {path for workflow in WORKFLOWS for path in named_paths(workflow.read_text("utf-8"))}
-    assert {"docker/check.py", "docker/**", "tests/test_bake.py", ".github/workflows/test.yml"} <= found
+    assert {"docker/check.py", "docker/**", "tests/bake/test_bake.py", ".github/workflows/test.yml"} <= found
     assert named_paths("run: docker/check.sh run x:y") == {"docker/check.sh"}
     assert named_paths("- uses: docker/login-action@v3\nimages: ghcr.io/docker/x\n# docker/gone.py") == set()
     assert named_paths('python "$work/tests/x.py" /tests/y.py https://tests/z.py') == set()

@@ -23,9 +23,10 @@ from datasette_vision.engine.vision import Vision
 from datasette_vision.plugin.api.table import ROUTES
 from datasette_vision.plugin.http.routes import PREFIX
 from tests import pictures
+from tests.paths import ROOT
 from tests.servers import serving
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+README = (ROOT / "README.md").read_text("utf-8")
 QUERY = urllib.parse.urlencode(
     {"sql": "select hex(llm_embed('tiny-emoji',:q)) as x", "q": "purple and gold", "_shape": "array"}
 )

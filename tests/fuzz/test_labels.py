@@ -18,7 +18,7 @@ from datasette_vision.models import manifest as manifests
 from datasette_vision.vectors.zero_shot import parse_labels, scores, top_k
 from tests.fuzz import strategies as own
 from tests.fuzz.properties import assert_linear, fuzz
-from tests.test_manifest import CLASSIFIER, GOOD
+from tests.models.test_manifest import CLASSIFIER, GOOD
 
 entries = st.lists(
     own.texts | st.fixed_dictionaries({"label": own.texts, "prompt": own.texts}) | own.json_values, max_size=5

@@ -24,7 +24,7 @@ from datasette_vision.vectors.index_file import UnusableIndex
 from tests import pictures
 from tests.fuzz import strategies as own
 from tests.fuzz.properties import assert_linear, fuzz
-from tests.test_index import clustered, flat, graph
+from tests.vectors.test_index import clustered, flat, graph
 
 # Damage to the bytes of any file
 
