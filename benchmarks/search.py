@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.search import index_work as indexwork
-from datasette_vision.search.index_entry import file_of
-from datasette_vision.search.search import Searcher
+from datasette_vision.retrieval import index_work as indexwork
+from datasette_vision.retrieval.index_entry import file_of
+from datasette_vision.retrieval.search import Searcher
 from datasette_vision.sql import registration as sql
 from datasette_vision.tables.schema import Row, SideTable
 from datasette_vision.tables.side_reader import Embeddings

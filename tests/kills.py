@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.search.search import Searcher
+from datasette_vision.retrieval.search import Searcher
 from datasette_vision.tables import side_tables as sidetables
 from datasette_vision.tables.schema import PREFIX, Row, SideTable
 from datasette_vision.vectors import embedding as vectors
@@ -46,7 +46,7 @@ DATASETTE = [sys.executable, "-m", "datasette", "vision"]
 WITH_GRAPHS = [
     sys.executable,
     "-c",
-    "from datasette_vision.search import index_work; index_work.FLAT_NUMBERS = 1000 * 256;"
+    "from datasette_vision.retrieval import index_work; index_work.FLAT_NUMBERS = 1000 * 256;"
     " from datasette.cli import cli; cli()",
     "vision",
 ]

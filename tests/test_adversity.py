@@ -34,9 +34,9 @@ from datasette_vision.errors import InvalidArgument, ModelCorrupt, NotEmbedded
 from datasette_vision.models.store import ModelStore
 from datasette_vision.plugin.server.activity import Activity
 from datasette_vision.plugin.server.auto_embed import Watched
-from datasette_vision.search.index_entry import Entry
-from datasette_vision.search.indexes import Indexes
-from datasette_vision.search.search import Searcher
+from datasette_vision.retrieval.index_entry import Entry
+from datasette_vision.retrieval.indexes import Indexes
+from datasette_vision.retrieval.search import Searcher
 from datasette_vision.tables.schema import SideTable
 from datasette_vision.vectors import index_file as indexfile
 from tests import kills, pictures
@@ -333,7 +333,7 @@ def test_without_threads_an_index_is_read_by_the_thread_that_asks(
 def test_work_in_the_background_that_gets_no_thread_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     indexes = Indexes()
     begun: list[str] = []
-    monkeypatch.setattr("datasette_vision.search.index_work.next_step", lambda entry: "a step")
+    monkeypatch.setattr("datasette_vision.retrieval.index_work.next_step", lambda entry: "a step")
     monkeypatch.setattr(Indexes, "_do", lambda self, *given: begun.append("work"))
 
     class Wanted:

@@ -22,7 +22,7 @@ from datasette_vision.errors import StorageFailed
 
 if TYPE_CHECKING:
     from datasette_vision.engine.vision import Vision
-    from datasette_vision.search.hits import Hit
+    from datasette_vision.retrieval.hits import Hit
     from datasette_vision.tables.side_tables import Source
 
 # A cell is cut after so many characters, and there are so many columns in a terminal that is not one.
@@ -64,7 +64,7 @@ def search(
 
     The table has to be embedded first: datasette vision embed DATABASE TABLE.
     """
-    from datasette_vision.search.search import Searcher
+    from datasette_vision.retrieval.search import Searcher
 
     if (query is None) == (image is None):
         raise click.UsageError("give a QUERY, or a picture with --image")
@@ -103,10 +103,10 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
     always found. Up to some 500,000 embeddings of 512 numbers are compared all; beyond, they are put into a graph
     (HNSW), which takes minutes for a million.
     """
-    from datasette_vision.search import index_work as indexwork
-    from datasette_vision.search import recall
-    from datasette_vision.search.index_entry import file_of
-    from datasette_vision.search.search import Searcher
+    from datasette_vision.retrieval import index_work as indexwork
+    from datasette_vision.retrieval import recall
+    from datasette_vision.retrieval.index_entry import file_of
+    from datasette_vision.retrieval.search import Searcher
     from datasette_vision.tables import change_log as generations
     from datasette_vision.util.connections import snapshot
     from datasette_vision.vectors import index_file as indexfile

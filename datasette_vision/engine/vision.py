@@ -290,6 +290,12 @@ class Vision:
         """Answer what waits, then refuse more."""
         self.services.close()
 
+    def __enter__(self) -> Vision:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def _dual_encoder(self, model: str | None) -> EncoderService:
         return self.services.dual_encoder(model or self.config.default_model)
 

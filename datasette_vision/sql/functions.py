@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidImage, UnknownModel
 from datasette_vision.images import decode as images
-from datasette_vision.search.search import Searcher
+from datasette_vision.retrieval.search import Searcher
 from datasette_vision.util.caller import current
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Vector

@@ -18,8 +18,9 @@ from datasette_vision.util import garbage
 from datasette_vision.util.lazy import Lazy
 
 if TYPE_CHECKING:
+    from datasette_vision.config.settings import Config
     from datasette_vision.engine.vision import Vision
-    from datasette_vision.search.indexes import KeepAwake
+    from datasette_vision.retrieval.indexes import KeepAwake
     from datasette_vision.sql.functions import ForeignEmbed, Functions
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Registration:
         keep_awake: KeepAwake | None = None,
     ) -> None:
         def make() -> Functions:
-            from datasette_vision.search.search import Searcher  # heavy: NumPy
+            from datasette_vision.retrieval.search import Searcher  # heavy: NumPy
             from datasette_vision.sql.functions import Functions  # heavy: NumPy, Pillow
 
             return Functions(vision(), foreign_embed, Searcher(vision(), search_wait_s, keep_awake))
@@ -90,6 +91,22 @@ class Registration:
 def register(connection: sqlite3.Connection, vision: Callable[[], Vision], **options: Any) -> None:
     """Register the functions on one connection. `options` are those of Registration."""
     Registration(vision, **options).register(connection)
+
+
+def register_functions(
+    connection: sqlite3.Connection, config: Config | None = None, *, vision: Vision | None = None
+) -> None:
+    """Have all SQL functions on a connection of sqlite3, or of a module like it.
+
+    Models are loaded when a function first needs one, with `config`, or by `vision`, which connections may share.
+    """
+
+    def make() -> Vision:
+        from datasette_vision.engine.vision import Vision  # heavy: NumPy, Pillow
+
+        return Vision(config)
+
+    Registration(Lazy(make).get if vision is None else lambda: vision).register(connection)
 
 
 def _connection_at(address: int) -> sqlite3.Connection:

@@ -1,4 +1,4 @@
 """What is kept beside a table, and how its rows are read: side tables, their log of changes, rows and keys.
 
-No model runs here; what is nearest to what is search/.
+No model runs here; what is nearest to what is retrieval/.
 """

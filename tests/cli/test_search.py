@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from datasette.cli import cli
 
 from datasette_vision.cli.search import table_lines
-from datasette_vision.search import index_work as indexwork
-from datasette_vision.search import recall
+from datasette_vision.retrieval import index_work as indexwork
+from datasette_vision.retrieval import recall
 from datasette_vision.tables.schema import Row, SideTable
 from datasette_vision.vectors import embedding as vectors
 from tests import pictures

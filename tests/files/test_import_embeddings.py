@@ -19,7 +19,7 @@ import pyarrow.parquet as pq  # noqa: E402
 from datasette_vision.engine.vision import Vision  # noqa: E402
 from datasette_vision.files import import_embeddings as importing  # noqa: E402
 from datasette_vision.files.parquet import Form, ImageRow, Output  # noqa: E402
-from datasette_vision.search.search import Searcher  # noqa: E402
+from datasette_vision.retrieval.search import Searcher  # noqa: E402
 from datasette_vision.tables.schema import SideTable  # noqa: E402
 from datasette_vision.vectors import embedding as vectors  # noqa: E402
 

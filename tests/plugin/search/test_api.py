@@ -228,7 +228,7 @@ async def test_large_tables_by_index_and_exactly_when_that_fails(
     assert "vision_search" not in filtered["sql"]
 
     from datasette_vision.errors import Busy
-    from datasette_vision.search.search import Searcher
+    from datasette_vision.retrieval.search import Searcher
 
     def busy(*arguments: object, **named: object) -> None:
         raise Busy("the embeddings of emoji are being read")

@@ -20,11 +20,11 @@ import pytest
 
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import Busy, DeadlineExceeded
-from datasette_vision.search import index_entry as indexentry
-from datasette_vision.search import index_work as indexwork
-from datasette_vision.search import indexes
-from datasette_vision.search.index_entry import Entry
-from datasette_vision.search.search import Searcher
+from datasette_vision.retrieval import index_entry as indexentry
+from datasette_vision.retrieval import index_work as indexwork
+from datasette_vision.retrieval import indexes
+from datasette_vision.retrieval.index_entry import Entry
+from datasette_vision.retrieval.search import Searcher
 from datasette_vision.sql import registration as sql
 from datasette_vision.tables import change_log as generations
 from datasette_vision.tables.schema import Row, SideTable
@@ -303,7 +303,7 @@ def test_the_index_is_read_once_for_all(shared: Shared, reads: list[str]) -> Non
 WRITER = """
     import sqlite3, sys, time
     import numpy as np
-    from tests.search.test_indexes import SIDE, transaction, write
+    from tests.retrieval.test_indexes import SIDE, transaction, write
     from tests.vectors.test_index import clustered
     connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
     random = np.random.default_rng(7)

@@ -18,8 +18,8 @@ from datasette_vision.errors import (
     VisionError,
 )
 from datasette_vision.images import decode as images
-from datasette_vision.search.hits import Hit, IndexMismatch, from_index, from_table
-from datasette_vision.search.indexes import Indexes, KeepAwake
+from datasette_vision.retrieval.hits import Hit, IndexMismatch, from_index, from_table
+from datasette_vision.retrieval.indexes import Indexes, KeepAwake
 from datasette_vision.tables import change_log as generations
 from datasette_vision.tables import side_tables as sidetables
 from datasette_vision.tables.side_reader import Embeddings
@@ -29,6 +29,24 @@ from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Vector
 
 MAX_K = 100_000
+
+
+def search(
+    connection: sqlite3.Connection,
+    table: str,
+    query: str | bytes,
+    k: int = 10,
+    *,
+    vision: Vision,
+    model: str | None = None,
+    column: str | None = None,
+) -> list[Hit]:
+    """Return the k rows of a table closest to a text, an image or an embedding, best first.
+
+    For a search now and then: each reads the embeddings, or the index that `datasette vision index` made. A Searcher
+    keeps them between searches. What it takes and raises is what Searcher.search() does.
+    """
+    return Searcher(vision, improve=False).search(connection, table, query, k, model, column)
 
 
 class Searcher:

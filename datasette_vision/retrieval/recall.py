@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasette_vision.errors import InvalidVector
-from datasette_vision.search.hits import from_index
+from datasette_vision.retrieval.hits import from_index
 from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.index import View

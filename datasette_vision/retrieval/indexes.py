@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from datasette_vision.errors import Busy
-from datasette_vision.search import index_work as indexwork
-from datasette_vision.search.index_entry import Entry, file_of
-from datasette_vision.search.index_work import Step
+from datasette_vision.retrieval import index_work as indexwork
+from datasette_vision.retrieval.index_entry import Entry, file_of
+from datasette_vision.retrieval.index_work import Step
 from datasette_vision.tables import change_log as generations
 from datasette_vision.tables.change_log import State
 from datasette_vision.tables.side_reader import Embeddings

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.search.hits import from_table
-from datasette_vision.search.search import Searcher
+from datasette_vision.retrieval.hits import from_table
+from datasette_vision.retrieval.search import Searcher
 from datasette_vision.sql import registration as sql
 from datasette_vision.tables.schema import Row, SideTable
 from datasette_vision.util.sql_names import quote

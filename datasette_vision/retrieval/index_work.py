@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasette_vision.search.index_entry import CHANGED_PART, Entry
+from datasette_vision.retrieval.index_entry import CHANGED_PART, Entry
 from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.vectors import hnsw
 from datasette_vision.vectors.eight_bit import Flat, joined
