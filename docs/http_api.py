@@ -9,9 +9,9 @@ from functools import cache
 from typing import Any
 
 from datasette_vision.demo import demo
+from datasette_vision.plugin.api import table as api
 from datasette_vision.plugin.api.documentation import STATUSES, entries
 from datasette_vision.plugin.api.examples import Example
-from datasette_vision.plugin.api.table import ROUTES
 from datasette_vision.plugin.http.routes import PREFIX
 from docs.readme import table
 
@@ -72,8 +72,8 @@ def answer(path: str, example: Example) -> str:
 def routes() -> str:
     """Write the reference of all routes."""
     parts = []
-    described = {PREFIX + route.path: route for route in ROUTES}
-    for entry in entries(ROUTES, SERVER):
+    described = {PREFIX + route.path: route for route in api.routes()}
+    for entry in entries(api.routes(), SERVER):
         rows = [(f"`{parameter['name']}`", parameter["meaning"]) for parameter in entry["parameters"]]
         example = described[entry["path"]].example
         parts.append(
@@ -86,7 +86,7 @@ def routes() -> str:
 
 def shown(*names: str) -> str:
     """Write the examples of a few routes with their answers, for the README."""
-    chosen = {route.name: route for route in ROUTES}
+    chosen = {route.name: route for route in api.routes()}
     parts = []
     for name in names:
         path, example = PREFIX + chosen[name].path, chosen[name].example

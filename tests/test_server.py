@@ -20,7 +20,7 @@ import openai
 import pytest
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.plugin.api.table import ROUTES
+from datasette_vision.plugin.api.table import routes
 from datasette_vision.plugin.http.routes import PREFIX
 from tests import pictures
 from tests.paths import ROOT
@@ -134,7 +134,7 @@ def test_the_python_of_the_readme(address: str, vision: Vision) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-@pytest.mark.parametrize("route", [route for route in ROUTES if route.example], ids=lambda route: route.name)
+@pytest.mark.parametrize("route", [route for route in routes() if route.example], ids=lambda route: route.name)
 def test_every_example_with_curl(address: str, tmp_path: Path, route: object) -> None:
     tmp_path.joinpath("apple.webp").write_bytes(pictures.picture_file("WEBP"))
     command = shlex.split(route.example.curl(address, PREFIX + route.path))  # type: ignore[attr-defined]

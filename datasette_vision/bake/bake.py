@@ -11,7 +11,7 @@ from typing import Any
 
 from datasette_vision.engine.runtime import without_telemetry
 from datasette_vision.errors import InstallFailed, InvalidArgument
-from datasette_vision.models.manifest import TASKS
+from datasette_vision.models.tasks import FORMS
 
 PRECISIONS = ("auto", "fp32", "int8")
 
@@ -36,8 +36,8 @@ def bake(
     """
     if precision not in PRECISIONS:
         raise InvalidArgument(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
-    if task is not None and task not in TASKS:
-        raise InvalidArgument(f"task: expected one of {', '.join(TASKS)}, found {task!r}")
+    if task is not None and task not in FORMS:
+        raise InvalidArgument(f"task: expected one of {', '.join(FORMS)}, found {task!r}")
     without_telemetry()
     try:
         from datasette_vision.bake import baking, sources, towers  # heavy: torch and transformers

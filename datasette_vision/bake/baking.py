@@ -22,7 +22,8 @@ from datasette_vision.errors import InstallFailed
 from datasette_vision.images.preprocess import Preprocess, Size
 from datasette_vision.install import preprocessors
 from datasette_vision.models import manifest as manifests
-from datasette_vision.models.manifest import DUAL_ENCODER, TextTower
+from datasette_vision.models.manifest import TextTower
+from datasette_vision.models.tasks import DUAL_ENCODER
 
 SHORT_TEXT = "a photo of a cat"  # 5 words: what people type
 # Mean difference of two preprocessings, in steps of 1 of 255: rounding gives 0.1, another filter or crop more than 2.

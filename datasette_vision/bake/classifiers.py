@@ -10,7 +10,7 @@ import transformers
 
 from datasette_vision.bake.original import Original, Tower, load_model, load_processor
 from datasette_vision.errors import InstallFailed
-from datasette_vision.models.manifest import IMAGE_CLASSIFICATION
+from datasette_vision.models.tasks import IMAGE_CLASSIFICATION
 
 
 def _logits(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:

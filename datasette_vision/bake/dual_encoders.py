@@ -11,7 +11,7 @@ import transformers
 
 from datasette_vision.bake.original import Original, TextSide, Tower, load_model, load_processor, load_tokenizer
 from datasette_vision.bake.slow_tokenizers import backend
-from datasette_vision.models.manifest import DUAL_ENCODER
+from datasette_vision.models.tasks import DUAL_ENCODER
 
 
 def _features(found: Any) -> torch.Tensor:

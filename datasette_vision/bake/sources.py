@@ -9,7 +9,7 @@ from typing import Any
 from datasette_vision.bake import classifiers, dual_encoders
 from datasette_vision.bake.original import Original
 from datasette_vision.errors import InstallFailed, SourceNotFound
-from datasette_vision.models.manifest import DUAL_ENCODER, IMAGE_CLASSIFICATION
+from datasette_vision.models.tasks import DUAL_ENCODER, IMAGE_CLASSIFICATION
 
 DUAL_ENCODERS = {
     "clip": dual_encoders.load_clip,

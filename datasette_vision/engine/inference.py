@@ -19,7 +19,8 @@ import numpy as np
 
 from datasette_vision.engine.batcher import ANSWER_TIMEOUT_S
 from datasette_vision.engine.runtime import default_threads
-from datasette_vision.engine.services import ClassifierService, EncoderService, Scores, Service
+from datasette_vision.engine.tasks.dual_encoder import EncoderService
+from datasette_vision.engine.tasks.task import Scores, Service
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import Busy, VisionError
 from datasette_vision.images.data_uri import from_text
@@ -79,6 +80,13 @@ class Intake:
         self._images.submit(self._queue_image, image, lambda: self._vision.classifier(model), outcome)
         return outcome
 
+    def ask(self, operation: str, image: bytes | str, model: str | None = None) -> Future[Any]:
+        """Queue an image for an operation of a task: a future of what Vision.answer() takes, or of a VisionError."""
+        outcome: Future[Any] = Future()
+        find = self._vision.services.for_operation
+        self._images.submit(self._queue_image, image, lambda: find(operation, model), outcome)
+        return outcome
+
     def label_set(self, model: str, text: str) -> Future[tuple[Labels, Matrix]]:
         """Queue the prompts of labels: a future of what Vision.label_set() returns, and keeps, or of a VisionError."""
         outcome: Future[tuple[Labels, Matrix]] = Future()
@@ -130,7 +138,7 @@ class Intake:
             service = find()
             content = from_text(image) if isinstance(image, str) else image
             # Scores of classifiers are not kept: the cache is for embeddings.
-            key = None if isinstance(service, ClassifierService) else self._vision.image_key(service, content)
+            key = self._vision.image_key(service, content) if service.manifest.form.embeds else None
             vector = self._vision.cache.get(key) if key is not None else None
             if vector is not None:
                 outcome.set_result(vector)

@@ -5,35 +5,26 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, cast
 
-import numpy as np
 from numpy.typing import NDArray
 
 from datasette_vision.config.settings import Config
-from datasette_vision.engine.batcher import ANSWER_TIMEOUT_S, Batcher
-from datasette_vision.engine.classifier import ImageClassifier
-from datasette_vision.engine.encoder import DualEncoder, LoadSession
-from datasette_vision.errors import Busy, VisionError, WrongTask
-from datasette_vision.models.manifest import DUAL_ENCODER
-from datasette_vision.models.store import InstalledModel, ModelStore
+from datasette_vision.engine.batcher import Batcher
+from datasette_vision.engine.encoder import LoadSession
+from datasette_vision.engine.tasks.dual_encoder import EncoderService
+from datasette_vision.engine.tasks.registry import task_of
+from datasette_vision.engine.tasks.task import Service
+from datasette_vision.errors import InvalidArgument, UnknownModel, VisionError, WrongTask
+from datasette_vision.models.store import ModelStore
+from datasette_vision.models.tasks import operations
 from datasette_vision.util import memory
-from datasette_vision.util.caller import current
-from datasette_vision.vectors.embedding import Vector
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-Pixels = NDArray[np.float32]
-Scores = NDArray[np.float64]
 # (threads, execution providers) -> a loader of graphs
 MakeLoader = Callable[[int | None, Sequence[str]], LoadSession]
-
-
-# Whoever comes waits for the batch in hand and is in the next. CLIP ViT-B/32 on one core: some 20 texts of 77 tokens.
-BATCH_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -48,144 +39,6 @@ class Tower:
     prepare: Callable[[bytes], Any]
     queue: Batcher[Any, Any]
     finish: Callable[[NDArray[Any]], NDArray[Any]]
-
-
-class EncoderService:
-    """A dual encoder behind a queue for each tower."""
-
-    def __init__(self, model: InstalledModel, load: LoadSession, settings: dict[str, Any]) -> None:
-        self.manifest = model.manifest
-        self.encoder = DualEncoder(model, load)
-        self._towers = {"text": self.encoder.text_tower, "image": self.encoder.image_tower}
-        name = self.manifest.name
-        self.texts: Batcher[list[int], Vector] = Batcher(
-            lambda batch: list(self.encoder.encode_tokens(batch)),
-            name=f"{name}-text",
-            batch_s=BATCH_S,
-            size=self.encoder.padded_length,
-            ready=self._load_text,
-            **settings,
-        )
-        self.images: Batcher[Pixels, Vector] = Batcher(
-            lambda batch: list(self.encoder.encode_pixels(np.stack(batch))),
-            name=f"{name}-image",
-            batch_s=BATCH_S,
-            ready=self.encoder.image_tower.get,
-            **settings,
-        )
-
-    def tokenise(self, text: str) -> list[int]:
-        """Return what `texts` takes. The tokenizer is loaded first if need be.
-
-        Raises DeadlineExceeded when the caller's time is up before it is; the loading goes on.
-        """
-        tokenizer = self.encoder.tokenizer
-        return (tokenizer.get() if tokenizer.loaded else within_deadline(tokenizer.get)).encode(text)
-
-    def to_load(self, tower: str) -> Callable[[], object] | None:
-        """Return what loads the "text" or the "image" tower, None when it is in memory."""
-        if tower == "image":
-            return None if self.encoder.image_tower.loaded else self.encoder.image_tower.get
-        there = self.encoder.text_tower.loaded and self.encoder.tokenizer.loaded
-        return None if there else self._load_text
-
-    def _load_text(self) -> None:
-        self.encoder.tokenizer.get()
-        self.encoder.text_tower.get()
-
-    def loaded(self) -> list[str]:
-        """Return the towers that are in memory."""
-        return [name for name, tower in self._towers.items() if tower.loaded]
-
-    def unload(self, idle_s: float) -> list[str]:
-        """Drop the towers that nobody asked for in the last `idle_s` seconds, and return their names."""
-        return [name for name, tower in self._towers.items() if tower.forget(idle_s)]
-
-    def warm(self, ready: Callable[[str], None] = lambda part: None) -> None:
-        """Load both towers, the text tower first: it is what most first requests ask for. `ready` is told of each."""
-        self.texts(self.tokenise("warm"))
-        ready("text")
-        spec = self.manifest.preprocess
-        self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
-        ready("image")
-
-    @property
-    def queues(self) -> dict[str, Batcher[Any, Any]]:
-        """The queue of each tower."""
-        return {"text": self.texts, "image": self.images}
-
-    def close(self) -> None:
-        self.texts.close()
-        self.images.close()
-
-
-class ClassifierService:
-    """A fixed-label classifier behind its queue."""
-
-    def __init__(self, model: InstalledModel, load: LoadSession, settings: dict[str, Any]) -> None:
-        self.manifest = model.manifest
-        self.classifier = ImageClassifier(model, load)
-        self.images: Batcher[Pixels, Scores] = Batcher(
-            lambda batch: list(self.classifier.classify_pixels(np.stack(batch))),
-            name=f"{self.manifest.name}-image",
-            batch_s=BATCH_S,
-            ready=self.classifier.graph.get,
-            **settings,
-        )
-
-    def to_load(self, tower: str) -> Callable[[], object] | None:
-        """Return what loads the graph, None when it is in memory."""
-        return None if self.classifier.graph.loaded else self.classifier.graph.get
-
-    def loaded(self) -> list[str]:
-        """Return ["image"] when the graph is in memory, else nothing."""
-        return ["image"] if self.classifier.graph.loaded else []
-
-    def unload(self, idle_s: float) -> list[str]:
-        """Drop the graph if nobody asked for it in the last `idle_s` seconds, and return its name if so."""
-        return ["image"] if self.classifier.graph.forget(idle_s) else []
-
-    def warm(self, ready: Callable[[str], None] = lambda part: None) -> None:
-        """Load the graph, and tell `ready` of it."""
-        spec = self.manifest.preprocess
-        self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
-        ready("image")
-
-    @property
-    def queues(self) -> dict[str, Batcher[Any, Any]]:
-        """The queue of the one graph."""
-        return {"image": self.images}
-
-    def close(self) -> None:
-        self.images.close()
-
-
-def within_deadline(make: Callable[[], T]) -> T:
-    """Return what `make()` does. A caller with a deadline stops waiting at that; `make` goes on, for others.
-
-    Raises DeadlineExceeded, and what `make` raises.
-    """
-    caller = current()
-    if caller.deadline is None:
-        return make()
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(make())
-        except BaseException as error:
-            future.set_exception(error)
-
-    try:
-        threading.Thread(target=work, name="datasette-vision-load", daemon=True).start()
-    except RuntimeError:
-        raise Busy("the system has no thread left to load a model: try again in a moment") from None
-    while not wait([future], caller.seconds_left(ANSWER_TIMEOUT_S)).done:
-        pass
-    return future.result()
-
-
-Service: TypeAlias = EncoderService | ClassifierService
 
 
 class Unloader:
@@ -244,8 +97,26 @@ class Services:
     def dual_encoder(self, name: str) -> EncoderService:
         """Return the service of a dual encoder. Raises WrongTask when the model is something else."""
         service = self.get(name)
-        if not isinstance(service, EncoderService):
+        if not service.manifest.form.embeds:
             raise WrongTask(f"{name!r} is for {service.manifest.task}: it makes no embeddings")
+        return cast(EncoderService, service)
+
+    def for_operation(self, operation: str, name: str | None) -> Service:
+        """Return the service of the model that answers an operation: of this name, or the only one that is installed.
+
+        Raises UnknownModel where there is none, InvalidArgument where one of several has to be chosen, and WrongTask.
+        """
+        [form] = [form for form, each in operations() if each.name == operation]
+        if name is None:
+            names = [entry["name"] for entry in self.describe("") if entry.get("task") == form.task]
+            if not names:
+                raise UnknownModel(f"vision_{operation}() needs a model for {form.task}, and none is installed")
+            if len(names) > 1:
+                raise InvalidArgument(f"which model? {', '.join(map(str, names))} are for {form.task}")
+            name = str(names[0])
+        service = self.get(name)
+        if service.manifest.task != form.task:
+            raise WrongTask(f"{name!r} is for {service.manifest.task}, and {operation} for {form.task}")
         return service
 
     def loaded(self, name: str) -> list[str]:
@@ -298,8 +169,8 @@ class Services:
             "max_queue": chosen.max_queue,
             "workers": chosen.replicas,
         }
-        kind = EncoderService if model.manifest.task == DUAL_ENCODER else ClassifierService
-        service = kind(model, self._load(chosen.threads, chosen.providers or ()), settings)
+        make = task_of(model.manifest.task).make
+        service = make(model, self._load(chosen.threads, chosen.providers or ()), settings)
         if chosen.unload_after is not None:
             if self._unloader is None:
                 self._unloader = Unloader()

@@ -7,14 +7,19 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datasette_vision.config.settings import Config
 from datasette_vision.engine import services as serving
 from datasette_vision.engine.cache import EmbeddingCache, LabelSets
 from datasette_vision.engine.encoder import load_on
-from datasette_vision.engine.services import ClassifierService, EncoderService, Pixels, Scores, Service, Services, Tower
+from datasette_vision.engine.services import Services, Tower
+from datasette_vision.engine.tasks.dual_encoder import EncoderService
+from datasette_vision.engine.tasks.registry import task_of
+from datasette_vision.engine.tasks.task import Pixels, Scores, Service
 from datasette_vision.errors import InvalidImage, InvalidText, InvalidVector, VisionError, WrongTask
 from datasette_vision.images import budget
 from datasette_vision.images import decode as images
@@ -178,8 +183,8 @@ class Vision:
         Raises UnknownModel or ModelCorrupt.
         """
         service = self.services.get(model or self.config.default_model)
-        finish = vectors.normalise if isinstance(service, EncoderService) else np.copy
         manifest = service.manifest
+        finish = task_of(manifest.task).finish
         return Tower(
             manifest.name, manifest.dimensions, lambda image: self.pixels(service, image), service.images, finish
         )
@@ -205,10 +210,9 @@ class Vision:
         its manifest. Raises what embed_image() raises.
         """
         service = self.classifier(model)
-        if isinstance(service, ClassifierService):
-            current().admit(images=1, load=service.to_load("image"))
-            return self.label(service.images(self.pixels(service, image)), model, k)
-        return self.label(self.embed_image(image, service.manifest.name), model, k)
+        if service.manifest.form.embeds:
+            return self.label(self.embed_image(image, service.manifest.name), model, k)
+        return self.label(self._output(service, image), model, k)
 
     def classifier(self, model: str | None = None) -> Service:
         """Return the service that classify() uses. Raises UnknownModel, ModelCorrupt, or WrongTask without labels."""
@@ -221,11 +225,25 @@ class Vision:
     def label(self, output: Vector | Scores, model: str | None = None, k: int | None = 5) -> list[dict[str, object]]:
         """Return what classify() does, given what the model made of the image: (d,), an embedding or its scores."""
         service = self.classifier(model)
-        if isinstance(service, ClassifierService):
-            return top_k(service.classifier.labels, output.astype(np.float64), k)
-        name, entries = service.manifest.name, service.manifest.labels
-        labels = Labels(tuple(entry.label for entry in entries), tuple(entry.prompt for entry in entries))
-        return self.score(vectors.normalise(output), *self.label_set(name, None, labels), name, k)
+        return task_of(service.manifest.task).label(self, service, output, k)
+
+    def ask(self, operation: str, image: bytes, model: str | None = None) -> object:
+        """Return what a model answers to an operation of its task: see models/tasks.py.
+
+        Without `model` it is the only one installed for that task. Raises InvalidArgument where there are several,
+        WrongTask, and what embed_image() raises.
+        """
+        service = self.services.for_operation(operation, model)
+        return self.answer(service, operation, self._output(service, image))
+
+    def answer(self, service: Service, operation: str, output: NDArray[Any]) -> object:
+        """Return what ask() does, given what the model made of the image."""
+        return task_of(service.manifest.task).answers[operation](service, output)
+
+    def _output(self, service: Service, image: bytes) -> NDArray[Any]:
+        current().admit(images=1, load=service.to_load("image"))
+        output: NDArray[Any] = service.images(self.pixels(service, image))
+        return output
 
     def zero_shot(
         self, value: bytes, labels: str, model: str | None = None, k: int | None = None

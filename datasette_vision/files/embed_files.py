@@ -24,7 +24,6 @@ from datasette_vision.files.model_transfer import fingerprint
 from datasette_vision.files.parquet import Form, ImageRow, Output
 from datasette_vision.files.storage import place
 from datasette_vision.images import decode as images
-from datasette_vision.models.manifest import DUAL_ENCODER
 from datasette_vision.models.store import InstalledModel
 from datasette_vision.tables.file_content import read_image
 
@@ -77,7 +76,7 @@ def prepare(job: Job, model: InstalledModel) -> Prepared:
     Raises InvalidArgument when it holds other embeddings, StorageFailed, WrongTask for a classifier.
     """
     manifest = model.manifest
-    if manifest.task != DUAL_ENCODER:
+    if not manifest.form.embeds:
         raise WrongTask(f"{manifest.name!r} is for {manifest.task}: it makes no embeddings")
     output = Output(place(job.output).uri, Form(manifest.name, fingerprint(manifest), manifest.dimensions))
     output.prepare()

@@ -21,7 +21,8 @@ from datasette_vision.install.origins import UNKNOWN_LICENCE, Origin, Say, read_
 from datasette_vision.install.sources import Classifier, Graphs, Towers, choose_precisions
 from datasette_vision.install.staging import link_or_copy
 from datasette_vision.models.catalog import CLIP_LOGIT_SCALE, Row
-from datasette_vision.models.manifest import DUAL_ENCODER, FORMAT, IMAGE_CLASSIFICATION, ImageTower, TextTower, parse
+from datasette_vision.models.manifest import FORMAT, ImageTower, TextTower, parse
+from datasette_vision.models.tasks import DUAL_ENCODER, IMAGE_CLASSIFICATION
 from datasette_vision.models.weights import weights_beside
 
 Draft = dict[str, Any]

@@ -15,8 +15,9 @@ from datasette_vision.install.origins import LocalFolder, OneGraph, Origin, Say,
 from datasette_vision.install.requests import COMMIT, REPOSITORY, Request, is_path, location, name_of
 from datasette_vision.models import catalog, digests, manifest
 from datasette_vision.models.leftovers import leftovers
-from datasette_vision.models.manifest import IMAGE_CLASSIFICATION, NAME
+from datasette_vision.models.manifest import NAME
 from datasette_vision.models.store import InstalledModel, ModelStore
+from datasette_vision.models.tasks import IMAGE_CLASSIFICATION
 
 NO_BAKE = "{location} holds PyTorch weights: exporting them is not possible here"
 

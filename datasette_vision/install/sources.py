@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from datasette_vision.errors import InstallFailed
 from datasette_vision.install.origins import Origin, read_json
-from datasette_vision.models.manifest import DUAL_ENCODER, IMAGE_CLASSIFICATION
+from datasette_vision.models.tasks import DUAL_ENCODER, IMAGE_CLASSIFICATION
 
 # Names of graphs without ".onnx": (image tower, text tower). Those of Xenova and onnx-community come first, then
 # Immich's, then what people choose who export their own.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision.engine.classifier import ImageClassifier
-from datasette_vision.engine.encoder import DualEncoder, load_on
+from datasette_vision.engine.encoder import load_on
+from datasette_vision.engine.tasks.registry import task_of
+from datasette_vision.engine.tasks.task import Check
 from datasette_vision.errors import ModelCorrupt
 from datasette_vision.install import samples
-from datasette_vision.models.manifest import DUAL_ENCODER
 from datasette_vision.models.store import InstalledModel
 
 THRESHOLD = 0.99
@@ -63,17 +63,11 @@ def answers(model: InstalledModel) -> dict[str, Any]:
 
     Every file is read and every graph loaded for it. Raises ModelCorrupt, InstallFailed or EngineFailure.
     """
-    spec = model.manifest.preprocess
-    pixels = spec(samples.canonical_picture())[None]
     result: dict[str, Any] = {"picture": samples.CANONICAL_PICTURE}
-    if model.manifest.task != DUAL_ENCODER:
-        scores = ImageClassifier(model, load_on(None)).classify_pixels(pixels)[0]
-        return {**result, "scores": samples.rounded(scores)}
-    encoder = DualEncoder(model, load_on(None))
-    result["image_embedding"] = samples.rounded(_unit(encoder.encode_pixels(pixels)[0]))
-    tokens = encoder.tokenizer.get().encode(samples.CANONICAL_TEXT)
-    result["text"] = samples.CANONICAL_TEXT
-    result["embedding"] = samples.rounded(_unit(encoder.encode_tokens([tokens])[0]))
+    for check in _checks(model, samples.CANONICAL_TEXT):
+        if check.what == "text":
+            result["text"] = samples.CANONICAL_TEXT
+        result[check.key] = samples.rounded(check.answer())
     return result
 
 
@@ -89,24 +83,16 @@ def verify(model: InstalledModel) -> list[str]:
     lines = [f"{count} {'file is what it was' if count == 1 else 'files are what they were'} ({size:,} bytes)"]
     recorded = manifest.canonical
     tolerance = TOLERANCE.get(manifest.precision, TOLERANCE_QUANTISED)
-    if manifest.task == DUAL_ENCODER:
-        assert manifest.text is not None, "a dual encoder's manifest has a text tower"
-        encoder = DualEncoder(model, load_on(None))
-        if "text" in recorded and "embedding" in recorded:
-            tokens = encoder.tokenizer.get().encode(recorded["text"])
-            found = _unit(encoder.encode_tokens([tokens])[0])
-            lines.append(_same(model.folder / manifest.text.file, "text", recorded["embedding"], found, tolerance))
-        if recorded.get("picture") == samples.CANONICAL_PICTURE and "image_embedding" in recorded:
-            pixels = manifest.preprocess(samples.canonical_picture())[None]
-            found = _unit(encoder.encode_pixels(pixels)[0])
-            lines.append(
-                _same(model.folder / manifest.image.file, "picture", recorded["image_embedding"], found, tolerance)
-            )
-    elif recorded.get("picture") == samples.CANONICAL_PICTURE and "scores" in recorded:
-        pixels = manifest.preprocess(samples.canonical_picture())[None]
-        scores = ImageClassifier(model, load_on(None)).classify_pixels(pixels)[0].astype(np.float32)
-        lines.append(_same(model.folder / manifest.image.file, "picture", recorded["scores"], scores, tolerance))
+    is_known = {"text": "text" in recorded, "picture": recorded.get("picture") == samples.CANONICAL_PICTURE}
+    for check in _checks(model, recorded.get("text", samples.CANONICAL_TEXT)):
+        if check.key in recorded and is_known[check.what]:
+            lines.append(_same(model.folder / check.file, check.what, recorded[check.key], check.answer(), tolerance))
     return lines
+
+
+def _checks(model: InstalledModel, text: str) -> Iterable[Check]:
+    picture = model.manifest.preprocess(samples.canonical_picture())
+    return task_of(model.manifest.task).checks(model, load_on(None), picture, text)
 
 
 def _same(path: Path, what: str, recorded: Any, found: Rows, tolerance: float) -> str:
@@ -125,10 +111,3 @@ def _same(path: Path, what: str, recorded: Any, found: Rows, tolerance: float) -
             f" expected at least {1 - tolerance:.4f}"
         )
     return f"the canonical {what} gives what was recorded (cosine {cosine:.6f})"
-
-
-def _unit(vector: Rows) -> Rows:
-    norm = float(np.linalg.norm(vector.astype(np.float64)))
-    if not np.isfinite(norm) or norm == 0:
-        raise ModelCorrupt("the model gives an embedding without a direction")
-    return (vector / norm).astype(np.float32)

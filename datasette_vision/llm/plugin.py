@@ -78,15 +78,14 @@ class VisionEmbeddingModel(llm.EmbeddingModel):
 def register_embedding_models(register: Callable[[llm.EmbeddingModel], None]) -> None:
     """Register each installed dual encoder. A model that cannot be read is left out: `vision_models()` names it."""
     from datasette_vision.errors import VisionError
-    from datasette_vision.models.manifest import DUAL_ENCODER
     from datasette_vision.models.store import ModelStore
 
     vision: Lazy[Vision] = Lazy(_make_vision)
     store = ModelStore()
     for name in store.names():
         try:
-            task = store.find(name).manifest.task
+            makes_embeddings = store.find(name).manifest.form.embeds
         except VisionError:
             continue
-        if task == DUAL_ENCODER:
+        if makes_embeddings:
             register(VisionEmbeddingModel(name, vision))

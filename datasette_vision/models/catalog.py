@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datasette_vision.models.manifest import DUAL_ENCODER, IMAGE_CLASSIFICATION
+from datasette_vision.models.tasks import DUAL_ENCODER, IMAGE_CLASSIFICATION
 
 # exp(4.6052) = 100: CLIP's learnt temperature is clipped there, "to prevent scaling the logits by more than 100"
 # (Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 2.5), and OpenAI's models reached it.

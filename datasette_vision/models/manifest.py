@@ -12,11 +12,9 @@ from typing import Any, TypeVar
 
 from datasette_vision.errors import ModelCorrupt
 from datasette_vision.images.preprocess import RESAMPLE, Preprocess, Size
+from datasette_vision.models.tasks import FORMS, Form
 
 FORMAT = 1
-DUAL_ENCODER = "dual-encoder"
-IMAGE_CLASSIFICATION = "image-classification"
-TASKS = (DUAL_ENCODER, IMAGE_CLASSIFICATION)
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 # Far above any model there is: what is above them is a mistake, and would only be noticed as a lack of memory.
@@ -101,6 +99,11 @@ class Manifest:
     parity: dict[str, Any]
     made_with: dict[str, Any]
     identity: str
+
+    @property
+    def form(self) -> Form:
+        """What manifests of this task hold."""
+        return FORMS[self.task]
 
     def file(self, path: str) -> File:
         """Return the entry of a file. Its presence was checked when the manifest was read."""
@@ -195,7 +198,7 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
             f"{value.where}: format: expected {FORMAT}, found {json.dumps(found)[:60]}:"
             " another version of datasette-vision made it"
         )
-    task = value.choice("task", TASKS)
+    form = FORMS[value.choice("task", tuple(FORMS))]
     source = value.object("source")
     files = tuple(
         File(
@@ -207,20 +210,16 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
     )
     manifest = Manifest(
         name=value.get("name", str, NAME.fullmatch, "a name of lower-case letters, digits, '.', '_' and '-'"),  # type: ignore[arg-type]
-        task=task,
+        task=form.task,
         description=value.text("description"),
         source=Source(source.text("location"), source.optional_text("revision"), source.text("licence")),
         precision=value.text("precision"),
         dimensions=value.count("dimensions", 1, MAX_DIMENSIONS),
-        # A classifier's logits come scaled out of its graph; without its scale a dual encoder cannot tell labels apart.
-        logit_scale=value.number("logit_scale", None if task == DUAL_ENCODER else 1.0),
+        logit_scale=value.number("logit_scale", None if form.needs_logit_scale else 1.0),
         logit_bias=value.number("logit_bias", 0.0),
-        # A classifier's graph may end with its own softmax: then there is nothing left to do.
-        activation=value.choice(
-            "activation", ("softmax", "sigmoid") if task == DUAL_ENCODER else ("softmax", "sigmoid", "none")
-        ),
-        image=_image_tower(value.object("image"), "embedding" if task == DUAL_ENCODER else "logits"),
-        text=_text_tower(value.object("text")) if task == DUAL_ENCODER else None,
+        activation=value.choice("activation", form.activations),
+        image=_image_tower(value.object("image"), form.output),
+        text=_text_tower(value.object("text")) if form.has_text_tower else None,
         preprocess=_preprocess(value.object("preprocess")),
         labels=tuple(_label(item) for item in value.objects("labels")),
         files=files,
@@ -238,7 +237,7 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
     for path in needed:
         if path not in listed:
             raise ModelCorrupt(f"{value.where}: files: expected {path} among them")
-    if task == IMAGE_CLASSIFICATION and len(manifest.labels) != manifest.dimensions:
+    if form.labels_the_output and len(manifest.labels) != manifest.dimensions:
         raise ModelCorrupt(f"{value.where}: labels: expected {manifest.dimensions}, found {len(manifest.labels)}")
     return manifest
 

@@ -163,13 +163,13 @@ def side_table_requests(datasette: Datasette) -> Any:
 @hookimpl
 def register_routes() -> list[tuple[str, Any]]:
     """Serve the HTTP API and the pages, whose addresses take what is left over."""
-    return [*routes.register(table.ROUTES), *pages.routes()]
+    return [*routes.register(table.routes()), *pages.routes()]
 
 
 @hookimpl(specname="asgi_wrapper")
 def cross_origin(datasette: Datasette) -> Any:
     """Refuse foreign pages with a visitor's cookies, and let others post to the API, with --cors."""
-    return crossorigin.wrapper(datasette, table.ROUTES)
+    return crossorigin.wrapper(datasette, table.routes())
 
 
 @hookimpl(specname="asgi_wrapper")

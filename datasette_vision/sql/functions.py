@@ -6,6 +6,7 @@ become NULL; every other error is a mistake in the query, and fails it.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sqlite3
@@ -89,6 +90,15 @@ class Functions:
 
     def vision_average(self) -> Average:
         return Average(normalised=True)
+
+    def implementation(self, name: str) -> Callable[..., Any]:
+        """Return what a function of the table does: the method of its name, or the operation of a task."""
+        found: Callable[..., Any] | None = getattr(self, name, None)
+        return found or functools.partial(self._ask, name.removeprefix("vision_"))
+
+    def _ask(self, operation: str, image: Any, model: Any = None) -> str:
+        answer = self._vision.ask(operation, _image(image), _model(model))
+        return answer if isinstance(answer, str) else _json(answer)
 
     # Classification
 

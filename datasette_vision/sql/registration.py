@@ -1,6 +1,6 @@
 """Registers the SQL functions on a connection.
 
-What there is stands in one table, sqltable.FUNCTIONS. Imports nothing heavy, since it runs when Datasette starts; the
+What there is stands in one table, in table.py. Imports nothing heavy, since it runs when Datasette starts; the
 work is in functions.py, imported at the first call.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import DeadlineExceeded, InvalidImage, InvalidVector, VisionError
-from datasette_vision.sql.table import FUNCTIONS, SqlFunction
+from datasette_vision.sql.table import SqlFunction, functions
 from datasette_vision.util import garbage
 from datasette_vision.util.lazy import Lazy
 
@@ -55,25 +55,26 @@ class Registration:
             return Functions(vision(), foreign_embed, Searcher(vision(), search_wait_s, keep_awake))
 
         garbage.elsewhere.watch()
-        functions = self.functions = Lazy(make)
+        every = functions()
+        implementations = self.functions = Lazy(make)
         self._bound: dict[int, list[tuple[str, int, Callable[..., Any]]]] = {}
         self._bind: Callable[[int], list[tuple[str, int, Callable[..., Any]]]] = lambda address: [
-            (function.name, arity, _scalar(function, functions, on_error, stop, address))
-            for function in FUNCTIONS
+            (function.name, arity, _scalar(function, implementations, on_error, stop, address))
+            for function in every
             if function.reads_tables
             for arity in function.arities
         ]
         self._scalars: list[tuple[str, int, Callable[..., Any]]] = []
         self._aggregates: list[tuple[str, type]] = []
-        for function in FUNCTIONS:
+        for function in every:
             if function.drop_in and not drop_in:
                 continue
             if function.aggregate:
-                self._aggregates.append((function.name, _aggregate(function.name, functions, on_error)))
+                self._aggregates.append((function.name, _aggregate(function.name, implementations, on_error)))
                 continue
             if function.reads_tables:
                 continue
-            wrapped = _scalar(function, functions, on_error, stop)
+            wrapped = _scalar(function, implementations, on_error, stop)
             self._scalars += [(function.name, arity, wrapped) for arity in function.arities]
 
     def register(self, connection: sqlite3.Connection) -> None:
@@ -122,7 +123,7 @@ def _connection_at(address: int) -> sqlite3.Connection:
 
 def _scalar(
     function: SqlFunction,
-    functions: Lazy[Functions],
+    implementations: Lazy[Functions],
     on_error: Callable[[str], None],
     stop: Callable[[DeadlineExceeded], bool],
     address: int | None = None,
@@ -138,7 +139,7 @@ def _scalar(
         try:
             if implementation is None:
                 with garbage.elsewhere:
-                    implementation = getattr(functions.get(), name)
+                    implementation = implementations.get().implementation(name)
             if function.instant:
                 return implementation(*arguments)
             with garbage.elsewhere:
@@ -157,7 +158,7 @@ def _scalar(
     return call
 
 
-def _aggregate(name: str, functions: Lazy[Functions], on_error: Callable[[str], None]) -> type:
+def _aggregate(name: str, implementations: Lazy[Functions], on_error: Callable[[str], None]) -> type:
     class Aggregate:
         def __init__(self) -> None:
             self.inner: Any = None
@@ -166,7 +167,7 @@ def _aggregate(name: str, functions: Lazy[Functions], on_error: Callable[[str], 
             try:
                 if self.inner is None:
                     with garbage.elsewhere:
-                        self.inner = getattr(functions.get(), name)()
+                        self.inner = implementations.get().implementation(name)()
                 if value is not None:
                     self.inner.step(value)
             except (InvalidImage, InvalidVector):

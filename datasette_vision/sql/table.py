@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datasette_vision.models.tasks import operations
+
 ANY_NUMBER = -1
 
 
@@ -234,3 +236,14 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         instant=True,
     ),
 )
+
+
+def functions() -> tuple[SqlFunction, ...]:
+    """Return all functions: those of the table, and one for each operation of a task."""
+    return (
+        *FUNCTIONS,
+        *(
+            SqlFunction(f"vision_{each.name}", ("image",), ("model",), each.description, each.example)
+            for _, each in operations()
+        ),
+    )

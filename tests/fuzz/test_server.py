@@ -17,7 +17,7 @@ from datasette.app import Datasette
 from hypothesis import example
 from hypothesis import strategies as st
 
-from datasette_vision.plugin.api.table import ROUTES
+from datasette_vision.plugin.api.table import routes
 from datasette_vision.plugin.http.routes import PREFIX, Route
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests.fuzz import strategies as own
@@ -101,7 +101,7 @@ def check(answer: tuple[int, dict[bytes, bytes], bytes], *, api: bool = True) ->
             assert "ok" not in value or (value["ok"], value["status"]) == (False, status)
 
 
-BY_NAME = {route.name: route for route in ROUTES}
+BY_NAME = {route.name: route for route in routes()}
 
 # Paths
 

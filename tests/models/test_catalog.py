@@ -8,7 +8,8 @@ import pytest
 
 from datasette_vision.install.requests import REPOSITORY
 from datasette_vision.models.catalog import CATALOG, CLIP_LOGIT_SCALE, Row, find
-from datasette_vision.models.manifest import DUAL_ENCODER, NAME, TASKS
+from datasette_vision.models.manifest import NAME
+from datasette_vision.models.tasks import DUAL_ENCODER, FORMS
 
 
 def test_what_the_catalogue_holds() -> None:
@@ -29,7 +30,7 @@ def test_what_the_catalogue_holds() -> None:
 @pytest.mark.parametrize("row", CATALOG, ids=lambda row: row.name)
 def test_a_row(row: Row) -> None:
     assert NAME.fullmatch(row.name)
-    assert row.task in TASKS
+    assert row.task in FORMS
     for repository in (row.source, row.original, row.text_source):
         assert repository is None or REPOSITORY.fullmatch(repository)
     assert row.licence

@@ -85,7 +85,9 @@ async def similarity(call: Call) -> Response:
     if isinstance(first, VisionError):
         raise type(first)(f"query: {first}")
     cosines = [each if isinstance(each, VisionError) else vectors.cosine(first, each) for each in others]
-    written = [_error(each) if isinstance(each, VisionError) else dumps({"similarity": each}) for each in cosines]
+    written = [
+        written_error(each) if isinstance(each, VisionError) else dumps({"similarity": each}) for each in cosines
+    ]
     return results(call, {"model": call.desk.encoder(model).name}, written, cosines)
 
 
@@ -122,7 +124,7 @@ def results(
 
 def _written_embeddings(found: Sequence[Vector | VisionError], encoding: str) -> list[str]:
     return [
-        _error(each) if isinstance(each, VisionError) else f'{{"embedding":{written_embedding(each, encoding)}}}'
+        written_error(each) if isinstance(each, VisionError) else f'{{"embedding":{written_embedding(each, encoding)}}}'
         for each in found
     ]
 
@@ -136,10 +138,11 @@ def written_embedding(vector: Vector, encoding: str) -> str:
 
 
 def _labels(each: object) -> str:
-    return _error(each) if isinstance(each, VisionError) else dumps({"labels": each})
+    return written_error(each) if isinstance(each, VisionError) else dumps({"labels": each})
 
 
-def _error(error: VisionError) -> str:
+def written_error(error: VisionError) -> str:
+    """Return what is said of an input that cannot be used."""
     return dumps({"error": str(error), "status": error.http_status})
 
 

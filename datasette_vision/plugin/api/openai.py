@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, UnknownModel, VisionError
+from datasette_vision.models.tasks import embeds
 from datasette_vision.plugin.api.api import INLINE_EMBEDDINGS, written_embedding
 from datasette_vision.plugin.api.examples import Example
 from datasette_vision.plugin.http import schemas
@@ -37,7 +38,6 @@ MODALITY = Parameter(
     "text or image",
     choice(TEXT, IMAGE),
 )
-DUAL_ENCODER = "dual-encoder"
 
 
 async def embeddings(call: Call) -> Response:
@@ -145,7 +145,7 @@ def _count_tokens(call: Call, name: str, inputs: Sequence[Input]) -> int:
 
 def _dual_encoders(call: Call) -> list[Manifest]:
     vision = call.desk.vision
-    usable = (entry for entry in vision.models() if entry.get("task") == DUAL_ENCODER)
+    usable = (entry for entry in vision.models() if embeds(entry.get("task")))
     return [vision.services.get(str(entry["name"])).manifest for entry in usable]
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from datasette_vision.plugin.api import api, documentation, metrics, openai
+from datasette_vision.plugin.api import api, documentation, metrics, openai, operations
 from datasette_vision.plugin.api import jobs as jobs_api
 from datasette_vision.plugin.http.routes import Route
 from datasette_vision.plugin.search import api as search_api
 
-ROUTES: tuple[Route, ...] = (
-    *api.ROUTES,
-    *search_api.ROUTES,
-    *openai.ROUTES,
-    *jobs_api.ROUTES,
-    *metrics.ROUTES,
-    *documentation.routes(lambda: ROUTES),
-)
+
+def routes() -> tuple[Route, ...]:
+    """Return all routes. Those of operations depend on which tasks there are."""
+    return (
+        *api.ROUTES,
+        *operations.routes(),
+        *search_api.ROUTES,
+        *openai.ROUTES,
+        *jobs_api.ROUTES,
+        *metrics.ROUTES,
+        *documentation.routes(routes),
+    )

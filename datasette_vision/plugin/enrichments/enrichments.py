@@ -17,7 +17,7 @@ from datasette_enrichments import Enrichment
 from datasette_enrichments.utils import pks_for_rows
 
 from datasette_vision.errors import Busy, VisionError
-from datasette_vision.models.manifest import DUAL_ENCODER
+from datasette_vision.models.tasks import embeds
 from datasette_vision.plugin.enrichments import forms
 from datasette_vision.plugin.enrichments.batches import Batch, Done, image_column
 from datasette_vision.plugin.http.parameters import labels_of_text
@@ -139,7 +139,7 @@ class Embed(VisionEnrichment):
 
     def suits(self, model: dict[str, Any], vision: Vision) -> bool:
         """Say whether a model makes embeddings."""
-        return bool(model["task"] == DUAL_ENCODER)
+        return embeds(model["task"])
 
     def run(self, batch: Batch, vision: Vision, config: Config) -> Done:
         """Embed a batch."""
@@ -165,9 +165,9 @@ class Classify(VisionEnrichment):
         """Classify a batch."""
         model = vision.classifier(config["model"]).manifest.name
         k = _wanted(config)
-        dual = vision.services.get(model).manifest.task == DUAL_ENCODER
+        known = vision.services.get(model).manifest.form.embeds
         describe = _described(config, lambda output: vision.label(output, model, k))
-        return batch.describe(vision, model, config["output"], describe, known=dual)
+        return batch.describe(vision, model, config["output"], describe, known=known)
 
 
 class ZeroShot(VisionEnrichment):
@@ -183,7 +183,7 @@ class ZeroShot(VisionEnrichment):
 
     def suits(self, model: dict[str, Any], vision: Vision) -> bool:
         """Say whether a model compares pictures with texts."""
-        return bool(model["task"] == DUAL_ENCODER)
+        return embeds(model["task"])
 
     def run(self, batch: Batch, vision: Vision, config: Config) -> Done:
         """Label a batch."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette_vision import __version__
 from datasette_vision.errors import InvalidArgument, VisionError
+from datasette_vision.models.tasks import embeds
 from datasette_vision.plugin.http import uploads
 from datasette_vision.plugin.http.context import Desk, desk_of, outcomes
 from datasette_vision.plugin.http.parameters import labels_of_text
@@ -71,7 +72,6 @@ async def playground(datasette: Datasette, request: Request) -> Response:
 async def _ask(desk: Desk, picture: bytes, fields: dict[str, str]) -> dict[str, Any]:
     """Ask every model what it can tell of a picture. Raises InvalidImage, InvalidArgument or Busy."""
     from datasette_vision.images import decode as images  # heavy: Pillow
-    from datasette_vision.models.manifest import DUAL_ENCODER
 
     if not picture:
         raise InvalidArgument("choose a picture first")
@@ -81,7 +81,7 @@ async def _ask(desk: Desk, picture: bytes, fields: dict[str, str]) -> dict[str, 
     models = await desk.call(desk.vision.models)
     futures = [
         desk.intake.embed_image(picture, str(model["name"]))
-        if model.get("task") == DUAL_ENCODER
+        if embeds(model.get("task"))
         else desk.intake.classify_image(picture, str(model["name"]))
         for model in models
     ]
@@ -89,7 +89,7 @@ async def _ask(desk: Desk, picture: bytes, fields: dict[str, str]) -> dict[str, 
     labels = labels_of_text(written) if written else ""
     kept = picture if len(picture) <= KEPT_BYTES else small
     if labels:  # so that _told() waits for none of them; what is wrong with them it tells
-        encoders = (str(model["name"]) for model in models if model.get("task") == DUAL_ENCODER)
+        encoders = (str(model["name"]) for model in models if embeds(model.get("task")))
         await outcomes([desk.intake.label_set(name, labels) for name in encoders])
     return {
         **await desk.call(_told, desk.vision, models, await outcomes(futures), labels, sentence),
@@ -104,7 +104,6 @@ def _told(
     vision: Vision, models: list[dict[str, object]], outputs: list[Any], labels: str, sentence: str
 ) -> dict[str, Any]:
     """Put into words what each model made of the picture; what went wrong with one is told beside the others."""
-    from datasette_vision.models.manifest import DUAL_ENCODER
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
     told: dict[str, Any] = {"classified": [], "zero_shot": [], "similarities": [], "embeddings": {}, "problems": []}
@@ -115,7 +114,7 @@ def _told(
                 raise output
             if model["labels"]:
                 told["classified"].append((name, vision.label(output, name, TOP)))
-            if model["task"] != DUAL_ENCODER:
+            if not embeds(model["task"]):
                 continue
             embedding = vectors.normalise(output)
             told["embeddings"][name] = vectors.encode(embedding)

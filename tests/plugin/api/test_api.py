@@ -15,7 +15,7 @@ import pytest
 from datasette.app import Datasette
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.plugin.api.table import ROUTES
+from datasette_vision.plugin.api.table import routes
 from datasette_vision.plugin.http import context as desks
 from datasette_vision.plugin.http.context import desk_of
 from datasette_vision.plugin.http.cross_origin import is_ours
@@ -407,7 +407,7 @@ async def test_busy_when_no_answer_comes(fake_models: Path, monkeypatch: pytest.
 @pytest.mark.asyncio
 async def test_who_may_not_is_refused(fake_models: Path) -> None:
     api = Api(fake_models, allow={"id": "alice"})
-    for route in ROUTES:
+    for route in routes():
         if route.action == "vision-infer":
             response = await api.datasette.client.request(route.methods[-1], "/-/vision" + route.path)
             assert response.status_code == 403, route.path

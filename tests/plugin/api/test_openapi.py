@@ -13,14 +13,14 @@ import pytest
 
 from datasette_vision.plugin.api.documentation import HTML
 from datasette_vision.plugin.api.openapi import description
-from datasette_vision.plugin.api.table import ROUTES
+from datasette_vision.plugin.api.table import routes
 from datasette_vision.plugin.http.routes import GET, POST, PREFIX, Route
 from tests.paths import ROOT
 from tests.plugin.api.test_api import Api
 from tests.servers import serving
 
 HERE = ROOT / "tests"
-DESCRIBED = [route for route in ROUTES if route.media_type != HTML]
+DESCRIBED = [route for route in routes() if route.media_type != HTML]
 # Not the one beside this Python: it brings rich, with which Datasette 0.65 fails on every address that is not there.
 SCHEMATHESIS = os.environ.get("SCHEMATHESIS") or shutil.which("schemathesis")
 
@@ -59,8 +59,8 @@ def test_every_parameter_is_described(route: Route) -> None:
 
 
 def test_the_paths_of_routes_are_what_they_match() -> None:
-    patterns = [re.compile(route.pattern) for route in ROUTES]
-    for route in ROUTES:
+    patterns = [re.compile(route.pattern) for route in routes()]
+    for route in routes():
         address = PREFIX + re.sub(r"\{\w+\}", "some-name", route.path)
         assert [pattern.pattern for pattern in patterns if pattern.match(address)] == [route.pattern]
     assert not any(pattern.match(PREFIX + "/embed/") or pattern.match("/x" + PREFIX + "/embed") for pattern in patterns)

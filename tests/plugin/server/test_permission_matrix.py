@@ -28,7 +28,7 @@ from datasette_vision.bulk import photos
 from datasette_vision.engine.cache import EmbeddingCache, LabelSets
 from datasette_vision.engine.vision import Vision
 from datasette_vision.plugin import hooks
-from datasette_vision.plugin.api.table import ROUTES
+from datasette_vision.plugin.api.table import routes
 from datasette_vision.plugin.http.inputs import TEXT
 from datasette_vision.plugin.http.routes import GET, POST, PREFIX, Route
 from datasette_vision.plugin.search.request import encode_embedding
@@ -195,7 +195,7 @@ def of_playground(pattern: str) -> Iterator[Way]:
 
 def ways_of_routes() -> dict[str, list[Way]]:
     """The ways of each pattern that is registered with Datasette's router."""
-    described = {route.pattern: route for route in ROUTES}
+    described = {route.pattern: route for route in routes()}
     ways: dict[str, list[Way]] = {}
     for pattern, _ in hooks.register_routes():
         if "<table>" in pattern:

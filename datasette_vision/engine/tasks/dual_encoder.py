@@ -1,0 +1,148 @@
+"""CLIP and its like: an image tower and a text tower whose embeddings can be compared."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasette_vision.engine.batcher import ANSWER_TIMEOUT_S, Batcher
+from datasette_vision.engine.encoder import DualEncoder, LoadSession
+from datasette_vision.engine.tasks.task import BATCH_S, Check, Pixels, Task, ZeroShot
+from datasette_vision.errors import Busy, ModelCorrupt
+from datasette_vision.models.store import InstalledModel
+from datasette_vision.models.tasks import DUAL_ENCODER, FORMS
+from datasette_vision.util.caller import current
+from datasette_vision.vectors import embedding as vectors
+from datasette_vision.vectors.embedding import Vector
+from datasette_vision.vectors.zero_shot import Labels
+
+T = TypeVar("T")
+
+
+class EncoderService:
+    """A dual encoder behind a queue for each tower."""
+
+    def __init__(self, model: InstalledModel, load: LoadSession, settings: dict[str, Any]) -> None:
+        self.manifest = model.manifest
+        self.encoder = DualEncoder(model, load)
+        self._towers = {"text": self.encoder.text_tower, "image": self.encoder.image_tower}
+        name = self.manifest.name
+        self.texts: Batcher[list[int], Vector] = Batcher(
+            lambda batch: list(self.encoder.encode_tokens(batch)),
+            name=f"{name}-text",
+            batch_s=BATCH_S,
+            size=self.encoder.padded_length,
+            ready=self._load_text,
+            **settings,
+        )
+        self.images: Batcher[Pixels, Vector] = Batcher(
+            lambda batch: list(self.encoder.encode_pixels(np.stack(batch))),
+            name=f"{name}-image",
+            batch_s=BATCH_S,
+            ready=self.encoder.image_tower.get,
+            **settings,
+        )
+
+    def tokenise(self, text: str) -> list[int]:
+        """Return what `texts` takes. The tokenizer is loaded first if need be.
+
+        Raises DeadlineExceeded when the caller's time is up before it is; the loading goes on.
+        """
+        tokenizer = self.encoder.tokenizer
+        return (tokenizer.get() if tokenizer.loaded else within_deadline(tokenizer.get)).encode(text)
+
+    def to_load(self, tower: str) -> Callable[[], object] | None:
+        """Return what loads the "text" or the "image" tower, None when it is in memory."""
+        if tower == "image":
+            return None if self.encoder.image_tower.loaded else self.encoder.image_tower.get
+        there = self.encoder.text_tower.loaded and self.encoder.tokenizer.loaded
+        return None if there else self._load_text
+
+    def _load_text(self) -> None:
+        self.encoder.tokenizer.get()
+        self.encoder.text_tower.get()
+
+    def loaded(self) -> list[str]:
+        """Return the towers that are in memory."""
+        return [name for name, tower in self._towers.items() if tower.loaded]
+
+    def unload(self, idle_s: float) -> list[str]:
+        """Drop the towers that nobody asked for in the last `idle_s` seconds, and return their names."""
+        return [name for name, tower in self._towers.items() if tower.forget(idle_s)]
+
+    def warm(self, ready: Callable[[str], None] = lambda part: None) -> None:
+        """Load both towers, the text tower first: it is what most first requests ask for. `ready` is told of each."""
+        self.texts(self.tokenise("warm"))
+        ready("text")
+        spec = self.manifest.preprocess
+        self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
+        ready("image")
+
+    @property
+    def queues(self) -> dict[str, Batcher[Any, Any]]:
+        """The queue of each tower."""
+        return {"text": self.texts, "image": self.images}
+
+    def close(self) -> None:
+        self.texts.close()
+        self.images.close()
+
+
+def within_deadline(make: Callable[[], T]) -> T:
+    """Return what `make()` does. A caller with a deadline stops waiting at that; `make` goes on, for others.
+
+    Raises DeadlineExceeded, and what `make` raises.
+    """
+    caller = current()
+    if caller.deadline is None:
+        return make()
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(make())
+        except BaseException as error:
+            future.set_exception(error)
+
+    try:
+        threading.Thread(target=work, name="datasette-vision-load", daemon=True).start()
+    except RuntimeError:
+        raise Busy("the system has no thread left to load a model: try again in a moment") from None
+    while not wait([future], caller.seconds_left(ANSWER_TIMEOUT_S)).done:
+        pass
+    return future.result()
+
+
+def _label(vision: ZeroShot, service: EncoderService, output: NDArray[Any], k: int | None) -> list[dict[str, object]]:
+    name, entries = service.manifest.name, service.manifest.labels
+    labels = Labels(tuple(entry.label for entry in entries), tuple(entry.prompt for entry in entries))
+    return vision.score(vectors.normalise(output), *vision.label_set(name, None, labels), name, k)
+
+
+def _checks(model: InstalledModel, load: LoadSession, picture: Pixels, text: str) -> Iterator[Check]:
+    manifest, encoder = model.manifest, DualEncoder(model, load)
+    assert manifest.text is not None, "a dual encoder's manifest has a text tower"
+
+    def of_picture() -> NDArray[np.float32]:
+        return _unit(encoder.encode_pixels(picture[None])[0])
+
+    def of_text() -> NDArray[np.float32]:
+        return _unit(encoder.encode_tokens([encoder.tokenizer.get().encode(text)])[0])
+
+    yield Check("embedding", "text", manifest.text.file, of_text)
+    yield Check("image_embedding", "picture", manifest.image.file, of_picture)
+
+
+def _unit(vector: Vector) -> Vector:
+    norm = float(np.linalg.norm(vector.astype(np.float64)))
+    if not np.isfinite(norm) or norm == 0:
+        raise ModelCorrupt("the model gives an embedding without a direction")
+    return (vector / norm).astype(np.float32)
+
+
+TASK = Task(FORMS[DUAL_ENCODER], EncoderService, vectors.normalise, _label, _checks)

@@ -1,0 +1,100 @@
+"""What every task says of itself, and what every model that is ready to answer can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasette_vision.engine.batcher import Batcher
+from datasette_vision.engine.encoder import LoadSession
+from datasette_vision.models.manifest import Manifest
+from datasette_vision.models.store import InstalledModel
+from datasette_vision.models.tasks import Form
+from datasette_vision.vectors.embedding import Matrix, Vector
+from datasette_vision.vectors.zero_shot import Labels
+
+Pixels = NDArray[np.float32]
+Scores = NDArray[np.float64]
+
+# Whoever comes waits for the batch in hand and is in the next. CLIP ViT-B/32 on one core: some 20 texts of 77 tokens.
+BATCH_S = 0.25
+
+
+class Service(Protocol):
+    """A model behind its queues. Each graph is a tower: "image", and "text" where the task has one."""
+
+    manifest: Manifest
+    images: Batcher[Pixels, Any]
+
+    @property
+    def queues(self) -> dict[str, Batcher[Any, Any]]:
+        """The queue of each tower."""
+
+    def to_load(self, tower: str) -> Callable[[], object] | None:
+        """Return what loads a tower, None when it is in memory."""
+
+    def loaded(self) -> list[str]:
+        """Return the towers that are in memory."""
+
+    def unload(self, idle_s: float) -> list[str]:
+        """Drop the towers that nobody asked for in the last `idle_s` seconds, and return their names."""
+
+    def warm(self, ready: Callable[[str], None] = lambda part: None) -> None:
+        """Load every tower, and tell `ready` of each."""
+
+    def close(self) -> None:
+        """Answer what waits, then refuse more."""
+
+
+class ZeroShot(Protocol):
+    """What a task needs of Vision to score labels by their texts."""
+
+    def label_set(self, model: str, text: str | None, given: Labels | None = None) -> tuple[Labels, Matrix]:
+        """Return labels with the embeddings of their prompts, (n, d)."""
+
+    def score(
+        self, embedding: Vector, labels: Labels, prompts: Matrix, model: str, k: int | None
+    ) -> list[dict[str, object]]:
+        """Score a unit-length embedding against a label set: the k best, best first."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a model answers, to be recorded in its manifest and compared later: (d,) float32.
+
+    `key` is where the manifest's `canonical` has it, `file` the graph that makes it, and `what` is put in: the
+    canonical "picture" or "text".
+    """
+
+    key: str
+    what: str
+    file: str
+    answer: Callable[[], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: what its models consist of, how one is loaded and tried, and what it answers.
+
+    `make` puts an installed model behind its queues; `settings` are those of Batcher. `finish` turns an output of the
+    image tower, (d,), into what bulk work stores. `label` names what is in an image, given that output, by the labels
+    that the model brings: the k best [{"label", "score"}], best first. `checks` are of a canonical picture and text.
+    `answers` has, for each operation of the form, what turns such an output into what is told: text, or what JSON can
+    say. It gets the service too, and runs on a thread.
+    """
+
+    form: Form
+    make: Callable[[InstalledModel, LoadSession, dict[str, Any]], Service]
+    finish: Callable[[NDArray[Any]], NDArray[Any]]
+    label: Callable[[ZeroShot, Any, NDArray[Any], int | None], list[dict[str, object]]]
+    checks: Callable[[InstalledModel, LoadSession, Pixels, str], Iterable[Check]]
+    answers: Mapping[str, Callable[[Any, NDArray[Any]], object]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name, as manifests have it."""
+        return self.form.task

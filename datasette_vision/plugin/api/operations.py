@@ -1,0 +1,60 @@
+"""What tasks answer about images, over HTTP: a route for each operation of a task."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from datasette_vision.errors import VisionError
+from datasette_vision.models.tasks import Operation, operations
+from datasette_vision.plugin.api.api import results, written_error
+from datasette_vision.plugin.http import schemas
+from datasette_vision.plugin.http.computing import in_place, take
+from datasette_vision.plugin.http.context import Call, outcomes
+from datasette_vision.plugin.http.inputs import IMAGE, read_inputs
+from datasette_vision.plugin.http.parameters import MODEL
+from datasette_vision.plugin.http.responses import dumps
+from datasette_vision.plugin.http.routes import Route
+
+if TYPE_CHECKING:
+    from datasette.utils.asgi import Response
+
+
+def routes() -> list[Route]:
+    """Return the routes of all operations."""
+    return [
+        Route(
+            operation.name,
+            f"/{operation.name.replace('_', '-')}",
+            operation.summary,
+            operation.description,
+            functools.partial(_answer, operation),
+            kinds=(IMAGE,),
+            parameters=(MODEL,),
+            answer=schemas.results(schemas.closed({operation.name: operation.schema}), model=schemas.NAME),
+        )
+        for _, operation in operations()
+    ]
+
+
+async def _answer(operation: Operation, call: Call) -> Response:
+    model, inputs = MODEL.value(call.fields), read_inputs(call.fields, (IMAGE,))
+    take(call, inputs)
+    vision, intake = call.desk.vision, call.desk.intake
+    service = await call.desk.call(vision.services.for_operation, operation.name, model)
+    name = service.manifest.name
+    futures: list[Future[Any]] = [intake.ask(operation.name, item.content, name) for item in inputs]
+    outputs = in_place(call, await outcomes(futures))
+
+    def told() -> Sequence[object]:
+        return [
+            each if isinstance(each, VisionError) else vision.answer(service, operation.name, each) for each in outputs
+        ]
+
+    found = await call.desk.call(told)
+    written = [
+        written_error(each) if isinstance(each, VisionError) else dumps({operation.name: each}) for each in found
+    ]
+    return results(call, {"model": name}, written, found)
