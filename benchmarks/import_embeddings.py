@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasette_vision.files.parquet import Form, ImageRow, Output
+from datasette_vision.files.parquet import ImageRow, Output, OutputForm
 from datasette_vision.vectors import embedding as vectors
 
 ROWS_PER_FILE = 10_000
@@ -28,7 +28,7 @@ ROWS_PER_FILE = 10_000
 
 def write_parquet(folder: Path, rows: int, dimensions: int) -> None:
     """Write shards as `datasette vision embed-files` writes them."""
-    output = Output(str(folder), Form("synthetic", "0" * 64, dimensions))
+    output = Output(str(folder), OutputForm("synthetic", "0" * 64, dimensions))
     output.prepare()
     generator = np.random.default_rng(0)
     for first in range(0, rows, ROWS_PER_FILE):

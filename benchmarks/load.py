@@ -31,7 +31,7 @@ from PIL import Image
 from servers import Server, serve
 
 from datasette_vision.config.settings import Config
-from datasette_vision.engine.inference import Intake
+from datasette_vision.engine.inference import Inference
 from datasette_vision.engine.vision import Vision
 
 TEXTS, IMAGES = 200, 40
@@ -126,7 +126,7 @@ def form(fields: dict[str, str], files: list[bytes]) -> bytes:
 def alone(vision: Vision, mix: Mix, clients: int, count: int, prepared: bool) -> Rate:
     """How fast so many inputs are computed, so many at a time: inputs that are prepared, or as they come."""
     service = vision.services.dual_encoder(vision.config.default_model)
-    intake = Intake(vision)
+    intake = Inference(vision)
     tokens = [service.tokenise(text) for text in mix.texts]
     pixels = [vision.pixels(service, image) for image in mix.images]
     places = threading.Semaphore(clients)

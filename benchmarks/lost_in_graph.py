@@ -26,7 +26,7 @@ def clustered(count: int, dimensions: int) -> Flat:
     return Flat(np.arange(count, dtype=np.int64), codes)
 
 
-def lost(graph: hnsw.Graph, flat: Flat) -> int:
+def lost(graph: hnsw.HnswGraph, flat: Flat) -> int:
     """Return how many vectors of a graph are not among the ten it says are nearest to them."""
     found = graph.graph.search(flat.vectors.codes, 10).keys
     return int((~(found == np.arange(len(flat))[:, None]).any(axis=1)).sum())

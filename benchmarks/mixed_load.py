@@ -40,7 +40,7 @@ from servers import Server, serve
 
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
-from datasette_vision.tables.schema import Row, SideTable, content_hash
+from datasette_vision.tables.schema import SideTable, SideTableRow, content_hash
 from tests import pictures
 from tests.attacks import CLASSIFY, EMBED, OPENAI, ZERO_SHOT, Attacker, Request, Site, as_json, upload
 from tests.attacks import sql as sql_request
@@ -177,7 +177,7 @@ def write_database(path: Path, truth: Truth, model: str, rows: int) -> None:
             data = truth.images[image]
             connection.execute("insert into photos values (?, ?, ?)", (row, f"picture {image}", data))
             vector = truth.image_vectors[image].astype("<f4").tobytes()
-            side.write(connection, [Row((row,), "image", model, content_hash(data), vector)])
+            side.write(connection, [SideTableRow((row,), "image", model, content_hash(data), vector)])
             truth.history.change(row, image, 0.0, 0.0)
     connection.close()
 

@@ -177,7 +177,7 @@ def measure(model: str, models_dir: str | None) -> None:
     from datasette_vision.bulk.pipeline import config_for_bulk
     from datasette_vision.config.settings import Config
     from datasette_vision.engine.vision import Vision
-    from datasette_vision.files.parquet import Form, ImageRow, Output
+    from datasette_vision.files.parquet import ImageRow, Output, OutputForm
 
     def milliseconds(work: Callable[[], object], runs: int = 30) -> float:
         taken = []
@@ -204,7 +204,7 @@ def measure(model: str, models_dir: str | None) -> None:
     encoder.encode_pixels(batch)
     print(f"inference of {model}, eight at a time: {milliseconds(lambda: encoder.encode_pixels(batch)) / 8:.1f} ms")
     with tempfile.TemporaryDirectory() as folder:
-        output = Output(folder, Form(model, "0" * 64, tower.dimensions))
+        output = Output(folder, OutputForm(model, "0" * 64, tower.dimensions))
         vector = np.full(tower.dimensions, 0.1, dtype=np.float32)
         rows = [ImageRow(f"s3://bucket/photos/{number}.jpg", "0" * 64, 640, 480, vector) for number in range(10_000)]
         taken = milliseconds(lambda: output.write(output.form.table(rows)), 5) / len(rows)

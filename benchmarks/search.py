@@ -27,7 +27,7 @@ from datasette_vision.retrieval import index_work as indexwork
 from datasette_vision.retrieval.index_entry import file_of
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.sql import registration as sql
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.util import memory
 from datasette_vision.vectors import embedding as vectors
@@ -75,7 +75,9 @@ def make(path: Path, rows: int, dimensions: int) -> dict[str, float]:
         keys = range(key, key + len(batch))
         connection.executemany("insert into photos values (?)", ((key,) for key in keys))
         rows_of_batch = zip(keys, batch, strict=True)
-        SIDE.write(connection, (Row((k,), "image", MODEL, "hash", vector.tobytes()) for k, vector in rows_of_batch))
+        SIDE.write(
+            connection, (SideTableRow((k,), "image", MODEL, "hash", vector.tobytes()) for k, vector in rows_of_batch)
+        )
         key += len(batch)
     connection.execute("commit")
     connection.close()
@@ -139,7 +141,9 @@ def extend(path: Path, rows: int, dimensions: int) -> dict[str, float]:
     wanted, file = index_of(path, connection)
     again = next(clustered(max(10_000, rows // 100), dimensions, seed=3))[: rows // 100]
     connection.execute("begin")
-    SIDE.write(connection, (Row((k,), "image", MODEL, "hash", vector.tobytes()) for k, vector in enumerate(again)))
+    SIDE.write(
+        connection, (SideTableRow((k,), "image", MODEL, "hash", vector.tobytes()) for k, vector in enumerate(again))
+    )
     connection.execute("commit")
     began = time.perf_counter()
     indexwork.prepare(file, connection, wanted, dimensions)

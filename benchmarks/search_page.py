@@ -50,7 +50,10 @@ def make(path: Path, rows: int) -> None:
             batch = vectors.normalise(random.normal(size=(min(10_000, rows - start), DIMENSIONS)))
             side.write(
                 connection,
-                (schema.Row((start + n,), "image", "random", "", vectors.encode(row)) for n, row in enumerate(batch)),
+                (
+                    schema.SideTableRow((start + n,), "image", "random", "", vectors.encode(row))
+                    for n, row in enumerate(batch)
+                ),
             )
     connection.close()
 

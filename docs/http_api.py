@@ -11,7 +11,7 @@ from typing import Any
 from datasette_vision.demo import demo
 from datasette_vision.plugin.api import table as api
 from datasette_vision.plugin.api.documentation import STATUSES, entries
-from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http.routes import PREFIX
 from docs.readme import table
 
@@ -25,7 +25,7 @@ def picture() -> bytes:
     return next(emoji.image for emoji in demo.read_archive() if emoji.hexcode == PICTURE)
 
 
-async def ask(path: str, example: Example) -> str:
+async def ask(path: str, example: RequestExample) -> str:
     """Run an example against a Datasette with the bundled model, and return its answer."""
     from datasette.app import Datasette
 
@@ -61,7 +61,7 @@ def shortened(value: Any) -> Any:
     return round(value, 2) if isinstance(value, float) else value
 
 
-def answer(path: str, example: Example) -> str:
+def answer(path: str, example: RequestExample) -> str:
     """Return what an example gives, for a page; nothing where it is long or of the machine."""
     if path.endswith(("/{table}", "/metrics", "/openapi.json", "/models", "/{model}")):
         return ""

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from datasette_vision.plugin.server.compatibility import IS_1_0
-from datasette_vision.tables.schema import Row, SideTable, content_hash
+from datasette_vision.tables.schema import SideTable, SideTableRow, content_hash
 from tests import hostile, pictures
 
 DATABASE = "gallery"
@@ -342,7 +342,7 @@ def write_database(path: Path, model: str, dimensions: int, *, giants: int = 0, 
             side.write(
                 connection,
                 [
-                    Row((number,), "image", model, content_hash(image), embedding)
+                    SideTableRow((number,), "image", model, content_hash(image), embedding)
                     for (number, _, image), embedding in zip(stored, embeddings(count), strict=True)
                 ],
             )
@@ -355,7 +355,10 @@ def write_database(path: Path, model: str, dimensions: int, *, giants: int = 0, 
             side.create(connection)
             side.write(
                 connection,
-                [Row((n,), "name", model, content_hash(b"%d" % n), value) for n, value in enumerate(embeddings(many))],
+                [
+                    SideTableRow((n,), "name", model, content_hash(b"%d" % n), value)
+                    for n, value in enumerate(embeddings(many))
+                ],
             )
         connection.execute("create table giants (id integer primary key, image blob)")
         connection.executemany("insert into giants values (?, ?)", enumerate(_giants(giants)))

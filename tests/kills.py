@@ -27,7 +27,7 @@ import numpy as np
 from datasette_vision.engine.vision import Vision
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.tables import side_tables as sidetables
-from datasette_vision.tables.schema import PREFIX, Row, SideTable
+from datasette_vision.tables.schema import PREFIX, SideTable, SideTableRow
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors import index_file as indexfile
 from tests import pictures
@@ -309,7 +309,7 @@ def _embed(connection: sqlite3.Connection, side: SideTable, numbers: range) -> N
     matrix = _matrix(numbers.stop)[numbers.start :]
     connection.execute("begin")
     connection.executemany("insert into photos values (?, ?)", ((n, f"{n}.jpg") for n in numbers))
-    rows = (Row((n,), "path", MODEL, f"{n}", vectors.encode(v)) for n, v in zip(numbers, matrix, strict=True))
+    rows = (SideTableRow((n,), "path", MODEL, f"{n}", vectors.encode(v)) for n, v in zip(numbers, matrix, strict=True))
     side.write(connection, rows)
     connection.execute("commit")
 

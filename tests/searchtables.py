@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.tables.schema import Row, SideTable, content_hash
+from datasette_vision.tables.schema import SideTable, SideTableRow, content_hash
 from datasette_vision.vectors import embedding as vectors
 from tests import pictures
 
@@ -71,7 +71,9 @@ def make(path: Path, vision: Vision, model: str) -> None:
                     (*key, name, number + 0.5, image),
                 )
                 rows.append(
-                    Row(key, "image", model, content_hash(image), vectors.encode(vision.embed_text(name, model)))
+                    SideTableRow(
+                        key, "image", model, content_hash(image), vectors.encode(vision.embed_text(name, model))
+                    )
                 )
             side = SideTable(kind.table, kind.key)
             side.create(connection)
@@ -82,7 +84,7 @@ def make(path: Path, vision: Vision, model: str) -> None:
         side.write(
             connection,
             [
-                Row((n + 1,), "name", model, content_hash(b""), vectors.encode(vision.embed_text(name, model)))
+                SideTableRow((n + 1,), "name", model, content_hash(b""), vectors.encode(vision.embed_text(name, model)))
                 for n, name in enumerate(NAMES[:4])
             ],
         )

@@ -34,7 +34,7 @@ from datasette_vision.errors import InvalidArgument, ModelCorrupt, NotEmbedded
 from datasette_vision.models.store import ModelStore
 from datasette_vision.plugin.server.activity import Activity
 from datasette_vision.plugin.server.auto_embed import Watched
-from datasette_vision.retrieval.index_entry import Entry
+from datasette_vision.retrieval.index_entry import IndexEntry
 from datasette_vision.retrieval.indexes import Indexes
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.tables.schema import SideTable
@@ -220,8 +220,8 @@ def test_a_file_that_is_replaced_is_not_read_again_for_each_search(
 ) -> None:
     """A connection goes on with the file that it opened, and finds what is in it."""
     reads: list[str] = []
-    real = Entry.read
-    monkeypatch.setattr(Entry, "read", lambda *given: (reads.append("read"), real(*given))[1])
+    real = IndexEntry.read
+    monkeypatch.setattr(IndexEntry, "read", lambda *given: (reads.append("read"), real(*given))[1])
     searcher = Searcher(vision, improve=False)
     with contextlib.closing(sqlite3.connect(things, isolation_level=None)) as connection:
 
@@ -346,9 +346,9 @@ def test_work_in_the_background_that_gets_no_thread_is_tried_again(monkeypatch: 
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", lambda thread: (_ for _ in ()).throw(RuntimeError("no thread")))
-            indexes._improve(("path",), Entry(), connection, Wanted())  # type: ignore[arg-type]
+            indexes._improve(("path",), IndexEntry(), connection, Wanted())  # type: ignore[arg-type]
         indexes.wait()
-        indexes._improve(("path",), Entry(), connection, Wanted())  # type: ignore[arg-type]
+        indexes._improve(("path",), IndexEntry(), connection, Wanted())  # type: ignore[arg-type]
         indexes.wait()
     assert begun == ["work"]
 

@@ -15,8 +15,8 @@ from PIL import Image
 from datasette_vision import __version__
 from datasette_vision.bake import calibration
 from datasette_vision.bake.original import Original, TextSide
-from datasette_vision.bake.prove import Inputs, Measured
-from datasette_vision.bake.towers import Tower, Wish, bake_tower
+from datasette_vision.bake.prove import Measured, ModelInputs
+from datasette_vision.bake.towers import TowerToBake, Wish, bake_tower
 from datasette_vision.engine.tokenizer import Tokenizer
 from datasette_vision.errors import InstallFailed
 from datasette_vision.images.preprocess import Preprocess, Size
@@ -92,19 +92,19 @@ class Baker:
             )
         return ours, difference
 
-    def _image_tower(self, pixels: NDArray[np.float32]) -> Tower:
+    def _image_tower(self, pixels: NDArray[np.float32]) -> TowerToBake:
         original = self.original
         output = "embedding" if original.task == DUAL_ENCODER else "logits"
-        samples: list[Inputs] = [{"pixel_values": pixels[index : index + 1]} for index in range(len(pixels))]
+        samples: list[ModelInputs] = [{"pixel_values": pixels[index : index + 1]} for index in range(len(pixels))]
         dynamic = {"pixel_values": {0: "n"}}
-        return Tower("image", original.model, original.image, output, samples, samples[0], dynamic)
+        return TowerToBake("image", original.model, original.image, output, samples, samples[0], dynamic)
 
-    def _text_tower(self, text: TextSide) -> Tower:
+    def _text_tower(self, text: TextSide) -> TowerToBake:
         """Write tokenizer.json, see that it gives the original's tokens, and return the tower with them."""
         path = self.staging / "tokenizer.json"
         text.backend.save(str(path))
         tokenizer = Tokenizer(path, TextTower(**_text_manifest(text)))
-        samples: list[Inputs] = []
+        samples: list[ModelInputs] = []
         for string in calibration.TEXTS:
             inputs = tokenizer.pad([tokenizer.encode(string)])
             found, expected = inputs["input_ids"][0].tolist(), text.ids(string)
@@ -117,7 +117,7 @@ class Baker:
         axes = {0: "n", 1: "length"} if text.causal else {0: "n"}
         dynamic = dict.fromkeys(("input_ids", "attention_mask"), axes)
         timed = samples[calibration.TEXTS.index(SHORT_TEXT)]
-        return Tower("text", self.original.model, text.module, "embedding", samples, timed, dynamic)
+        return TowerToBake("text", self.original.model, text.module, "embedding", samples, timed, dynamic)
 
 
 def _text_manifest(text: TextSide) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from datasette_vision.bake.original import Original, Tower, load_model, load_processor
+from datasette_vision.bake.original import Original, OriginalTower, load_model, load_processor
 from datasette_vision.errors import InstallFailed
 from datasette_vision.models.tasks import IMAGE_CLASSIFICATION
 
@@ -33,7 +33,7 @@ def load_classifier(folder: Path) -> Original:
     original = Original(
         IMAGE_CLASSIFICATION,
         model,
-        Tower(model, _logits_of_bgr if bgr else _logits),
+        OriginalTower(model, _logits_of_bgr if bgr else _logits),
         processor,
         dimensions=len(labels),
         description=f"{type(model).__name__.removesuffix('ForImageClassification')}: {len(labels)} labels",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from datasette_vision.bake.original import Original, TextSide, Tower, load_model, load_processor, load_tokenizer
+from datasette_vision.bake.original import Original, OriginalTower, TextSide, load_model, load_processor, load_tokenizer
 from datasette_vision.bake.slow_tokenizers import backend
 from datasette_vision.models.tasks import DUAL_ENCODER
 
@@ -35,7 +35,7 @@ def load_clip(folder: Path) -> Original:
     config = model.config
     tokenizer = load_tokenizer(folder)
     text = TextSide(
-        Tower(model, _text),
+        OriginalTower(model, _text),
         tokenizer,
         backend(tokenizer),
         context_length=min(config.text_config.max_position_embeddings, tokenizer.model_max_length),
@@ -45,7 +45,7 @@ def load_clip(folder: Path) -> Original:
     return Original(
         DUAL_ENCODER,
         model,
-        Tower(model, _image),
+        OriginalTower(model, _image),
         load_processor(folder),
         dimensions=config.projection_dim,
         description=_described("CLIP", config),
@@ -60,7 +60,7 @@ def load_siglip(folder: Path) -> Original:
     config = model.config
     tokenizer = load_tokenizer(folder)
     text = TextSide(
-        Tower(model, _text),
+        OriginalTower(model, _text),
         tokenizer,
         backend(tokenizer),
         context_length=config.text_config.max_position_embeddings,
@@ -70,7 +70,7 @@ def load_siglip(folder: Path) -> Original:
     return Original(
         DUAL_ENCODER,
         model,
-        Tower(model, _image),
+        OriginalTower(model, _image),
         load_processor(folder),
         dimensions=config.text_config.projection_size or config.text_config.hidden_size,
         description=_described("SigLIP", config),

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from onnx import helper
 
-from datasette_vision.bake.graph import Graph
+from datasette_vision.bake.graph import OnnxGraph
 from datasette_vision.errors import InstallFailed
 
 LEVELS = onnxruntime.GraphOptimizationLevel
@@ -39,12 +39,12 @@ def optimise(source: Path, target: Path, level: Any = FUSED) -> None:
 def fuse(source: Path, target: Path, *, lean: bool = True) -> None:
     """Optimise the graph at `source` by what changes no answer; `lean` adds our own fusions to ONNX Runtime's."""
     optimise(source, target, FOLDED)
-    graph = Graph(target)
+    graph = OnnxGraph(target)
     if not graph.nodes("MatMul"):
         graph.save(target)  # convolutions: ONNX Runtime joins them with what follows as it loads them
         return
     optimise(source, target)
-    graph = Graph(target)
+    graph = OnnxGraph(target)
     if lean:
         bypass_reshapes(graph)
         fuse_biases(graph)
@@ -52,11 +52,11 @@ def fuse(source: Path, target: Path, *, lean: bool = True) -> None:
         patches_to_products(graph)
         graph.save(target)
         optimise(target, target)  # what those laid bare
-        graph = Graph(target)
+        graph = OnnxGraph(target)
     graph.save(target)
 
 
-def bypass_reshapes(graph: Graph) -> None:
+def bypass_reshapes(graph: OnnxGraph) -> None:
     """Join each MultiHeadAttention to the projections around it.
 
     transformers cuts projections into heads before its attention interface, and the export puts them together again:
@@ -79,7 +79,7 @@ def bypass_reshapes(graph: Graph) -> None:
     graph.index()
 
 
-def fuse_biases(graph: Graph) -> None:
+def fuse_biases(graph: OnnxGraph) -> None:
     """Give each MultiHeadAttention the biases of the projections before it, in place of three additions."""
     for node in graph.nodes("MultiHeadAttention"):
         if len(node.input) != 3:
@@ -103,7 +103,7 @@ def fuse_biases(graph: Graph) -> None:
     graph.index()
 
 
-def join_projections(graph: Graph) -> None:
+def join_projections(graph: OnnxGraph) -> None:
     """Compute queries, keys and values by one matrix product in place of three: less to set going, and to wait for."""
     for node in graph.nodes("MultiHeadAttention"):
         names = list(node.input[:3])
@@ -124,7 +124,7 @@ def join_projections(graph: Graph) -> None:
     graph.index()
 
 
-def patches_to_products(graph: Graph) -> None:
+def patches_to_products(graph: OnnxGraph) -> None:
     """Turn the cutting into patches, a convolution whose kernels do not overlap, into one matrix product.
 
     (n, c, h, w) -> Conv -> (n, d, rows, columns) -> Reshape, Transpose -> (n, patches, d). ONNX Runtime's convolution

@@ -15,7 +15,7 @@ from onnx import NodeProto, helper, numpy_helper
 MICROSOFT = "com.microsoft"
 
 
-class Graph:
+class OnnxGraph:
     """A model's main graph with its values indexed by name. Call `index` again after a rewrite."""
 
     def __init__(self, path: Path) -> None:

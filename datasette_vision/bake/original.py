@@ -112,7 +112,7 @@ def quiet() -> Iterator[None]:
         transformers.logging.enable_progress_bar()
 
 
-class Tower(torch.nn.Module):
+class OriginalTower(torch.nn.Module):
     """One computation of a model, as a module of its own that can be exported."""
 
     def __init__(self, model: Any, compute: Callable[..., Any]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from datasette_vision.engine.runtime import OnnxSession
 from datasette_vision.errors import EngineFailure, InstallFailed, ModelCorrupt
 
-Inputs = Mapping[str, NDArray[Any]]
+ModelInputs = Mapping[str, NDArray[Any]]
 
 FP32 = "fp32"
 # An exact translation differs by rounding alone.
@@ -55,9 +55,9 @@ class Measured:
 def measure(
     candidates: Mapping[str, Path],
     output: str,
-    samples: Sequence[Inputs],
+    samples: Sequence[ModelInputs],
     reference: NDArray[np.float32],
-    timed: Inputs,
+    timed: ModelInputs,
     rounds: int = ROUNDS,
 ) -> list[Measured]:
     """Run every candidate over `samples`, one at a time, and time it on `timed`, the candidates turn about.

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from datasette_vision.bake.graph import MICROSOFT, Graph
-from datasette_vision.bake.prove import Inputs
+from datasette_vision.bake.graph import MICROSOFT, OnnxGraph
+from datasette_vision.bake.prove import ModelInputs
 from datasette_vision.bake.static import quantise_convolutions
 
 HIGHEST = 127
@@ -27,12 +27,12 @@ BLOCK = 32
 MIN_TOKENS = 256
 
 
-def candidates(source: Path, samples: Sequence[Inputs], work: Path) -> dict[str, Path]:
+def candidates(source: Path, samples: Sequence[ModelInputs], work: Path) -> dict[str, Path]:
     """Write quantised versions of the fp32 graph at `source` into `work`: name -> path. None where nothing can be."""
     found = {}
     for name, method in (("int8", quantise_products), ("int8-blocks", quantise_blocks)):
         path = work / f"{source.stem}-{name}.onnx"
-        graph = Graph(source)
+        graph = OnnxGraph(source)
         if method(graph):
             quantise_tables(graph)
             graph.save(path)
@@ -50,7 +50,7 @@ def by_scale(values: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], 
     return np.rint(values / scales).astype(np.int8), scales.astype(np.float32)
 
 
-def products(graph: Graph) -> list[tuple[NodeProto, NDArray[np.float32]]]:
+def products(graph: OnnxGraph) -> list[tuple[NodeProto, NDArray[np.float32]]]:
     """Return the products of activations with constant matrices, and these matrices.
 
     Without the last projection: it is small, and its errors would be the answer's.
@@ -64,7 +64,7 @@ def products(graph: Graph) -> list[tuple[NodeProto, NDArray[np.float32]]]:
     return found
 
 
-def quantise_products(graph: Graph) -> int:
+def quantise_products(graph: OnnxGraph) -> int:
     """Replace products by 8-bit ones, a scale a column and a scale a row; return how many."""
     one = graph.add_weight("row_scale", np.array(1 / HIGHEST, np.float32))
     middle = graph.add_weight("row_zero", np.array(HIGHEST + 1, np.uint8))
@@ -101,7 +101,7 @@ def quantise_products(graph: Graph) -> int:
     return len(replaced)
 
 
-def quantise_blocks(graph: Graph) -> int:
+def quantise_blocks(graph: OnnxGraph) -> int:
     """Replace products by MatMulNBits: 8 bits, a scale for every 32 weights and every 32 activations; return how many.
 
     Twice the time of a scale a column, but closer: for models whose outliers spoil whole columns or rows.
@@ -128,7 +128,7 @@ def quantise_blocks(graph: Graph) -> int:
     return len(replaced)
 
 
-def quantise_tables(graph: Graph) -> int:
+def quantise_tables(graph: OnnxGraph) -> int:
     """Replace tables of token embeddings; return how many."""
     count = 0
     for node in graph.nodes("Gather"):

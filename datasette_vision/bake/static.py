@@ -13,9 +13,9 @@ from typing import Any
 
 from onnxruntime import quantization
 
-from datasette_vision.bake.graph import Graph
+from datasette_vision.bake.graph import OnnxGraph
 from datasette_vision.bake.original import quiet
-from datasette_vision.bake.prove import Inputs
+from datasette_vision.bake.prove import ModelInputs
 
 # Below this the convolutions are the first layer of something else.
 MIN_CONVOLUTIONS = 5
@@ -24,7 +24,7 @@ MIN_CONVOLUTIONS = 5
 class _Samples(quantization.CalibrationDataReader):
     """Calibration inputs, one after the other."""
 
-    def __init__(self, samples: Sequence[Inputs]) -> None:
+    def __init__(self, samples: Sequence[ModelInputs]) -> None:
         self._samples = iter(samples)
 
     def get_next(self) -> dict[str, Any] | None:
@@ -32,9 +32,9 @@ class _Samples(quantization.CalibrationDataReader):
         return dict(sample) if sample is not None else None
 
 
-def quantise_convolutions(source: Path, target: Path, samples: Sequence[Inputs]) -> bool:
+def quantise_convolutions(source: Path, target: Path, samples: Sequence[ModelInputs]) -> bool:
     """Write the graph at `source` to `target` with 8-bit convolutions; say whether it is a convolutional network."""
-    graph = Graph(source)
+    graph = OnnxGraph(source)
     if len(graph.nodes("Conv")) < MIN_CONVOLUTIONS or graph.nodes("MatMul"):
         return False
     logging.disable(logging.WARNING)  # advice that was followed already, given on the root logger

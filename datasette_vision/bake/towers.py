@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from datasette_vision.bake import quantise
 from datasette_vision.bake.export import export, exportable
 from datasette_vision.bake.fuse import fuse
-from datasette_vision.bake.graph import Graph
-from datasette_vision.bake.prove import FP32, Inputs, Measured, choose, exact, measure
+from datasette_vision.bake.graph import OnnxGraph
+from datasette_vision.bake.prove import FP32, Measured, ModelInputs, choose, exact, measure
 from datasette_vision.errors import EngineFailure, InstallFailed, ModelCorrupt
 
 # PyTorch is given so many inputs of one shape at once: its threads then wait less for each other.
 BATCH = 8
 
-Progress = Callable[[str], None]
+OnProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class Wish:
 
     precision: str
     threshold: float
-    progress: Progress
+    progress: OnProgress
 
 
 @dataclass(frozen=True)
-class Tower:
+class TowerToBake:
     """A tower of a model, and what it is tried on."""
 
     name: str  # "image", "text": of the file too
     model: Any
     module: torch.nn.Module
     output: str
-    samples: list[Inputs]
-    timed: Inputs
+    samples: list[ModelInputs]
+    timed: ModelInputs
     dynamic: dict[str, dict[int, str]]
 
     def reference(self) -> NDArray[np.float32]:
@@ -65,7 +65,7 @@ class Tower:
             export(self.module, example, self.output, path, self.dynamic)
 
 
-def bake_tower(tower: Tower, wish: Wish, staging: Path, work: Path) -> tuple[Measured, dict[str, Any]]:
+def bake_tower(tower: TowerToBake, wish: Wish, staging: Path, work: Path) -> tuple[Measured, dict[str, Any]]:
     """Put the best graph into the staging folder; return what was measured of it and the report on all candidates.
 
     Raises InstallFailed when no graph gives the original's answers, or none of the precision that was asked for.
@@ -85,7 +85,7 @@ def bake_tower(tower: Tower, wish: Wish, staging: Path, work: Path) -> tuple[Mea
     say(f"{tower.name} tower: comparing and timing {', '.join(candidates)}")
     measured = measure(candidates, tower.output, tower.samples, reference, tower.timed)
     kept = choose(measured, wish.precision, wish.threshold)
-    Graph(kept.path).save(staging / f"{tower.name}.onnx", weights_apart=True)
+    OnnxGraph(kept.path).save(staging / f"{tower.name}.onnx", weights_apart=True)
     say(
         f"{tower.name} tower: kept {kept.name}: worst cosine {kept.worst_cosine:.5f}, {kept.milliseconds:.1f} ms,"
         f" {kept.size / 1e6:.0f} MB"
@@ -100,7 +100,7 @@ def bake_tower(tower: Tower, wish: Wish, staging: Path, work: Path) -> tuple[Mea
     return kept, report
 
 
-def _translate(tower: Tower, exported: Path, reference: NDArray[np.float32], work: Path) -> Path:
+def _translate(tower: TowerToBake, exported: Path, reference: NDArray[np.float32], work: Path) -> Path:
     """Return the path of the fp32 graph: fused, or where our own fusions do not fit the model, without them."""
     reason = ""
     for lean in (True, False):

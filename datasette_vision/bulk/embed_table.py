@@ -19,13 +19,13 @@ from pathlib import Path
 
 from datasette_vision.bulk import photos
 from datasette_vision.bulk.pipeline import Outcome, embed
-from datasette_vision.engine.services import Tower
+from datasette_vision.engine.services import BulkTower
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import DimensionMismatch, InvalidArgument
 from datasette_vision.tables import columns
 from datasette_vision.tables.file_content import Base
-from datasette_vision.tables.rows import Connect, Key, SourceRow, SourceTable, Wanted, connected, opened
-from datasette_vision.tables.schema import OWN_COLUMNS, Row, SideTable
+from datasette_vision.tables.rows import Connect, KeyValues, SourceRow, SourceTable, Wanted, connected, opened
+from datasette_vision.tables.schema import OWN_COLUMNS, SideTable, SideTableRow
 from datasette_vision.util import memory
 from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import Transactions, Writer, writer_on
@@ -147,7 +147,7 @@ def embed_table(
             unchanged=None if force else job.is_unchanged,
             known=None if force else job.known,
         )
-        transactions = Transactions[Row](writer, side.write)
+        transactions = Transactions[SideTableRow](writer, side.write)
         with transactions, contextlib.closing(outcomes):
             for outcome in outcomes:
                 job.take(outcome, transactions)
@@ -166,7 +166,7 @@ def embed_table(
         return summary
 
 
-def prepare(connection: sqlite3.Connection, side: SideTable, tower: Tower, *, force: bool = False) -> None:
+def prepare(connection: sqlite3.Connection, side: SideTable, tower: BulkTower, *, force: bool = False) -> None:
     """Have the side table ready for the embeddings of a tower.
 
     Raises InvalidArgument when its rows are known by another key, DimensionMismatch when it has embeddings of this
@@ -230,7 +230,7 @@ class _Job:
 
     # On the thread of the caller
 
-    def take(self, outcome: Outcome[SourceRow], transactions: Transactions[Row]) -> None:
+    def take(self, outcome: Outcome[SourceRow], transactions: Transactions[SideTableRow]) -> None:
         """Count an outcome, and have it written."""
         summary, row = self._summary, outcome.item
         self._count_skipped()
@@ -259,11 +259,13 @@ class _Job:
         self._summary.unchanged += skipped - self._counted
         self._counted = skipped
 
-    def _row(self, row: SourceRow, content_hash: str | None, embedding: bytes | None, error: str | None) -> Row:
-        return Row(row.key, self._wanted.column, self._wanted.model, content_hash or "", embedding, error)
+    def _row(
+        self, row: SourceRow, content_hash: str | None, embedding: bytes | None, error: str | None
+    ) -> SideTableRow:
+        return SideTableRow(row.key, self._wanted.column, self._wanted.model, content_hash or "", embedding, error)
 
 
-def _usable(key: Key) -> bool:
+def _usable(key: KeyValues) -> bool:
     """Whether a row can be known by its key: SQLite lets parts of a primary key be NULL."""
     try:
         return all(part is not None and (not isinstance(part, str) or part.encode() is not None) for part in key)
@@ -286,7 +288,7 @@ def remove_gone(writer: Writer, source: SourceTable, column: str) -> int:
     this_row = " and ".join(f"{quote(name)} = ?" for name in side.key_columns)
     removed = 0
 
-    def delete(connection: sqlite3.Connection, rows: list[tuple[Key, bool]]) -> None:
+    def delete(connection: sqlite3.Connection, rows: list[tuple[KeyValues, bool]]) -> None:
         nonlocal removed
         for key, whole in rows:
             sql = f"delete from {quote(side.name)} where {this_row}" + ("" if whole else " and source_column = ?")

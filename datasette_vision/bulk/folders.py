@@ -21,7 +21,7 @@ HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundImage:
     """An image file: its absolute path, size in bytes, and time of change in nanoseconds since 1970."""
 
     path: str
@@ -48,7 +48,7 @@ class Walk:
     def __post_init__(self) -> None:
         self.roots = _without_nested([Root.of(path) for path in self.paths])
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[FoundImage]:
         for root in self.roots:
             if root.is_file:
                 yield from self._file(root.folder)
@@ -65,7 +65,7 @@ class Walk:
         hidden = any(path == place or path.startswith(place + os.sep) for place, _ in self.unreadable)
         return not hidden and any(root.covers(path) for root in self.roots)
 
-    def _folder(self, root: Root) -> Iterator[Found]:
+    def _folder(self, root: Root) -> Iterator[FoundImage]:
         for entry in self._names(root):
             try:
                 if not os.path.splitext(entry.name)[1] and not _looks_like_an_image(entry.path):  # noqa: PTH122
@@ -75,7 +75,7 @@ class Walk:
             except OSError as error:
                 self.unreadable.append((entry.path, error.strerror or str(error)))
                 continue
-            yield Found(entry.path, status.st_size, status.st_mtime_ns)
+            yield FoundImage(entry.path, status.st_size, status.st_mtime_ns)
 
     def _names(self, root: Root) -> Iterator[os.DirEntry[str]]:
         """Yield the files that may be images, a folder's before those of the folders in it, each by name."""
@@ -102,13 +102,13 @@ class Walk:
                     yield entry
             folders += reversed(below)
 
-    def _file(self, path: str) -> Iterator[Found]:
+    def _file(self, path: str) -> Iterator[FoundImage]:
         try:
             status = os.stat(path)  # noqa: PTH116
         except OSError as error:
             self.unreadable.append((path, error.strerror or str(error)))
         else:
-            yield Found(path, status.st_size, status.st_mtime_ns)
+            yield FoundImage(path, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from datasette_vision.bulk import duplicates, photos
 from datasette_vision.bulk import embed_table as jobs
 from datasette_vision.bulk.embed_table import Summary
 from datasette_vision.bulk.folders import Walk
-from datasette_vision.bulk.photo_rows import COLUMN, File, PhotoTable
+from datasette_vision.bulk.photo_rows import COLUMN, FileToRead, PhotoTable
 from datasette_vision.bulk.photos import Photo, Pictures, shown
 from datasette_vision.bulk.pipeline import Outcome, embed
 from datasette_vision.engine.vision import Vision
 from datasette_vision.tables.file_content import read_image
 from datasette_vision.tables.rows import SourceTable, connected
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import Transactions, Writer, writer_on
 from datasette_vision.vectors import embedding as vectors
@@ -101,7 +101,7 @@ def load(
             known=job.known,
             inspect=job.inspect,
         )
-        transactions = Transactions[Outcome[File]](write, job.write)
+        transactions = Transactions[Outcome[FileToRead]](write, job.write)
         with transactions, contextlib.closing(outcomes):
             for outcome in outcomes:
                 job.take(outcome)
@@ -155,7 +155,7 @@ class _Load:
 
     # On the threads of the pipeline
 
-    def files(self) -> Iterator[File]:
+    def files(self) -> Iterator[FileToRead]:
         """Yield the files that have to be read."""
         for found in self._walk:
             path = photos.stored(photos.relative(found.path, self._base))
@@ -169,9 +169,9 @@ class _Load:
                         self._returned.append(noted.id)
                     self._skipped += 1
                     continue
-            yield File(found, path, noted)
+            yield FileToRead(found, path, noted)
 
-    def is_unchanged(self, file: File, content_hash: str) -> bool:
+    def is_unchanged(self, file: FileToRead, content_hash: str) -> bool:
         noted = file.noted
         file.same = noted is not None and noted.digest == content_hash and noted.format is not None
         return file.same and noted is not None and noted.embedded
@@ -181,12 +181,12 @@ class _Load:
             found = self._side.find(self._finder, content_hash, self._model)
         return None if found is None else vectors.decode(found)
 
-    def inspect(self, file: File, content: bytes) -> Photo | None:
+    def inspect(self, file: FileToRead, content: bytes) -> Photo | None:
         return None if file.same else photos.describe(content, self._pictures, self._decoder)
 
     # On the thread of the caller
 
-    def take(self, outcome: Outcome[File]) -> None:
+    def take(self, outcome: Outcome[FileToRead]) -> None:
         """Count an outcome."""
         summary = self._summary
         self._count_skipped()
@@ -204,7 +204,7 @@ class _Load:
         summary, walk = self._summary, self._walk
         summary.skipped, summary.links, summary.unreadable = walk.skipped, walk.links, walk.unreadable
 
-    def write(self, writer: sqlite3.Connection, outcomes: list[Outcome[File]]) -> None:
+    def write(self, writer: sqlite3.Connection, outcomes: list[Outcome[FileToRead]]) -> None:
         """Write the rows of photos, and of their embeddings, in the transaction that is open."""
         rows = []
         for outcome in outcomes:
@@ -219,7 +219,7 @@ class _Load:
                 if (noted.embedded_hash, noted.embedding_error) == (outcome.content_hash or "", error):
                     continue
             blob = vectors.encode(outcome.vector) if outcome.vector is not None else None
-            rows.append(Row((key,), COLUMN, self._model, outcome.content_hash or "", blob, error))
+            rows.append(SideTableRow((key,), COLUMN, self._model, outcome.content_hash or "", blob, error))
         self._side.write(writer, rows)
 
     def mark_gone(self, writer: Writer) -> None:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from dataclasses import dataclass
 
-from datasette_vision.bulk.folders import Found
+from datasette_vision.bulk.folders import FoundImage
 from datasette_vision.bulk.photos import DESCRIBED, Pictures, moment, shown
 from datasette_vision.bulk.pipeline import Outcome
 from datasette_vision.tables.schema import SideTable
@@ -36,10 +36,10 @@ class Noted:
 
 
 @dataclass
-class File:
+class FileToRead:
     """A file that has to be read. `same` says, once it is read, that its content is what was noted."""
 
-    found: Found
+    found: FoundImage
     path: str | bytes
     noted: Noted | None
     same: bool = False
@@ -65,7 +65,7 @@ class PhotoTable:
         ).fetchone()
         return None if row is None else Noted(*row)
 
-    def write(self, writer: sqlite3.Connection, outcome: Outcome[File]) -> int:
+    def write(self, writer: sqlite3.Connection, outcome: Outcome[FileToRead]) -> int:
         """Write what became of a file, in the transaction that is open, and return the row's id."""
         file, photo = outcome.item, outcome.inspected
         values: dict[str, object] = {

@@ -21,10 +21,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from datasette_vision.bulk.stages import Item, Outcome, Run
+from datasette_vision.bulk.stages import Item, Outcome, Pipeline
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.runtime import default_threads
-from datasette_vision.engine.services import Tower
+from datasette_vision.engine.services import BulkTower
 
 __all__ = ["BATCH_SIZE", "Outcome", "config_for_bulk", "embed"]
 
@@ -55,7 +55,7 @@ def config_for_bulk(
 
 
 def embed(
-    tower: Tower,
+    tower: BulkTower,
     items: Iterable[Item],
     read: Callable[[Item], bytes],
     *,
@@ -84,5 +84,5 @@ def embed(
     Raises what is not an item's fault: ModelCorrupt, Busy when the model's queue is closed, and whatever `items` and
     the functions raise of other kinds.
     """
-    run = Run(tower, iter(items), read, in_order, unchanged, known, inspect)
+    run = Pipeline(tower, iter(items), read, in_order, unchanged, known, inspect)
     yield from run.outcomes(workers or default_threads() + 2, max_queued)

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 
-from datasette_vision.engine.services import Tower
+from datasette_vision.engine.services import BulkTower
 from datasette_vision.errors import EngineFailure, InvalidInput, StorageFailed, Unreadable, VisionError
 
 Item = TypeVar("Item")
@@ -51,12 +51,12 @@ class _Claim(Generic[Item]):
     inspected: Any
 
 
-class Run(Generic[Item]):
+class Pipeline(Generic[Item]):
     """The items of one call of pipeline.embed(): where each is, and the threads that move them."""
 
     def __init__(
         self,
-        tower: Tower,
+        tower: BulkTower,
         items: Iterator[Item],
         read: Callable[[Item], bytes],
         in_order: bool,

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from datasette_vision.bulk.embed_table import Summary, embed_table
 from datasette_vision.engine.vision import Vision
 from datasette_vision.tables import columns
-from datasette_vision.tables.diff import Check, Glance, failures, given_key, glance, has_key, is_new, opened
+from datasette_vision.tables.diff import ContentCheck, Glance, failures, given_key, glance, has_key, is_new, opened
 from datasette_vision.tables.rows import Connect
-from datasette_vision.tables.side_tables import Source
+from datasette_vision.tables.side_tables import EmbeddedSource
 from datasette_vision.util.transactions import Writer
 
 RESTS = 19.0  # seconds, for each second of looking or checking
@@ -62,14 +62,14 @@ class Means:
     writer: Writer
     vision: Callable[[], Vision]
     awake: Callable[[], AbstractContextManager[threading.Event]]
-    on_done: Callable[[Kept, Summary], None] = lambda kept, summary: None
+    on_done: Callable[[SyncedColumn, Summary], None] = lambda kept, summary: None
     clock: Callable[[], float] = time.monotonic
 
 
-class Kept:
+class SyncedColumn:
     """One column of a table, embedded by one model."""
 
-    def __init__(self, source: Source, column: str, model: str, means: Means) -> None:
+    def __init__(self, source: EmbeddedSource, column: str, model: str, means: Means) -> None:
         self.source = source
         self.column = column
         self.model = model
@@ -79,7 +79,7 @@ class Kept:
         self._seen: Glance | None = None
         self._look_due = True
         self._check_due = True
-        self._check: Check | None = None
+        self._check: ContentCheck | None = None
         self._urgent = False
         self._wrote = False
         self._rests_until = 0.0
@@ -153,7 +153,7 @@ class Kept:
         if self._check is None:
             assert self._kind is not None  # a look comes first
             table, limit = opened(connection, self.source), self._means.vision().limits.max_bytes
-            self._check = Check(table, self.column, self.model, self._kind, limit)
+            self._check = ContentCheck(table, self.column, self.model, self._kind, limit)
             self._check_due = False
         keys, done = self._check.run(SLICE_S, KEYS)
         if done:

@@ -17,7 +17,7 @@ import click
 
 from datasette_vision.cli.main import vision_errors, vision_group
 from datasette_vision.cli.models import models_dir_option, say
-from datasette_vision.cli.progress import Progress
+from datasette_vision.cli.progress import ProgressBar
 from datasette_vision.config.settings import BUNDLED_MODEL, Config
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, **o
     failed = False
     with _vision(**options) as (vision, model), _stoppable() as stop, _sqlite_errors(database):
         for column in columns or (None,):
-            with Progress(f"Embedding {column or table}", quiet=quiet) as progress:
+            with ProgressBar(f"Embedding {column or table}", quiet=quiet) as progress:
                 summary = embed_table(
                     database,
                     table,
@@ -145,7 +145,7 @@ def load(
     pictures = Pictures(0 if originals or paths_only else thumbnails or THUMBNAIL_PIXELS, originals)
     table, base, quiet = (options.pop(name) for name in ("table", "base", "quiet"))
     with _vision(**options) as (vision, model), _stoppable() as stop, _sqlite_errors(database):
-        with Progress("Loading", quiet=quiet) as progress:
+        with ProgressBar("Loading", quiet=quiet) as progress:
             summary = load_files(
                 database,
                 paths,

@@ -19,12 +19,12 @@ from datasette_vision.cli import search as cli_search
 from datasette_vision.cli.bulk import MAX_IMAGE_MB, SOME_FAILED, STOPPED
 from datasette_vision.cli.main import vision_errors, vision_group
 from datasette_vision.cli.models import models_dir_option
-from datasette_vision.cli.progress import Progress
+from datasette_vision.cli.progress import ProgressBar
 from datasette_vision.config.settings import BUNDLED_MODEL, Config
 from datasette_vision.errors import ExtraMissing
 
 if TYPE_CHECKING:
-    from datasette_vision.files.embed_files import Done, Job
+    from datasette_vision.files.embed_files import EmbedFilesSummary, Job
 
 # Of a database that is made. A page of 4,096 bytes, the default, holds one embedding of 512 floats and no two: a
 # million take 4.5 GB, and 2.6 GB with these.
@@ -108,14 +108,16 @@ def embed_files(
         sys.exit(SOME_FAILED)
 
 
-def _embed_here(job: Job, config: Config, workers: int | None, batch_size: int | None, quiet: bool) -> Done:
+def _embed_here(
+    job: Job, config: Config, workers: int | None, batch_size: int | None, quiet: bool
+) -> EmbedFilesSummary:
     from datasette_vision.bulk.pipeline import config_for_bulk
     from datasette_vision.engine.vision import Vision
     from datasette_vision.files import embed_files
 
     vision = Vision(config_for_bulk(config, workers=workers, batch_size=batch_size))
     try:
-        with Progress("Embedding", quiet=quiet) as progress:
+        with ProgressBar("Embedding", quiet=quiet) as progress:
             return embed_files.embed_files(job, vision, workers=workers and workers + 2, told=progress)
     finally:
         vision.close()
@@ -182,7 +184,7 @@ def import_embeddings(
             connection.execute(f"pragma page_size = {PAGE_SIZE}")
         base = _base(wishes.pop("base"))
         importer = Importer(connection, Plan(table=table, sources=parquet, base=base, **wishes))
-        with Progress(f"Importing into {table}", quiet=quiet) as progress:
+        with ProgressBar(f"Importing into {table}", quiet=quiet) as progress:
             summary = importer.run(progress)
         rate = summary.done / summary.seconds if summary.seconds else 0.0
         click.echo(
@@ -240,7 +242,7 @@ def _failures(path: Path) -> Iterator[None]:
         raise click.ClickException(f"{path}: {error}") from None
 
 
-def _report(done: Done) -> None:
+def _report(done: EmbedFilesSummary) -> None:
     """Print what was done, and the first failures."""
     summary = done.summary
     click.echo(

@@ -26,7 +26,7 @@ class Counts(Protocol):
     def done(self) -> int: ...
 
 
-class Progress:
+class ProgressBar:
     """Shows counts on stderr as they grow. As a context manager it leaves the cursor on a line of its own."""
 
     def __init__(self, label: str, *, quiet: bool = False) -> None:
@@ -54,7 +54,7 @@ class Progress:
         else:
             click.echo("  ".join([self._label, *self._parts(counts)]), err=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:

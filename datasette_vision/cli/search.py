@@ -23,7 +23,7 @@ from datasette_vision.errors import StorageFailed
 if TYPE_CHECKING:
     from datasette_vision.engine.vision import Vision
     from datasette_vision.retrieval.hits import Hit
-    from datasette_vision.tables.side_tables import Source
+    from datasette_vision.tables.side_tables import EmbeddedSource
 
 # A cell is cut after so many characters, and there are so many columns in a terminal that is not one.
 CELL = 40
@@ -110,7 +110,7 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
     from datasette_vision.tables import change_log as generations
     from datasette_vision.util.connections import snapshot
     from datasette_vision.vectors import index_file as indexfile
-    from datasette_vision.vectors.hnsw import Graph
+    from datasette_vision.vectors.hnsw import HnswGraph
 
     with _opened(database, "ro") as connection, _vision(models_dir) as vision:
         searcher = Searcher(vision, improve=False)
@@ -139,7 +139,7 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
             raise StorageFailed(f"{file} cannot be written: {error}") from None
         assert entry.index is not None
         base = entry.index.view.base
-        how = f"a graph, {base.expansion} candidates" if isinstance(base, Graph) else "all compared"
+        how = f"a graph, {base.expansion} candidates" if isinstance(base, HnswGraph) else "all compared"
         size, seconds = file.stat().st_size / 1e6, time.perf_counter() - began
         click.echo(f"{source.table} ({wanted.column}, {wanted.model}): {len(entry.index):,} embeddings, {how}")
         click.echo(f"{file}: {size:,.1f} MB, in {seconds:,.1f} s")
@@ -179,7 +179,7 @@ def _vision(models_dir: Path | None) -> Iterator[Vision]:
         vision.close()
 
 
-def _note_changes(database: Path, source: Source) -> None:
+def _note_changes(database: Path, source: EmbeddedSource) -> None:
     """Have the changes of a side table noted, which was made before they were."""
     with _opened(database, "rw") as connection:
         source.side.create(connection)
@@ -206,7 +206,7 @@ def _progress() -> Iterator[Callable[[str, int, int], bool]]:
         yield progress
 
 
-def _row(connection: sqlite3.Connection, source: Source, hit: Hit) -> dict[str, Any]:
+def _row(connection: sqlite3.Connection, source: EmbeddedSource, hit: Hit) -> dict[str, Any]:
     """Return the row of a hit, its key first, without BLOBs."""
     from datasette_vision.util.sql_names import quote
 

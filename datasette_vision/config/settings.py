@@ -104,7 +104,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Key:
+class ConfigKey:
     """One key of the configuration: what it means, and how its value is read."""
 
     name: str
@@ -144,31 +144,31 @@ def _models(value: Any) -> Mapping[str, ModelConfig]:
     )
 
 
-THREADS = Key(
+THREADS = ConfigKey(
     "threads",
     "cores that one inference uses; all of them by default",
     "a whole number from 1 to 256",
     values.whole(1, 256),
 )
-REPLICAS = Key(
+REPLICAS = ConfigKey(
     "replicas", "batches that a model computes at a time", "a whole number from 1 to 64", values.whole(1, 64)
 )
-PROVIDERS = Key(
+PROVIDERS = ConfigKey(
     "providers",
     "execution providers of ONNX Runtime, the best first, as CUDAExecutionProvider; the CPU by default",
     "a list of names of execution providers",
     values.names,
 )
-MAX_BATCH_SIZE = Key(
+MAX_BATCH_SIZE = ConfigKey(
     "max_batch_size", "inputs computed together at most", "a whole number from 1 to 4096", values.whole(1, 4096)
 )
-MAX_QUEUE = Key(
+MAX_QUEUE = ConfigKey(
     "max_queue",
     "inputs that may wait for a model; more are refused at once",
     "a whole number from 1 to 1000000",
     values.whole(1, 1_000_000),
 )
-UNLOAD_AFTER = Key(
+UNLOAD_AFTER = ConfigKey(
     "unload_after",
     "seconds without use after which a model leaves memory, to be loaded again when asked for; never by default",
     "a number above 0, at most 1000000",
@@ -177,14 +177,14 @@ UNLOAD_AFTER = Key(
 ALLOW_BLOCK = "an allow block of Datasette: true, false or an object"
 TABLES = 'a list of "database/table"'
 AUTO_EMBED_KEYS = (
-    Key("tables", "the tables", f"{TABLES}, or true (all)", _tables),
-    Key("interval", "seconds between two looks", "a number above 0, at most 86400", values.positive(86_400)),
+    ConfigKey("tables", "the tables", f"{TABLES}, or true (all)", _tables),
+    ConfigKey("interval", "seconds between two looks", "a number above 0, at most 86400", values.positive(86_400)),
 )
 PER_MINUTE = "a whole number from 1 to 1000000"
 RATE_LIMIT_KEYS = (
-    Key("images", "images a minute", PER_MINUTE, values.whole(1, 1_000_000)),
-    Key("texts", "texts, labels and embeddings a minute", PER_MINUTE, values.whole(1, 1_000_000)),
-    Key(
+    ConfigKey("images", "images a minute", PER_MINUTE, values.whole(1, 1_000_000)),
+    ConfigKey("texts", "texts, labels and embeddings a minute", PER_MINUTE, values.whole(1, 1_000_000)),
+    ConfigKey(
         "burst_seconds",
         "seconds that a client who asks for nothing saves up",
         "a number above 0, at most 86400",
@@ -193,37 +193,37 @@ RATE_LIMIT_KEYS = (
 )
 MODEL_KEYS = (THREADS, PROVIDERS, REPLICAS, MAX_BATCH_SIZE, MAX_QUEUE, UNLOAD_AFTER)
 KEYS = (
-    Key(
+    ConfigKey(
         "models_dir",
         "folder of installed models; by default DATASETTE_VISION_MODELS, else the user's cache directory",
         "a path",
         values.name,
     ),
-    Key("default_model", "model used where a function names none", "the name of a model", values.name),
-    Key(
+    ConfigKey("default_model", "model used where a function names none", "the name of a model", values.name),
+    ConfigKey(
         "default_classifier",
         "model that vision_classify() uses where none is named; by default default_model",
         "the name of a model",
         values.name,
     ),
-    Key("preload", "models to load in the background at start", "a list of names of models", values.names),
+    ConfigKey("preload", "models to load in the background at start", "a list of names of models", values.names),
     *MODEL_KEYS,
-    Key(
+    ConfigKey(
         "cache_mb",
         "memory for embeddings computed before",
         "a whole number from 0 to 1000000",
         values.whole(0, 1_000_000),
     ),
-    Key(
+    ConfigKey(
         "max_image_mb", "size of an image file at most, in MB", "a number above 0, at most 2000", values.positive(2000)
     ),
-    Key(
+    ConfigKey(
         "max_image_megapixels",
         "pixels of an image at most, in millions; a baseline JPEG, decoded at a reduced size, may have 4 times as many",
         "a number above 0, at most 2000",
         values.positive(2000),
     ),
-    Key(
+    ConfigKey(
         "image_memory_mb",
         "memory that decoding images may take at a time, in MB; by default a third of what the process may have, which"
         " the container or the machine tells. An image that needs more is refused: at its peak, one of 12 megapixels"
@@ -231,38 +231,38 @@ KEYS = (
         "a whole number from 1 to 1000000",
         values.whole(1, 1_000_000),
     ),
-    Key(
+    ConfigKey(
         "max_text_chars",
         "characters of a text at most",
         "a whole number from 1 to 10000000",
         values.whole(1, 10_000_000),
     ),
-    Key(
+    ConfigKey(
         "max_labels",
         "labels of a zero-shot classification at most: each is embedded the first time",
         "a whole number from 1 to 100000",
         values.whole(1, 100_000),
     ),
-    Key(
+    ConfigKey(
         "max_request_mb",
         "size of an HTTP request at most, in MB",
         "a number above 0, at most 2000",
         values.positive(2000),
     ),
-    Key(
+    ConfigKey(
         "max_inputs",
         "inputs of an HTTP request at most",
         "a whole number from 1 to 1000000",
         values.whole(1, 1_000_000),
     ),
-    Key(
+    ConfigKey(
         "rate_limit",
         "inputs a minute over HTTP, SQL included, for each actor, or address of who has none; as an object, images and"
         " texts are counted apart, and burst_seconds (60) is how long a client saves up; unlimited by default",
         "a whole number from 1 to 1000000, or an object of images, texts and burst_seconds",
         _rate_limit,
     ),
-    Key(
+    ConfigKey(
         "trusted_proxies",
         "what may tell the address of a client: so many proxies in front, each adding to X-Forwarded-For; those of"
         ' networks, as ["10.0.0.0/8"]; or Fly.io\'s, on a machine there; by default nothing, and a header counts for'
@@ -270,32 +270,32 @@ KEYS = (
         'a whole number from 1 to 10, a list of networks, or "fly"',
         values.proxies,
     ),
-    Key(
+    ConfigKey(
         "allow",
         "who may have a model compute (the permission vision-infer); by default whoever may see the instance",
         ALLOW_BLOCK,
         values.allow,
     ),
-    Key(
+    ConfigKey(
         "allow_metrics",
         "who may read the metrics (the permission vision-metrics); by default root alone",
         ALLOW_BLOCK,
         values.allow,
     ),
-    Key(
+    ConfigKey(
         "shutdown_seconds",
         "seconds that work under way has when the server is told to stop, before it is cut short: a little less than"
         " what the platform waits (Docker and Cloud Run: 10)",
         "a number above 2, at most 3600",
         values.shutdown,
     ),
-    Key(
+    ConfigKey(
         "auto_embed",
         "tables that have been embedded and are kept in step while the server runs: none by default",
         f"{TABLES}, true (all), false, or an object of tables and interval (seconds, 2)",
         _auto_embed,
     ),
-    Key(
+    ConfigKey(
         "models",
         "settings of one model, by name: " + ", ".join(key.name for key in MODEL_KEYS),
         "an object of names of models",
@@ -304,7 +304,7 @@ KEYS = (
 )
 
 
-def _read(mapping: object, keys: tuple[Key, ...], prefix: str) -> dict[str, Any]:
+def _read(mapping: object, keys: tuple[ConfigKey, ...], prefix: str) -> dict[str, Any]:
     where = f"plugins.datasette-vision.{prefix}".rstrip(".")
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected an object, found {_shown(mapping)}")

@@ -15,7 +15,7 @@ from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import VisionError
 from datasette_vision.sql import registration as sql
 from datasette_vision.tables.change_log import LOG
-from datasette_vision.tables.schema import Row, SideTable, content_hash
+from datasette_vision.tables.schema import SideTable, SideTableRow, content_hash
 from datasette_vision.vectors import embedding as vectors
 
 ARCHIVE = Path(__file__).parent / "emoji.zip"
@@ -115,12 +115,12 @@ def fill(
     )
     model = vision.config.default_model
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[SideTableRow]:
         outcomes = vision.embed_images((entry.image for entry in emoji), model)
         for done, (entry, outcome) in enumerate(zip(emoji, outcomes, strict=True), start=1):
             if isinstance(outcome, VisionError):
                 raise outcome
-            yield Row((entry.hexcode,), "image", model, content_hash(entry.image), vectors.encode(outcome))
+            yield SideTableRow((entry.hexcode,), "image", model, content_hash(entry.image), vectors.encode(outcome))
             progress(done, len(emoji))
 
     EMOJI.write(connection, rows())

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 
 from datasette_vision.vectors.embedding import Matrix, Vector
-from datasette_vision.vectors.zero_shot import Labels
+from datasette_vision.vectors.zero_shot import LabelSet
 
 # What an entry costs beside its floats: key, array header, dictionary slot (measured with sys.getsizeof).
 ENTRY_OVERHEAD = 350
@@ -57,11 +57,11 @@ class LabelSets:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[tuple[str, str | None], tuple[Labels, Matrix]] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, str | None], tuple[LabelSet, Matrix]] = OrderedDict()
         self._lock = threading.Lock()
         self.bytes = 0
 
-    def get(self, key: tuple[str, str | None]) -> tuple[Labels, Matrix] | None:
+    def get(self, key: tuple[str, str | None]) -> tuple[LabelSet, Matrix] | None:
         """Return the labels and the (n, d) embeddings kept under (model, labels as text), or None."""
         with self._lock:
             found = self._entries.get(key)
@@ -69,7 +69,7 @@ class LabelSets:
                 self._entries.move_to_end(key)
             return found
 
-    def put(self, key: tuple[str, str | None], labels: Labels, prompts: Matrix) -> None:
+    def put(self, key: tuple[str, str | None], labels: LabelSet, prompts: Matrix) -> None:
         """Keep a label set; those unused longest make room."""
         with self._lock:
             self._drop(key)
@@ -84,7 +84,7 @@ class LabelSets:
             self.bytes -= _size_of_set(key, *old)
 
 
-def _size_of_set(key: tuple[str, str | None], labels: Labels, prompts: Matrix) -> int:
+def _size_of_set(key: tuple[str, str | None], labels: LabelSet, prompts: Matrix) -> int:
     # A character takes up to 4 bytes; a string about 60 besides.
     texts = sum(map(len, labels.labels)) + sum(map(len, labels.prompts)) + len(key[1] or "")
     return prompts.nbytes + 4 * texts + 120 * len(labels.labels)

@@ -28,7 +28,7 @@ from datasette_vision.util.caller import acting, current
 from datasette_vision.util.fair_queues import FairPool
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Matrix, Vector
-from datasette_vision.vectors.zero_shot import Labels, parse_labels
+from datasette_vision.vectors.zero_shot import LabelSet, parse_labels
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ TURN_TEXTS = 64
 TURN_CHARS = 10_000
 
 
-class Intake:
+class Inference:
     """Takes inputs to the queues of a Vision, for the current caller (caller.py). Thread-safe.
 
     The caller's `admit` is asked once for each turn's inputs that the cache does not hold, before they are tokenised or
@@ -87,9 +87,9 @@ class Intake:
         self._images.submit(self._queue_image, image, lambda: find(operation, model), outcome)
         return outcome
 
-    def label_set(self, model: str, text: str) -> Future[tuple[Labels, Matrix]]:
+    def label_set(self, model: str, text: str) -> Future[tuple[LabelSet, Matrix]]:
         """Queue the prompts of labels: a future of what Vision.label_set() returns, and keeps, or of a VisionError."""
-        outcome: Future[tuple[Labels, Matrix]] = Future()
+        outcome: Future[tuple[LabelSet, Matrix]] = Future()
         self._calls.submit(self._queue_labels, model, text, outcome)
         return outcome
 
@@ -157,7 +157,7 @@ class Intake:
             future.add_done_callback(lambda _: self._room.release())
             _follow(future, outcome)
 
-    def _queue_labels(self, model: str, text: str, outcome: Future[tuple[Labels, Matrix]]) -> None:
+    def _queue_labels(self, model: str, text: str, outcome: Future[tuple[LabelSet, Matrix]]) -> None:
         with _errors_to(outcome):
             self._check()
             found = self._vision.label_sets.get((model, text))
@@ -171,9 +171,9 @@ class Intake:
         self,
         model: str,
         text: str,
-        labels: Labels,
+        labels: LabelSet,
         done: list[Vector],
-        outcome: Future[tuple[Labels, Matrix]],
+        outcome: Future[tuple[LabelSet, Matrix]],
     ) -> None:
         """Queue the prompts that come after those done, two batches at a time: a queue may be shorter than a label set.
 

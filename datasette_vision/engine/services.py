@@ -28,7 +28,7 @@ MakeLoader = Callable[[int | None, Sequence[str]], LoadSession]
 
 
 @dataclass(frozen=True)
-class Tower:
+class BulkTower:
     """A tower of a model as bulk work sees it: `prepare` on any thread, then the queue, then `finish`.
 
     `prepare` takes the bytes of an image file, or of a text in UTF-8, and raises InvalidImage or InvalidText.

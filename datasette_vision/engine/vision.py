@@ -16,7 +16,7 @@ from datasette_vision.config.settings import Config
 from datasette_vision.engine import services as serving
 from datasette_vision.engine.cache import EmbeddingCache, LabelSets
 from datasette_vision.engine.encoder import load_on
-from datasette_vision.engine.services import Services, Tower
+from datasette_vision.engine.services import BulkTower, Services
 from datasette_vision.engine.tasks.dual_encoder import EncoderService
 from datasette_vision.engine.tasks.registry import task_of
 from datasette_vision.engine.tasks.task import Pixels, Scores, Service
@@ -29,7 +29,7 @@ from datasette_vision.util import memory
 from datasette_vision.util.caller import current
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Matrix, Vector
-from datasette_vision.vectors.zero_shot import Labels, parse_labels, scores, top_k
+from datasette_vision.vectors.zero_shot import LabelSet, parse_labels, scores, top_k
 
 # The part of cache_mb that label sets may take; the rest is for embeddings.
 LABEL_SETS_SHARE = 0.25
@@ -177,7 +177,7 @@ class Vision:
 
     # Bulk work: see pipeline.py
 
-    def image_tower(self, model: str | None = None) -> Tower:
+    def image_tower(self, model: str | None = None) -> BulkTower:
         """Return the tower that turns images into unit-length embeddings, (d,) float32; the scores of a classifier.
 
         Raises UnknownModel or ModelCorrupt.
@@ -185,11 +185,11 @@ class Vision:
         service = self.services.get(model or self.config.default_model)
         manifest = service.manifest
         finish = task_of(manifest.task).finish
-        return Tower(
+        return BulkTower(
             manifest.name, manifest.dimensions, lambda image: self.pixels(service, image), service.images, finish
         )
 
-    def text_tower(self, model: str | None = None) -> Tower:
+    def text_tower(self, model: str | None = None) -> BulkTower:
         """Return the tower that turns texts into unit-length embeddings. Raises WrongTask besides."""
         service = self._dual_encoder(model)
 
@@ -199,7 +199,7 @@ class Vision:
             return service.tokenise(text)
 
         manifest = service.manifest
-        return Tower(manifest.name, manifest.dimensions, prepare, service.texts, vectors.normalise)
+        return BulkTower(manifest.name, manifest.dimensions, prepare, service.texts, vectors.normalise)
 
     # Classification
 
@@ -258,7 +258,7 @@ class Vision:
         chosen, prompts = self.label_set(name, labels)
         return self.score(self.embed_image_or_embedding(value, name), chosen, prompts, name, k)
 
-    def label_set(self, model: str, text: str | None, given: Labels | None = None) -> tuple[Labels, Matrix]:
+    def label_set(self, model: str, text: str | None, given: LabelSet | None = None) -> tuple[LabelSet, Matrix]:
         """Return labels with the embeddings of their prompts, (n, d), kept for the next row of the same query.
 
         They are read from `text`, as zero_shot() takes it; for the labels that a model brings there is none.
@@ -271,7 +271,7 @@ class Vision:
         return found
 
     def score(
-        self, embedding: Vector, labels: Labels, prompts: Matrix, model: str, k: int | None
+        self, embedding: Vector, labels: LabelSet, prompts: Matrix, model: str, k: int | None
     ) -> list[dict[str, object]]:
         """Score a unit-length embedding against a label set: the k best [{"label", "score"}], best first."""
         manifest = self._dual_encoder(model).manifest

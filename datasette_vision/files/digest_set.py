@@ -12,7 +12,7 @@ BYTES = 16  # among 10^10 texts, two with the same 128 bits are to be expected o
 FEWEST_PENDING = 100_000
 
 
-class Known:
+class DigestSet:
     """A set of texts that can only grow. Not thread-safe; may be sent to another process."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:

@@ -18,10 +18,10 @@ from datasette_vision.bulk.embed_table import Summary
 from datasette_vision.bulk.pipeline import Outcome, embed
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidImage, Unreadable, VisionError, WrongTask
-from datasette_vision.files.digest_set import Known
+from datasette_vision.files.digest_set import DigestSet
 from datasette_vision.files.inputs import Image, Inputs
 from datasette_vision.files.model_transfer import fingerprint
-from datasette_vision.files.parquet import Form, ImageRow, Output
+from datasette_vision.files.parquet import ImageRow, Output, OutputForm
 from datasette_vision.files.storage import place
 from datasette_vision.images import decode as images
 from datasette_vision.models.store import InstalledModel
@@ -53,7 +53,7 @@ class Job:
 
 
 @dataclass
-class Done:
+class EmbedFilesSummary:
     """What a job did. `ignored` counts the files of folders that are no images."""
 
     summary: Summary
@@ -67,7 +67,7 @@ class Prepared:
     job: Job
     output: Output
     inputs: Inputs
-    known: Known = field(default_factory=Known)
+    known: DigestSet = field(default_factory=DigestSet)
 
 
 def prepare(job: Job, model: InstalledModel) -> Prepared:
@@ -78,7 +78,7 @@ def prepare(job: Job, model: InstalledModel) -> Prepared:
     manifest = model.manifest
     if not manifest.form.embeds:
         raise WrongTask(f"{manifest.name!r} is for {manifest.task}: it makes no embeddings")
-    output = Output(place(job.output).uri, Form(manifest.name, fingerprint(manifest), manifest.dimensions))
+    output = Output(place(job.output).uri, OutputForm(manifest.name, fingerprint(manifest), manifest.dimensions))
     output.prepare()
     if job.retry_errors:
         output.forget_errors()
@@ -88,7 +88,7 @@ def prepare(job: Job, model: InstalledModel) -> Prepared:
 
 def embed_files(
     job: Job, vision: Vision, *, workers: int | None = None, told: Callable[[Summary], None] = lambda summary: None
-) -> Done:
+) -> EmbedFilesSummary:
     """Embed in this process, calling `told` after each image. What was embedded is written, whatever passes.
 
     Raises what prepare() and Inputs.units() raise, and ModelCorrupt or Busy.
@@ -121,7 +121,7 @@ def embed_files(
     summary.total = summary.done
     summary.seconds = time.monotonic() - began
     told(summary)
-    return Done(summary, prepared.inputs.ignored)
+    return EmbedFilesSummary(summary, prepared.inputs.ignored)
 
 
 def _count(job: Job, output: Output, summary: Summary) -> None:
@@ -134,7 +134,7 @@ def _count(job: Job, output: Output, summary: Summary) -> None:
 
 
 def embed_images(
-    vision: Vision, job: Job, wanted: Iterable[Image], known: Known | None, workers: int | None
+    vision: Vision, job: Job, wanted: Iterable[Image], known: DigestSet | None, workers: int | None
 ) -> Any:  # Generator[Outcome[Image], None, None]
     """Embed images, in this process: yields an Outcome for each, in order; one that `known` has is unchanged."""
     limit = vision.limits.max_bytes
@@ -180,9 +180,9 @@ def row_of(outcome: Outcome[Image]) -> ImageRow | None:
     )
 
 
-def _unseen(wanted: Iterable[Image], known: Known, skip: str, summary: Summary) -> Iterator[Image]:
+def _unseen(wanted: Iterable[Image], known: DigestSet, skip: str, summary: Summary) -> Iterator[Image]:
     """Yield the images whose path is not known, and each path once, be it in two of the inputs."""
-    seen = Known()
+    seen = DigestSet()
     for image in wanted:
         if skip == BY_PATH and image.path in known:
             summary.unchanged += 1

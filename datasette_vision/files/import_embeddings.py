@@ -20,7 +20,7 @@ from datasette_vision.files.parquet import MODEL, batches, opened, shards, vecto
 from datasette_vision.files.storage import Place, place, storage_errors
 from datasette_vision.tables import side_tables as sidetables
 from datasette_vision.tables.row_matching import Matcher, key_of
-from datasette_vision.tables.schema import Row, SideTable, content_hash
+from datasette_vision.tables.schema import SideTable, SideTableRow, content_hash
 from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import in_transaction
 from datasette_vision.vectors import embedding as vectors
@@ -56,7 +56,7 @@ class Plan:
 
 
 @dataclass
-class Summary:
+class ImportSummary:
     """What came of an import: numbers of rows of the Parquet files, the first names not in the table, and seconds."""
 
     total: int = 0
@@ -94,7 +94,7 @@ class Importer:
 
     def __init__(self, connection: sqlite3.Connection, plan: Plan) -> None:
         self.plan = plan
-        self.summary = Summary()
+        self.summary = ImportSummary()
         self._connection = connection
         self._shards = [(shard, self._model(shard)) for source in plan.sources for shard in _shards_of(source)]
         if plan.create and not sidetables.columns(connection, plan.table):
@@ -114,7 +114,7 @@ class Importer:
         """The column of the table that the embeddings are noted as being of."""
         return self.plan.source_column or self._matcher.column
 
-    def run(self, told: Callable[[Summary], None] = lambda summary: None) -> Summary:
+    def run(self, told: Callable[[ImportSummary], None] = lambda summary: None) -> ImportSummary:
         """Import all there is, calling `told` after each transaction."""
         began = time.monotonic()
         for shard, model in self._shards:
@@ -191,14 +191,14 @@ class Importer:
                 f" {self._side.name}, found {size}"
             )
 
-    def _write(self, model: str, batch: list[_Embedded], connection: sqlite3.Connection) -> Summary:
+    def _write(self, model: str, batch: list[_Embedded], connection: sqlite3.Connection) -> ImportSummary:
         """Write a batch, in the transaction that is open, and return the numbers of it."""
-        counts = Summary()
+        counts = ImportSummary()
         column = self.column
         if self.plan.create:
             self._matcher.add(row.described for row in batch)
         keys = self._matcher.keys([row.name for row in batch])
-        written: dict[tuple[object, ...], Row] = {}
+        written: dict[tuple[object, ...], SideTableRow] = {}
         for number, row in enumerate(batch):
             if number not in keys:
                 counts.unmatched += 1
@@ -207,7 +207,7 @@ class Importer:
             changed = False
             for key in keys[number]:
                 if not self._is_there(key, column, model, row):
-                    written[key] = Row(key, column, model, row.content_hash, row.embedding, row.error)
+                    written[key] = SideTableRow(key, column, model, row.content_hash, row.embedding, row.error)
                     changed = True
             if not changed:
                 counts.unchanged += 1
@@ -229,7 +229,7 @@ class Importer:
             return False
         return found == (row.content_hash, row.embedding, row.error) or (row.embedding is None and found[1] is not None)
 
-    def _count(self, counts: Summary) -> None:
+    def _count(self, counts: ImportSummary) -> None:
         summary = self.summary
         summary.imported += counts.imported
         summary.unchanged += counts.unchanged

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from datasette_vision.errors import InvalidArgument, StorageFailed
-from datasette_vision.files.digest_set import Known
+from datasette_vision.files.digest_set import DigestSet
 from datasette_vision.files.storage import Place, place, storage_errors
 from datasette_vision.vectors.embedding import Matrix, Vector
 
@@ -54,7 +54,7 @@ class ImageRow:
 
 
 @dataclass(frozen=True)
-class Form:
+class OutputForm:
     """What the shards of an output have in common: `fingerprint` changes when the model's embeddings may."""
 
     model: str
@@ -103,7 +103,7 @@ class Form:
 class Output:
     """A folder of shards of one form."""
 
-    def __init__(self, address: str, form: Form) -> None:
+    def __init__(self, address: str, form: OutputForm) -> None:
         self.address = address
         self.form = form
 
@@ -130,9 +130,9 @@ class Output:
                 f"{shard.address} holds embeddings {what}, not of {self.form.model}: choose another --output"
             )
 
-    def known(self, column: str = "path") -> Known:
+    def known(self, column: str = "path") -> DigestSet:
         """Return what stands in a column of the shards there are. Raises StorageFailed."""
-        known = Known()
+        known = DigestSet()
         for _, values in _parallel(lambda shard: _column(shard, column), self.shards()):
             for value in values:
                 known.add(value)

@@ -73,7 +73,7 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
-class Reservation(Protocol):
+class ReservesMemory(Protocol):
     """What gives out memory: a budget.Reservation."""
 
     held: int
@@ -106,7 +106,7 @@ def decode(
     *,
     limits: ImageLimits = DEFAULT_LIMITS,
     target: int | None = None,
-    reservation: Reservation | None = None,
+    reservation: ReservesMemory | None = None,
 ) -> Image.Image:
     """Decode an image file to an upright picture of mode "RGB" without metadata.
 
@@ -147,7 +147,7 @@ def exif(data: bytes) -> bytes:
     return _open(data, None).exif
 
 
-def error(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reservation: Reservation | None = None) -> str | None:
+def error(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reservation: ReservesMemory | None = None) -> str | None:
     """Why `decode` refuses this image at the smallest size, or None: a large JPEG may be too large at another."""
     try:
         decode(data, limits=limits, target=1, reservation=reservation)
@@ -157,7 +157,7 @@ def error(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reservation: Reserv
 
 
 def thumbnail(
-    data: bytes, pixels: int, limits: ImageLimits = DEFAULT_LIMITS, reservation: Reservation | None = None
+    data: bytes, pixels: int, limits: ImageLimits = DEFAULT_LIMITS, reservation: ReservesMemory | None = None
 ) -> bytes:
     """A small upright WebP file whose longer edge is at most `pixels` (1 to 2048); never enlarged.
 
@@ -221,7 +221,7 @@ def _admitted(
     data: bytes,
     limits: ImageLimits,
     target: int | None,
-    reservation: Reservation | None,
+    reservation: ReservesMemory | None,
     longest: int | None = None,
 ) -> _Header:
     """Open a file that may be decoded: to a shorter edge of `target`, or to a thumbnail of `longest` pixels.

@@ -20,7 +20,7 @@ from datasette_vision.install.labels import labels_of, read_labels
 from datasette_vision.install.origins import UNKNOWN_LICENCE, Origin, Say, read_json
 from datasette_vision.install.sources import Classifier, Graphs, Towers, choose_precisions
 from datasette_vision.install.staging import link_or_copy
-from datasette_vision.models.catalog import CLIP_LOGIT_SCALE, Row
+from datasette_vision.models.catalog import CLIP_LOGIT_SCALE, CatalogRow
 from datasette_vision.models.manifest import FORMAT, ImageTower, TextTower, parse
 from datasette_vision.models.tasks import DUAL_ENCODER, IMAGE_CLASSIFICATION
 from datasette_vision.models.weights import weights_beside
@@ -40,7 +40,7 @@ class Wishes:
     calibration: Path | None = None
     labels: Path | None = None
     preprocess: str | None = None
-    row: Row | None = None
+    row: CatalogRow | None = None
 
 
 def from_towers(layout: Towers, wishes: Wishes, staging: Path, say: Say) -> Draft:
@@ -252,7 +252,7 @@ def _are_probabilities(rows: trial.Rows) -> bool:
     return bool(rows.shape[1] > 1 and (rows >= 0).all() and np.allclose(rows.sum(1), 1, atol=1e-3))
 
 
-def _scale(layout: Towers, row: Row | None, say: Say) -> dict[str, Any]:
+def _scale(layout: Towers, row: CatalogRow | None, say: Say) -> dict[str, Any]:
     if row is not None and row.logit_scale is not None:
         bias = row.logit_bias or 0.0
         return {"logit_scale": row.logit_scale, "logit_bias": bias, "activation": "sigmoid" if bias else "softmax"}
@@ -272,7 +272,7 @@ def _scale(layout: Towers, row: Row | None, say: Say) -> dict[str, Any]:
     }
 
 
-def head(task: str, origins: list[Origin], row: Row | None) -> Draft:
+def head(task: str, origins: list[Origin], row: CatalogRow | None) -> Draft:
     """Return what a manifest says of itself and of its source."""
     unique = list(dict.fromkeys(origins))
     licences = list(dict.fromkeys(origin.licence for origin in unique if origin.licence != UNKNOWN_LICENCE))

@@ -25,7 +25,7 @@ Bake = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Installed:
     """An installed model, and whether it was there already."""
 
     model: InstalledModel
@@ -44,7 +44,7 @@ class Installer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "store", ModelStore(self.models_dir))
 
-    def install(self, request: Request) -> Outcome:
+    def install(self, request: Request) -> Installed:
         """Install a model, or do nothing when it is there from the same source. Raises InstallFailed and others."""
         row = None if is_path(request.source) else catalog.find(request.source)
         name = request.name or (row.name if row else name_of(request.source))
@@ -62,10 +62,10 @@ class Installer:
         target = self.models_dir / name
         whole = (target / "manifest.json").is_file() and not leftovers(self.models_dir, name)
         if whole and not request.force:  # also where nothing can be written, as in a container
-            return Outcome(self._already_there(name, request, row), already_there=True)
+            return Installed(self._already_there(name, request, row), already_there=True)
         with staging.held(self.models_dir, name, self.say):
             if target.exists() and not request.force:
-                return Outcome(self._already_there(name, request, row), already_there=True)
+                return Installed(self._already_there(name, request, row), already_there=True)
             with staging.writing(self.models_dir), staging.staged(self.models_dir, name) as folder:
                 origins = _Origins(self, request, row)
                 try:
@@ -76,7 +76,7 @@ class Installer:
                 origins.forget()
         with staging.writing(self.models_dir):
             staging.clear_up(self.models_dir, self.say)
-        return Outcome(self.store.find(name), already_there=False)
+        return Installed(self.store.find(name), already_there=False)
 
     def remove(self, name: str) -> None:
         """Remove an installed model. Raises UnknownModel, or InvalidArgument for one that comes with the package."""
@@ -86,7 +86,7 @@ class Installer:
                 raise UnknownModel(f"{name} is not there any more")
             staging.take_away(target)
 
-    def _already_there(self, name: str, request: Request, row: catalog.Row | None) -> InstalledModel:
+    def _already_there(self, name: str, request: Request, row: catalog.CatalogRow | None) -> InstalledModel:
         try:
             model = self.store.find(name)
         except (UnknownModel, ModelCorrupt) as error:
@@ -104,7 +104,7 @@ class Installer:
             )
         return model
 
-    def _draft(self, origins: _Origins, request: Request, row: catalog.Row | None, folder: Path) -> drafts.Draft:
+    def _draft(self, origins: _Origins, request: Request, row: catalog.CatalogRow | None, folder: Path) -> drafts.Draft:
         task = request.task or (row.task if row and row.task == IMAGE_CLASSIFICATION else None)
         layout = sources.recognise(origins.first, task, origins.open, origins.text)
         wishes = drafts.Wishes(request.precision, request.calibration, request.labels, request.preprocess, row)
@@ -159,7 +159,7 @@ class Installer:
 class _Origins:
     """The origins of one install: opened when asked for, their downloads forgotten when it is done."""
 
-    def __init__(self, installer: Installer, request: Request, row: catalog.Row | None) -> None:
+    def __init__(self, installer: Installer, request: Request, row: catalog.CatalogRow | None) -> None:
         self._installer = installer
         self._opened: list[Origin] = []
         path = Path(request.source).expanduser()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from datasette_vision.engine.encoder import load_on
 from datasette_vision.engine.tasks.registry import task_of
-from datasette_vision.engine.tasks.task import Check
+from datasette_vision.engine.tasks.task import CanonicalCheck
 from datasette_vision.errors import ModelCorrupt
 from datasette_vision.install import samples
 from datasette_vision.models.store import InstalledModel
@@ -90,7 +90,7 @@ def verify(model: InstalledModel) -> list[str]:
     return lines
 
 
-def _checks(model: InstalledModel, text: str) -> Iterable[Check]:
+def _checks(model: InstalledModel, text: str) -> Iterable[CanonicalCheck]:
     picture = model.manifest.preprocess(samples.canonical_picture())
     return task_of(model.manifest.task).checks(model, load_on(None), picture, text)
 

@@ -16,7 +16,7 @@ CLIP_LOGIT_SCALE = 100.0
 
 
 @dataclass(frozen=True)
-class Row:
+class CatalogRow:
     """A model: its source on the hub, and what a person needs to choose it.
 
     `source` holds ONNX graphs unless `bakes` says that it is PyTorch weights to export; `text_source` holds the text
@@ -39,7 +39,7 @@ class Row:
 
 
 CATALOG = (
-    Row(
+    CatalogRow(
         name="clip",
         source="Xenova/clip-vit-base-patch32",
         original="openai/clip-vit-base-patch32",
@@ -49,7 +49,7 @@ CATALOG = (
         description="OpenAI CLIP ViT-B/32, the one of llm-clip: search photographs by English",
         logit_scale=CLIP_LOGIT_SCALE,
     ),
-    Row(
+    CatalogRow(
         name="clip-b16",
         source="Xenova/clip-vit-base-patch16",
         original="openai/clip-vit-base-patch16",
@@ -59,7 +59,7 @@ CATALOG = (
         description="OpenAI CLIP ViT-B/16: sees smaller things than clip, at four times its work",
         logit_scale=CLIP_LOGIT_SCALE,
     ),
-    Row(
+    CatalogRow(
         name="clip-l14",
         source="Xenova/clip-vit-large-patch14",
         original="openai/clip-vit-large-patch14",
@@ -69,7 +69,7 @@ CATALOG = (
         description="OpenAI CLIP ViT-L/14: the best of the three, and the slowest",
         logit_scale=CLIP_LOGIT_SCALE,
     ),
-    Row(
+    CatalogRow(
         name="siglip2",
         source="onnx-community/siglip2-base-patch16-224-ONNX",
         original="google/siglip2-base-patch16-224",
@@ -81,7 +81,7 @@ CATALOG = (
         logit_scale=112.668902,
         logit_bias=-16.771725,
     ),
-    Row(
+    CatalogRow(
         name="mobileclip",
         source="Xenova/mobileclip_s1",
         original="apple/MobileCLIP-S1",
@@ -91,7 +91,7 @@ CATALOG = (
         description="MobileCLIP-S1: as good as CLIP ViT-B/16 with the smallest image tower",
         logit_scale=CLIP_LOGIT_SCALE,
     ),
-    Row(
+    CatalogRow(
         name="clip-multilingual",
         source="Xenova/clip-vit-base-patch32",
         text_source="canavar/clip-ViT-B-32-multilingual-v1-ONNX",
@@ -104,7 +104,7 @@ CATALOG = (
         # max_seq_length of the sentence-transformers model that it was exported from.
         context_length=128,
     ),
-    Row(
+    CatalogRow(
         name="resnet-50",
         source="Xenova/resnet-50",
         original="microsoft/resnet-50",
@@ -114,7 +114,7 @@ CATALOG = (
         description="ResNet-50 v1.5: the 1,000 classes of ImageNet, small and fast",
         task=IMAGE_CLASSIFICATION,
     ),
-    Row(
+    CatalogRow(
         name="vit-base",
         source="Xenova/vit-base-patch16-224",
         original="google/vit-base-patch16-224",
@@ -124,7 +124,7 @@ CATALOG = (
         description="ViT-B/16: the 1,000 classes of ImageNet, more exact",
         task=IMAGE_CLASSIFICATION,
     ),
-    Row(
+    CatalogRow(
         name="food101",
         source="nateraw/food",
         original="nateraw/food",
@@ -135,7 +135,7 @@ CATALOG = (
         task=IMAGE_CLASSIFICATION,
         bakes=True,
     ),
-    Row(
+    CatalogRow(
         name="nsfw",
         source="AdamCodd/vit-base-nsfw-detector",
         original="AdamCodd/vit-base-nsfw-detector",
@@ -148,6 +148,6 @@ CATALOG = (
 )
 
 
-def find(name: str) -> Row | None:
+def find(name: str) -> CatalogRow | None:
     """Return the row of this name."""
     return next((row for row in CATALOG if row.name == name), None)

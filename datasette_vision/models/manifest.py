@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class File:
+class ModelFile:
     """A file of the model, by its path below the model's folder."""
 
     path: str
@@ -69,7 +69,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where the model came from."""
 
     location: str
@@ -84,7 +84,7 @@ class Manifest:
     name: str
     task: str
     description: str
-    source: Source
+    source: ModelSource
     precision: str
     dimensions: int
     logit_scale: float
@@ -94,7 +94,7 @@ class Manifest:
     text: TextTower | None
     preprocess: Preprocess
     labels: tuple[Label, ...]
-    files: tuple[File, ...]
+    files: tuple[ModelFile, ...]
     canonical: dict[str, Any]
     parity: dict[str, Any]
     made_with: dict[str, Any]
@@ -105,7 +105,7 @@ class Manifest:
         """What manifests of this task hold."""
         return FORMS[self.task]
 
-    def file(self, path: str) -> File:
+    def file(self, path: str) -> ModelFile:
         """Return the entry of a file. Its presence was checked when the manifest was read."""
         return next(file for file in self.files if file.path == path)
 
@@ -201,7 +201,7 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
     form = FORMS[value.choice("task", tuple(FORMS))]
     source = value.object("source")
     files = tuple(
-        File(
+        ModelFile(
             item.path("path"),
             item.count("size", 0, MAX_FILE_BYTES),
             item.get("sha256", str, re.compile(r"[0-9a-f]{64}").fullmatch, "64 hexadecimal digits"),  # type: ignore[arg-type]
@@ -212,7 +212,7 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
         name=value.get("name", str, NAME.fullmatch, "a name of lower-case letters, digits, '.', '_' and '-'"),  # type: ignore[arg-type]
         task=form.task,
         description=value.text("description"),
-        source=Source(source.text("location"), source.optional_text("revision"), source.text("licence")),
+        source=ModelSource(source.text("location"), source.optional_text("revision"), source.text("licence")),
         precision=value.text("precision"),
         dimensions=value.count("dimensions", 1, MAX_DIMENSIONS),
         logit_scale=value.number("logit_scale", None if form.needs_logit_scale else 1.0),

@@ -15,7 +15,7 @@ NODE_OPERATOR = 4
 VARINT, EIGHT_BYTES, COUNTED, FOUR_BYTES = 0, 1, 2, 5
 GROUP = (3, 4)  # its beginning, its end
 
-Field = tuple[int, int, int]
+WireField = tuple[int, int, int]
 
 
 def uses(path: Path, operators: Collection[str]) -> bool:
@@ -52,7 +52,7 @@ def _of_nodes(data: mmap.mmap, start: int, end: int, node: int) -> Iterator[byte
                             yield from _of_nodes(data, opens, closes, GRAPH_NODE)
 
 
-def _fields(data: mmap.mmap, place: int, end: int) -> Iterator[Field]:
+def _fields(data: mmap.mmap, place: int, end: int) -> Iterator[WireField]:
     """Yield (number, start, end) of each field of a message that has a length. Raises IndexError or ValueError."""
     while place < end:
         key, place = _varint(data, place)

@@ -12,7 +12,7 @@ from datasette_vision.errors import ModelCorrupt, UnknownModel
 from datasette_vision.models import digests
 from datasette_vision.models import manifest as manifests
 from datasette_vision.models.leftovers import leftovers, replaced_name
-from datasette_vision.models.manifest import File, Manifest
+from datasette_vision.models.manifest import Manifest, ModelFile
 from datasette_vision.models.weights import files_of_graph
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -36,7 +36,7 @@ class InstalledModel:
                 self._check(self.manifest.file(other))
         return self._check(self.manifest.file(name))
 
-    def _check(self, file: File) -> Path:
+    def _check(self, file: ModelFile) -> Path:
         path = self.folder / file.path
         try:
             size = path.stat().st_size

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.util.sql_names import quote
-from datasette_vision.vectors.eight_bit import SPARE, Labels
+from datasette_vision.vectors.eight_bit import SPARE, RowLabels
 from datasette_vision.vectors.embedding import FLOAT32, Vector
 from datasette_vision.vectors.index import View
 
@@ -72,7 +72,7 @@ def from_index(
 
 def from_table(connection: sqlite3.Connection, wanted: Embeddings, query: Vector, k: int) -> list[Hit]:
     """Return the k best hits for a unit-length query (d,), comparing with every embedding that the connection sees."""
-    labels: list[Labels] = []
+    labels: list[RowLabels] = []
     similarities: list[NDArray[np.float64]] = []
     for batch, vectors in wanted.read(connection, len(query)):
         labels.append(batch)

@@ -20,7 +20,7 @@ from datasette_vision.tables.change_log import State
 from datasette_vision.tables.side_reader import BATCH, Embeddings
 from datasette_vision.vectors import index_file as indexfile
 from datasette_vision.vectors.eight_bit import Flat, Mask, coded, empty
-from datasette_vision.vectors.hnsw import Graph
+from datasette_vision.vectors.hnsw import HnswGraph
 from datasette_vision.vectors.index import Index, View
 from datasette_vision.vectors.index_file import UnusableIndex
 
@@ -45,7 +45,7 @@ class Moment:
 
 
 @dataclass
-class Entry:
+class IndexEntry:
     """An index and the state that it is in; `history` is how it came there, oldest first.
 
     `changed` counts the rows brought in, and `saved_at` is that count in the saved index, None when there is none.
@@ -147,7 +147,7 @@ class Entry:
             return Moment(self.index, self.index.view, self.state, self.changed)
 
     def settle(
-        self, then: Moment, base: Flat | Graph, alive: Mask | None, path: Path | None, wanted: Embeddings
+        self, then: Moment, base: Flat | HnswGraph, alive: Mask | None, path: Path | None, wanted: Embeddings
     ) -> None:
         """Put a base in that holds what the index did at a moment; before that save it, and take it from there.
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasette_vision.retrieval.index_entry import CHANGED_PART, Entry
+from datasette_vision.retrieval.index_entry import CHANGED_PART, IndexEntry
 from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.vectors import hnsw
 from datasette_vision.vectors.eight_bit import Flat, joined
-from datasette_vision.vectors.hnsw import Graph
+from datasette_vision.vectors.hnsw import HnswGraph
 from datasette_vision.vectors.index import alive_parts
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ DEAD_PART = 3
 TAIL_PART = 4
 
 # (step, done, of how many) -> go on?
-Progress = Callable[[str, int, int], bool]
+OnProgress = Callable[[str, int, int], bool]
 
 
 class Step(Enum):
@@ -42,7 +42,7 @@ class Step(Enum):
     ANEW = "read the table anew: a graph keeps what is gone"
 
 
-def next_step(entry: Entry, *, always_save: bool = False) -> Step | None:
+def next_step(entry: IndexEntry, *, always_save: bool = False) -> Step | None:
     """Return what is worth doing for an index next.
 
     With `always_save` any index is worth a file, and that has to hold every change.
@@ -50,7 +50,7 @@ def next_step(entry: Entry, *, always_save: bool = False) -> Step | None:
     if entry.index is None:
         return None
     view, dimensions, unsaved = entry.index.view, entry.index.dimensions, entry.unsaved
-    if isinstance(view.base, Graph):
+    if isinstance(view.base, HnswGraph):
         gone = 0 if view.base_alive is None else len(view.base) - int(np.count_nonzero(view.base_alive))
         if gone * DEAD_PART > len(view.base):
             return Step.ANEW
@@ -67,11 +67,11 @@ def next_step(entry: Entry, *, always_save: bool = False) -> Step | None:
 
 
 def carry_out(
-    entry: Entry,
+    entry: IndexEntry,
     step: Step,
     path: Path | None,
     wanted: Embeddings,
-    progress: Progress = lambda step, done, total: True,
+    progress: OnProgress = lambda step, done, total: True,
     threads: int = 0,
 ) -> bool:
     """Do a step, while others search. Returns False when `progress` said to stop.
@@ -88,7 +88,7 @@ def carry_out(
         assert isinstance(base, Flat) or not len(view.tail), "a graph is extended before it is saved"
         entry.settle(then, base, alive, path, wanted)
         return True
-    onto = base if isinstance(base, Graph) else None
+    onto = base if isinstance(base, HnswGraph) else None
     added = view.tail if view.tail_alive is None else view.tail.take(view.tail_alive)
     parts = alive_parts(view) if onto is None else [added]
     total = sum(map(len, parts)) + (0 if onto is None else len(onto))
@@ -115,12 +115,12 @@ def prepare(
     connection: sqlite3.Connection,
     wanted: Embeddings,
     dimensions: int,
-    progress: Progress = lambda step, done, total: True,
-) -> Entry:
+    progress: OnProgress = lambda step, done, total: True,
+) -> IndexEntry:
     """Have an index saved that holds the table as it is now: what `datasette vision index` does. Raises OSError."""
-    entry = Entry()
+    entry = IndexEntry()
     if not entry.open(path, connection, wanted, dimensions) or next_step(entry) is Step.ANEW:
-        entry = Entry()
+        entry = IndexEntry()
         entry.read(connection, wanted, dimensions, lambda done, total: _drop(progress("reading", done, total)))
     while step := next_step(entry, always_save=True):
         carry_out(entry, step, path, wanted, progress)

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 
 from datasette_vision.errors import Busy
 from datasette_vision.retrieval import index_work as indexwork
-from datasette_vision.retrieval.index_entry import Entry, file_of
+from datasette_vision.retrieval.index_entry import IndexEntry, file_of
 from datasette_vision.retrieval.index_work import Step
 from datasette_vision.tables import change_log as generations
 from datasette_vision.tables.change_log import State
@@ -64,7 +64,7 @@ class Indexes:
         self._improves = improve
         self._keep_awake = keep_awake or (lambda name: contextlib.nullcontext(threading.Event()))
         self._lock = threading.Lock()
-        self._entries: dict[tuple[str, ...], Entry] = {}
+        self._entries: dict[tuple[str, ...], IndexEntry] = {}
         self._readings: dict[tuple[str, ...], Reading] = {}
         self._working: set[tuple[str, ...]] = set()
         self._given_up: set[tuple[str, ...]] = set()
@@ -134,12 +134,12 @@ class Indexes:
         for thread in list(self._threads):
             thread.join()
 
-    def _entry(self, key: tuple[str, ...]) -> Entry:
+    def _entry(self, key: tuple[str, ...]) -> IndexEntry:
         with self._lock:
-            return self._entries.setdefault(key, Entry())
+            return self._entries.setdefault(key, IndexEntry())
 
     def _fitting(
-        self, entry: Entry, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int, state: State
+        self, entry: IndexEntry, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int, state: State
     ) -> tuple[View, list[int]] | None:
         """Return the index as it is, and the rows that differ, or None when they are too many or not known."""
         if entry.index is None or entry.state is None or entry.index.dimensions != dimensions:
@@ -158,7 +158,7 @@ class Indexes:
     def _read(
         self,
         key: tuple[str, ...],
-        entry: Entry,
+        entry: IndexEntry,
         connection: sqlite3.Connection,
         wanted: Embeddings,
         dimensions: int,
@@ -198,7 +198,9 @@ class Indexes:
                 work_on_own()
         return reading
 
-    def _improve(self, key: tuple[str, ...], entry: Entry, connection: sqlite3.Connection, wanted: Embeddings) -> None:
+    def _improve(
+        self, key: tuple[str, ...], entry: IndexEntry, connection: sqlite3.Connection, wanted: Embeddings
+    ) -> None:
         """Begin what is worth doing for an index in the background, unless that is under way."""
         step = indexwork.next_step(entry)
         if not self._improves or step is None or self._stopped.is_set():
@@ -239,7 +241,7 @@ class Indexes:
     def _do(
         self,
         key: tuple[str, ...],
-        entry: Entry,
+        entry: IndexEntry,
         connect: Callable[..., sqlite3.Connection],
         wanted: Embeddings,
         stopping: threading.Event,
@@ -261,14 +263,14 @@ class Indexes:
                 return
 
     def _anew(
-        self, key: tuple[str, ...], old: Entry, connect: Callable[..., sqlite3.Connection], wanted: Embeddings
-    ) -> Entry:
+        self, key: tuple[str, ...], old: IndexEntry, connect: Callable[..., sqlite3.Connection], wanted: Embeddings
+    ) -> IndexEntry:
         """Read a table into a new index, and put it in the place of the old one."""
         assert old.index is not None
         connection = open_to_read(connect, key[0])
         if connection is None:
             raise RuntimeError(f"{key[0]} cannot be opened a second time")
-        entry = Entry(can_save=old.can_save)
+        entry = IndexEntry(can_save=old.can_save)
         with contextlib.closing(connection), snapshot(connection, "main"):
             entry.read(connection, wanted, old.index.dimensions)
         with self._lock:
@@ -285,7 +287,7 @@ def _wait(event: threading.Event, at_most_s: float | None) -> bool:
 
 
 @contextlib.contextmanager
-def _within_deadline(entry: Entry, wanted: Embeddings) -> Iterator[None]:
+def _within_deadline(entry: IndexEntry, wanted: Embeddings) -> Iterator[None]:
     """Hold the lock of an entry. Raises Busy when others hold it until the caller's deadline."""
     if not entry.lock.acquire(timeout=current().seconds_left(threading.TIMEOUT_MAX)):
         raise Busy(f"the index of {wanted.source.table} is being brought up to date: try again in a moment")

@@ -23,7 +23,7 @@ from datasette_vision.retrieval.indexes import Indexes, KeepAwake
 from datasette_vision.tables import change_log as generations
 from datasette_vision.tables import side_tables as sidetables
 from datasette_vision.tables.side_reader import Embeddings
-from datasette_vision.tables.side_tables import Source
+from datasette_vision.tables.side_tables import EmbeddedSource
 from datasette_vision.util.connections import database_path, snapshot
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Vector
@@ -95,7 +95,7 @@ class Searcher:
                 raise
             raise Busy(f"searching {source.table} takes longer than a query may take here") from None
 
-    def source(self, connection: sqlite3.Connection, table: str) -> Source:
+    def source(self, connection: sqlite3.Connection, table: str) -> EmbeddedSource:
         """Return the table or view of a name, which has embeddings. Raises NotEmbedded, saying what there is."""
         schemas = [row[1] for row in connection.execute("pragma database_list")]
         places = [(schema, table) for schema in schemas]
@@ -119,7 +119,7 @@ class Searcher:
     def _search(
         self,
         connection: sqlite3.Connection,
-        source: Source,
+        source: EmbeddedSource,
         query: str | bytes,
         k: int,
         model: str | None,
@@ -155,7 +155,7 @@ class Searcher:
     def choose(
         self,
         connection: sqlite3.Connection,
-        source: Source,
+        source: EmbeddedSource,
         model: str | None = None,
         column: str | None = None,
     ) -> Embeddings:

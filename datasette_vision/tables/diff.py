@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from datasette_vision.errors import InvalidInput
 from datasette_vision.tables import columns
-from datasette_vision.tables.rows import Key, SourceRow, SourceTable, Wanted
-from datasette_vision.tables.side_tables import Source
+from datasette_vision.tables.rows import KeyValues, SourceRow, SourceTable, Wanted
+from datasette_vision.tables.side_tables import EmbeddedSource
 from datasette_vision.util.sql_names import literal, quote
 
 
@@ -37,7 +37,7 @@ class Glance(NamedTuple):
         return self.rows - self.noted
 
 
-def glance(connection: sqlite3.Connection, source: Source, column: str, model: str) -> Glance:
+def glance(connection: sqlite3.Connection, source: EmbeddedSource, column: str, model: str) -> Glance:
     """Compare the keys of a table with those of its side table. No value is read, and no embedding."""
     table, side = quote(source.table), quote(source.side.name)
     # With the table before it: SQLite takes the quoted name of a column that there is not for a text.
@@ -53,7 +53,7 @@ def glance(connection: sqlite3.Connection, source: Source, column: str, model: s
 
 
 def failures(
-    connection: sqlite3.Connection, source: Source, column: str, model: str, limit: int
+    connection: sqlite3.Connection, source: EmbeddedSource, column: str, model: str, limit: int
 ) -> list[tuple[str, str]]:
     """Return the first rows that have no embedding, as (name of the row, reason)."""
     keys = source.side.key_columns
@@ -68,12 +68,12 @@ def failures(
     ]
 
 
-def is_new(source: Source, column: str, model: str) -> str:
+def is_new(source: EmbeddedSource, column: str, model: str) -> str:
     """Write the SQL condition for rows of which nothing is noted."""
     return f"not {_noted(source, column, model)} and {_has_key(source)}"
 
 
-def has_key(source: Source, keys: Sequence[Key]) -> str:
+def has_key(source: EmbeddedSource, keys: Sequence[KeyValues]) -> str:
     """Write the SQL condition for rows with one of some keys, of which there are few enough for SQL."""
     names = [f"{quote(source.table)}.{quote(name)}" for name in source.key]
     if len(names) == 1:
@@ -82,19 +82,19 @@ def has_key(source: Source, keys: Sequence[Key]) -> str:
     return f"({', '.join(names)}) in (values {values})"
 
 
-def opened(connection: sqlite3.Connection, source: Source) -> SourceTable:
+def opened(connection: sqlite3.Connection, source: EmbeddedSource) -> SourceTable:
     """Return the table for reading its rows. Raises InvalidArgument when its key does not tell them apart."""
     return SourceTable(connection, source.table, given_key(connection, source))
 
 
-def given_key(connection: sqlite3.Connection, source: Source) -> tuple[str, ...]:
+def given_key(connection: sqlite3.Connection, source: EmbeddedSource) -> tuple[str, ...]:
     """Return the key of a view, or of a table that is known by another than its own; else ()."""
     if source.is_view or SourceTable(connection, source.table).key != source.key:
         return source.key
     return ()
 
 
-class Check:
+class ContentCheck:
     """Reads the values of a column, a slice at a time, and finds those that are not what was embedded.
 
     `kind` is IMAGES or TEXTS of columns.py. Values of more than `max_bytes` are not read.
@@ -104,10 +104,10 @@ class Check:
         self._read = columns.Reader(kind, None, max_bytes)
         self._rows = table.rows(Wanted(column, model, max_bytes))
 
-    def run(self, seconds: float, limit: int) -> tuple[list[Key], bool]:
+    def run(self, seconds: float, limit: int) -> tuple[list[KeyValues], bool]:
         """Go on for so many seconds: the keys of rows that changed, at most `limit`, and whether that was the end."""
         until = time.monotonic() + seconds
-        changed: list[Key] = []
+        changed: list[KeyValues] = []
         for row in self._rows:
             if self._is_changed(row):
                 changed.append(row.key)
@@ -124,7 +124,7 @@ class Check:
         return row.known_hash is not None and row.known_hash != digest
 
 
-def _noted(source: Source, column: str, model: str) -> str:
+def _noted(source: EmbeddedSource, column: str, model: str) -> str:
     same_row = " and ".join(
         f"_noted.{quote(own)} = {quote(source.table)}.{quote(name)}"
         for own, name in zip(source.side.key_columns, source.key, strict=True)
@@ -135,7 +135,7 @@ def _noted(source: Source, column: str, model: str) -> str:
     )
 
 
-def _has_key(source: Source) -> str:
+def _has_key(source: EmbeddedSource) -> str:
     return " and ".join(f"{quote(source.table)}.{quote(name)} is not null" for name in source.key)
 
 

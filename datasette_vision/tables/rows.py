@@ -17,7 +17,7 @@ CHUNK_BYTES = 8_000_000
 SAMPLES = 20
 SAMPLE_LENGTH = 4096
 
-Key = tuple[object, ...]
+KeyValues = tuple[object, ...]
 Connect = Callable[[], sqlite3.Connection]
 
 
@@ -45,7 +45,7 @@ class SourceRow:
     is how a person knows the row.
     """
 
-    key: Key
+    key: KeyValues
     kind: str
     size: int
     known_hash: str | None
@@ -153,7 +153,7 @@ class SourceTable:
         if self.is_view and not self._can_go_on(wanted):
             yield from map(self._row, self._connection.execute(self._query(wanted, after=False, limit=False)))
             return
-        last: Key | None = None
+        last: KeyValues | None = None
         while True:
             sql = self._query(wanted, after=last is not None, limit=True)
             cursor = self._connection.execute(sql, last or ())
@@ -174,7 +174,7 @@ class SourceTable:
             if complete:
                 return
 
-    def gone(self, column: str, limit: int) -> list[tuple[Key, bool]]:
+    def gone(self, column: str, limit: int) -> list[tuple[KeyValues, bool]]:
         """Return keys in the side table that are of no row with a value in `column`: (key, whether the row is gone)."""
         side = self.side
         keys = ", ".join(map(quote, side.key_columns))

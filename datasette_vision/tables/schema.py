@@ -113,7 +113,7 @@ class SideTable:
         ).fetchone()
         return None if found is None else bytes(found[0])
 
-    def write(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
+    def write(self, connection: sqlite3.Connection, rows: Iterable[SideTableRow]) -> None:
         """Add rows, in place of those there are for the same key, column and model."""
         columns = (*self.key_columns, *OWN_COLUMNS)
         marks = ", ".join("?" * (len(columns) - 1))
@@ -134,7 +134,7 @@ def _affinity(declared: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class SideTableRow:
     """One embedding, or the reason why there is none."""
 
     key: Sequence[object]

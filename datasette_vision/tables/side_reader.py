@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision.tables.side_tables import Source, columns
+from datasette_vision.tables.side_tables import EmbeddedSource, columns
 from datasette_vision.util.sql_names import quote, rowid_name
-from datasette_vision.vectors.eight_bit import Labels
+from datasette_vision.vectors.eight_bit import RowLabels
 from datasette_vision.vectors.embedding import FLOAT32, Matrix
 
 BATCH = 2048
@@ -22,13 +22,13 @@ BATCH = 2048
 class Embeddings:
     """The embeddings of one column of a table by one model. `label` names the row number of its side table."""
 
-    source: Source
+    source: EmbeddedSource
     model: str
     column: str
     label: str
 
     @classmethod
-    def of(cls, connection: sqlite3.Connection, source: Source, model: str, column: str) -> Embeddings:
+    def of(cls, connection: sqlite3.Connection, source: EmbeddedSource, model: str, column: str) -> Embeddings:
         """Find out by what name the rows of the side table are numbered."""
         names = columns(connection, source.side.name, source.schema)
         return cls(source, model, column, rowid_name(names) or "rowid")
@@ -69,7 +69,7 @@ class Embeddings:
         ).fetchone()
         return int(row[0])
 
-    def read(self, connection: sqlite3.Connection, dimensions: int) -> Iterator[tuple[Labels, Matrix]]:
+    def read(self, connection: sqlite3.Connection, dimensions: int) -> Iterator[tuple[RowLabels, Matrix]]:
         """Yield all embeddings of so many dimensions, some at a time: labels (n,) and vectors (n, d)."""
         return self._batches(
             connection,
@@ -79,7 +79,7 @@ class Embeddings:
             dimensions,
         )
 
-    def read_rows(self, connection: sqlite3.Connection, labels: list[int], dimensions: int) -> tuple[Labels, Matrix]:
+    def read_rows(self, connection: sqlite3.Connection, labels: list[int], dimensions: int) -> tuple[RowLabels, Matrix]:
         """Return those embeddings that there are under some labels: labels (n,) and vectors (n, d)."""
         batches = list(
             self._batches(
@@ -97,7 +97,7 @@ class Embeddings:
 
     def _batches(
         self, connection: sqlite3.Connection, sql: str, parameters: tuple[object, ...], dimensions: int
-    ) -> Iterator[tuple[Labels, NDArray[np.float32]]]:
+    ) -> Iterator[tuple[RowLabels, NDArray[np.float32]]]:
         cursor = connection.cursor()
         try:
             cursor.row_factory = None  # Datasette's rows cost more than what is in them

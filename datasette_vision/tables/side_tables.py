@@ -13,7 +13,7 @@ OWN_PREFIX = "_vision"
 
 
 @dataclass(frozen=True)
-class Source:
+class EmbeddedSource:
     """A table or view that has a side table. `key` names its columns, `rowid` its row number where it has one."""
 
     schema: str
@@ -33,17 +33,17 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedColumn:
     """The embeddings of one column by one model. `errors` counts the rows that have none, but a reason."""
 
-    source: Source
+    source: EmbeddedSource
     column: str
     model: str
     embeddings: int
     errors: int
 
 
-def sources(connection: sqlite3.Connection, schema: str = "main") -> list[Source]:
+def sources(connection: sqlite3.Connection, schema: str = "main") -> list[EmbeddedSource]:
     """Return the tables and views of a database that have a side table, by name."""
     names = connection.execute(
         f"select name from {quote(schema)}.sqlite_master where type in ('table', 'view') and exists ("
@@ -55,7 +55,7 @@ def sources(connection: sqlite3.Connection, schema: str = "main") -> list[Source
     return [source for source in found if source is not None]
 
 
-def find(connection: sqlite3.Connection, table: str, schema: str = "main") -> Source | None:
+def find(connection: sqlite3.Connection, table: str, schema: str = "main") -> EmbeddedSource | None:
     """Return a table or view that has a side table by its name, as SQLite compares names; None when there is none."""
     master = f"{quote(schema)}.sqlite_master"
     row = connection.execute(
@@ -72,7 +72,7 @@ def find(connection: sqlite3.Connection, table: str, schema: str = "main") -> So
     name, is_view = row[0], row[1] == "view"
     rowid = None if is_view else _rowid(connection, name, schema)
     key = _key(connection, name, schema, tuple(side_columns[: -len(OWN_COLUMNS)]), rowid)
-    return None if key is None else Source(schema, SideTable(side[0][len(PREFIX) :], key), is_view, rowid)
+    return None if key is None else EmbeddedSource(schema, SideTable(side[0][len(PREFIX) :], key), is_view, rowid)
 
 
 @dataclass(frozen=True)
@@ -121,22 +121,22 @@ def _own_table(connection: sqlite3.Connection, name: str) -> OwnTable | None:
     return OwnTable(name, None if source is None else source[0])
 
 
-def embedded(connection: sqlite3.Connection, schema: str = "main") -> list[Embedded]:
+def embedded(connection: sqlite3.Connection, schema: str = "main") -> list[EmbeddedColumn]:
     """Return what is embedded in a database: for each table, column and model, the number of rows."""
     return [found for source in sources(connection, schema) for found in contents(connection, source)]
 
 
-def contents(connection: sqlite3.Connection, source: Source) -> list[Embedded]:
+def contents(connection: sqlite3.Connection, source: EmbeddedSource) -> list[EmbeddedColumn]:
     """Return what a side table holds, by model and column. Walks an index, not the embeddings."""
     side = f"{quote(source.schema)}.{quote(source.side.name)}"
     rows = connection.execute(
         f"select model, source_column, count(*), count(error) from {side}"
         " group by model, source_column order by model, source_column"
     ).fetchall()
-    return [Embedded(source, column, model, count - errors, errors) for model, column, count, errors in rows]
+    return [EmbeddedColumn(source, column, model, count - errors, errors) for model, column, count, errors in rows]
 
 
-def pairs(connection: sqlite3.Connection, source: Source) -> list[tuple[str, str]]:
+def pairs(connection: sqlite3.Connection, source: EmbeddedSource) -> list[tuple[str, str]]:
     """Return the (model, column) pairs in a side table, in their order.
 
     Looks at one row of each: for `select distinct`, SQLite would walk the whole index.

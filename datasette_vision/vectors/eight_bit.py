@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 # How many more than wanted are to be taken and scored anew.
 SPARE = 32
 
-Labels = NDArray[np.int64]
+RowLabels = NDArray[np.int64]
 Codes = NDArray[np.int8]
 Similarities = NDArray[np.float32]
 Positions = NDArray[np.intp]
@@ -51,7 +51,7 @@ def coded(vectors: NDArray[np.float32]) -> tuple[Coded, Mask]:
 class Flat:
     """Vectors that are all compared: labels (n,), codes (n, d), scales (n,)."""
 
-    def __init__(self, labels: Labels, vectors: Coded) -> None:
+    def __init__(self, labels: RowLabels, vectors: Coded) -> None:
         self.labels = labels
         self.vectors = vectors
 

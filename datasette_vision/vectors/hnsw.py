@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from datasette_vision.vectors.eight_bit import SPARE, Coded, Flat, Labels, Mask, Positions, Similarities, coded
+from datasette_vision.vectors.eight_bit import SPARE, Coded, Flat, Mask, Positions, RowLabels, Similarities, coded
 
 # Of HNSW: neighbours a vector has in the graph, and candidates held when one is added. The Malkov and Yashunin paper
 # (https://arxiv.org/abs/1603.09320) finds 12 to 48 and 100 to 200 of use; less of the second is made up by searching.
@@ -26,10 +26,10 @@ EXPANSIONS = (256, 384, 512, 768, 1024, 1536, 2048)
 RECALL = 0.96
 
 
-class Graph:
+class HnswGraph:
     """Vectors in an HNSW graph of usearch, whose keys are positions in `labels`. Thread-safe to search."""
 
-    def __init__(self, labels: Labels, graph: Any, expansion: int, memory: object = None) -> None:
+    def __init__(self, labels: RowLabels, graph: Any, expansion: int, memory: object = None) -> None:
         self.labels = labels
         self._memory = memory  # of a graph that is mapped: usearch itself does not hold it
         self.graph = graph
@@ -79,11 +79,11 @@ def build(
     parts: Iterable[Flat],
     dimensions: int,
     *,
-    onto: Graph | None = None,
+    onto: HnswGraph | None = None,
     threads: int = 0,
     progress: Callable[[int], bool] = lambda done: True,
     chunk: int = 2048,
-) -> Graph | None:
+) -> HnswGraph | None:
     """Make a graph of the vectors of some Flats, or of those of a graph and them: it stays as it is.
 
     Returns None when `progress(vectors done)` says False: stop.
@@ -100,10 +100,10 @@ def build(
             done += len(codes)
             if not progress(done):
                 return None
-    return Graph(np.concatenate(labels), graph, EXPANSIONS[0] if onto is None else onto.expansion)
+    return HnswGraph(np.concatenate(labels), graph, EXPANSIONS[0] if onto is None else onto.expansion)
 
 
-def tune(graph: Graph, vectors: Flat, k: int = 10, spare: int = SPARE, sample: int = 64) -> float:
+def tune(graph: HnswGraph, vectors: Flat, k: int = 10, spare: int = SPARE, sample: int = 64) -> float:
     """Have a graph of these vectors look at as many candidates as it takes to find nearly all, and return the recall.
 
     Measured: the k nearest to some of them, and to some made of two of them, that are among the k + spare it names.

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision.vectors.eight_bit import Coded, Flat, Labels, Mask, Positions, Similarities, coded, empty
+from datasette_vision.vectors.eight_bit import Coded, Flat, Mask, Positions, RowLabels, Similarities, coded, empty
 from datasette_vision.vectors.embedding import Vector
-from datasette_vision.vectors.hnsw import Graph
+from datasette_vision.vectors.hnsw import HnswGraph
 
 
 @dataclass(frozen=True)
 class View:
     """What an Index holds at one moment. Masks are None where all are alive."""
 
-    base: Flat | Graph
+    base: Flat | HnswGraph
     base_alive: Mask | None
     tail: Flat
     tail_alive: Mask | None
@@ -31,7 +31,7 @@ class View:
             for part, alive in ((self.base, self.base_alive), (self.tail, self.tail_alive))
         )
 
-    def search(self, query: Vector, k: int) -> tuple[Labels, Similarities]:
+    def search(self, query: Vector, k: int) -> tuple[RowLabels, Similarities]:
         """Return (labels, similarities) of the k nearest to a query (d,), best first; fewer where there are fewer."""
         vectors, usable = coded(query[None])
         if not usable[0] or k < 1:
@@ -51,7 +51,7 @@ class Index:
     `view` is what it holds: whoever took it searches on in what was there then.
     """
 
-    def __init__(self, base: Flat | Graph, dimensions: int, alive: Mask | None = None) -> None:
+    def __init__(self, base: Flat | HnswGraph, dimensions: int, alive: Mask | None = None) -> None:
         self.dimensions = dimensions
         self.view = View(base, alive, empty(dimensions), None)
         self._order: Positions | None = None
@@ -60,11 +60,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.view)
 
-    def search(self, query: Vector, k: int) -> tuple[Labels, Similarities]:
+    def search(self, query: Vector, k: int) -> tuple[RowLabels, Similarities]:
         """Return (labels, similarities) of the k nearest to a query (d,), best first."""
         return self.view.search(query, k)
 
-    def change(self, removed: Labels, labels: Labels, vectors: NDArray[np.float32]) -> None:
+    def change(self, removed: RowLabels, labels: RowLabels, vectors: NDArray[np.float32]) -> None:
         """Remove what has a label of `removed` or `labels`, then add `vectors` (n, d) under `labels` (n,)."""
         gone = np.union1d(removed, labels)
         view = self.view
@@ -76,7 +76,7 @@ class Index:
             tail_alive = np.concatenate([tail_alive, np.ones(len(tail) - len(view.tail), np.bool_)])
         self.view = View(view.base, base_alive, tail, tail_alive)
 
-    def replace_base(self, before: View, base: Flat | Graph, *, holds_dead: bool = False) -> None:
+    def replace_base(self, before: View, base: Flat | HnswGraph, *, holds_dead: bool = False) -> None:
         """Put a base in that holds what was alive in `before`, in its order. No other may have been put in since.
 
         With `holds_dead` it holds all of the base of `before`, dead or alive: a graph that was added to.
@@ -95,7 +95,7 @@ class Index:
         self._order, self._room = None, tail
         self.view = View(base, None if base_alive.all() else base_alive, tail, None)
 
-    def _in_base(self, labels: Labels) -> Positions:
+    def _in_base(self, labels: RowLabels) -> Positions:
         """Return the positions in the base of those labels that are in it."""
         of_base = self.view.base.labels
         if self._order is None:
@@ -106,7 +106,7 @@ class Index:
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return self._order[np.repeat(first, counts) + within]
 
-    def _appended(self, tail: Flat, labels: Labels, vectors: Coded) -> Flat:
+    def _appended(self, tail: Flat, labels: RowLabels, vectors: Coded) -> Flat:
         """Return `tail` with rows after its last, in the same memory while there is room behind it."""
         count, total = len(tail), len(tail) + len(labels)
         if total > len(self._room):

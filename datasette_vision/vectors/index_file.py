@@ -28,7 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from datasette_vision.util.unfinished import remove_leftovers, unfinished
 from datasette_vision.vectors.eight_bit import Coded, Flat, Mask
-from datasette_vision.vectors.hnsw import Graph, new_graph
+from datasette_vision.vectors.hnsw import HnswGraph, new_graph
 
 MAGIC = b"\nvision1"
 FORMAT = 1
@@ -46,17 +46,17 @@ class Saved:
     """An index as it was saved. `about` is what save() was told of it."""
 
     about: dict[str, Any]
-    base: Flat | Graph
+    base: Flat | HnswGraph
     alive: Mask | None
 
 
-def save(path: Path, about: dict[str, Any], base: Flat | Graph, alive: Mask | None, dimensions: int) -> None:
+def save(path: Path, about: dict[str, Any], base: Flat | HnswGraph, alive: Mask | None, dimensions: int) -> None:
     """Write an index, in place of what was there. Raises OSError; what was there stays then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, f".{path.name}-*.tmp")
     header: dict[str, Any] = {"format": FORMAT, "dimensions": dimensions, "about": about, "parts": {}}
     with unfinished(path, ".tmp") as temporary:
-        if isinstance(base, Graph):
+        if isinstance(base, HnswGraph):
             header |= {"kind": "graph", "expansion": base.expansion}
             try:
                 base.graph.save(str(temporary))
@@ -101,7 +101,7 @@ def load(path: Path) -> Saved:
         raise UnusableIndex(f"{path} is damaged: {', '.join(wrong)}")
     labels: NDArray[np.int64] = array("labels", np.int64)
     alive = array("alive", np.bool_) if "alive" in parts else None
-    base: Flat | Graph
+    base: Flat | HnswGraph
     if header["kind"] == "graph":
         graph = new_graph(header["dimensions"])
         try:
@@ -110,7 +110,7 @@ def load(path: Path) -> Saved:
             raise UnusableIndex(f"{path} cannot be opened: {error}") from None
         if len(graph) != len(labels):
             raise UnusableIndex(f"{path} holds {len(graph)} vectors and {len(labels)} labels")
-        base = Graph(labels, graph, header["expansion"], mapped)
+        base = HnswGraph(labels, graph, header["expansion"], mapped)
     else:
         codes = array("codes", np.int8).reshape(-1, header["dimensions"])
         base = Flat(labels, Coded(codes, array("scales", np.float32)))

@@ -24,7 +24,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelSet:
     """What to choose from: each label with the text that stands for it, and how scores are made."""
 
     labels: tuple[str, ...]
@@ -33,7 +33,7 @@ class Labels:
     temperature: float = 1.0
 
 
-def parse_labels(text: str, max_labels: int = 1000) -> Labels:
+def parse_labels(text: str, max_labels: int = 1000) -> LabelSet:
     """Read the `labels` argument of the SQL functions.
 
     A JSON array of strings, or of {"label", "prompt"} objects; or an object {"labels": […], "template": "a photo of a
@@ -58,7 +58,7 @@ def parse_labels(text: str, max_labels: int = 1000) -> Labels:
         options, value = value, value["labels"]
     template = _template(options.get("template", "{}"))
     labels, prompts = _entries(value, template, max_labels)
-    return Labels(
+    return LabelSet(
         labels, prompts, _flag(options.get("multi_label", False)), _temperature(options.get("temperature", 1))
     )
 

@@ -13,14 +13,14 @@ import pytest
 
 from datasette_vision.bulk import sync as keeping
 from datasette_vision.bulk.embed_table import Summary, embed_table
-from datasette_vision.bulk.sync import Kept, Means
+from datasette_vision.bulk.sync import Means, SyncedColumn
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument, UnknownModel
 from datasette_vision.models.store import ModelStore
 from datasette_vision.tables import diff as drift
 from datasette_vision.tables import side_tables as sidetables
-from datasette_vision.tables.diff import Check, Glance, glance
+from datasette_vision.tables.diff import ContentCheck, Glance, glance
 from datasette_vision.tables.rows import connected
 from datasette_vision.util.transactions import writer_on
 from tests import fakes, pictures
@@ -64,7 +64,7 @@ class Place:
     def embed(self, table: str, **options: Any) -> Summary:
         return embed_table(self.path, table, vision=self.vision, **options)
 
-    def source(self, table: str) -> sidetables.Source:
+    def source(self, table: str) -> sidetables.EmbeddedSource:
         found = sidetables.find(self.reader, table)
         assert found is not None
         return found
@@ -74,7 +74,7 @@ class Place:
 
     def check(self, table: str, column: str = "image", kind: str = "images") -> list[Any]:
         source = self.source(table)
-        check = Check(drift.opened(self.reader, source), column, "fake", kind, 100_000)
+        check = ContentCheck(drift.opened(self.reader, source), column, "fake", kind, 100_000)
         found, done = check.run(60, 1000)
         assert done
         return found
@@ -84,7 +84,7 @@ class Place:
         self.awoken += 1
         yield self.stop
 
-    def kept(self, table: str, column: str = "image", model: str = "fake") -> Kept:
+    def kept(self, table: str, column: str = "image", model: str = "fake") -> SyncedColumn:
         means = Means(
             self.connect,
             self.writer,
@@ -93,9 +93,9 @@ class Place:
             lambda kept, summary: self.done.append(summary),
             clock=lambda: self.now,
         )
-        return Kept(self.source(table), column, model, means)
+        return SyncedColumn(self.source(table), column, model, means)
 
-    def settle(self, kept: Kept, steps: int = 20) -> None:
+    def settle(self, kept: SyncedColumn, steps: int = 20) -> None:
         """Go on, as the server's thread does, until there is nothing more to do."""
         for _ in range(steps):
             (version,) = self.reader.execute("pragma data_version").fetchone()

@@ -21,7 +21,7 @@ from datasette.cli import cli
 
 from datasette_vision.bulk.embed_table import Summary
 from datasette_vision.cli import progress
-from datasette_vision.cli.progress import Progress
+from datasette_vision.cli.progress import ProgressBar
 from tests import pictures
 
 
@@ -201,7 +201,7 @@ def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     counts = Summary(total=5000)
-    with Progress("Embedding photos") as shown:
+    with ProgressBar("Embedding photos") as shown:
         for second in range(61):
             now = 1000.0 + second
             counts.embedded = 40 * second

@@ -16,7 +16,7 @@ from datasette.cli import cli
 from datasette_vision.cli.search import table_lines
 from datasette_vision.retrieval import index_work as indexwork
 from datasette_vision.retrieval import recall
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.vectors import embedding as vectors
 from tests import pictures
 from tests.vectors.test_index import clustered
@@ -159,7 +159,9 @@ def test_the_check_counts_only_what_is_there(tmp_path: Path) -> None:
     matrix = clustered(300)
     matrix[50] = np.nan
     matrix[51] = 0
-    side.write(connection, (Row((k,), "image", "elsewhere", "h", vectors.encode(v)) for k, v in enumerate(matrix)))
+    side.write(
+        connection, (SideTableRow((k,), "image", "elsewhere", "h", vectors.encode(v)) for k, v in enumerate(matrix))
+    )
     connection.commit()
     connection.close()
     assert "recall@10 1.000" in vision("index", tmp_path / "photos.db", "photos", "--check").stdout
@@ -170,7 +172,7 @@ def test_an_empty_table(tmp_path: Path) -> None:
     connection.execute("create table photos (id integer primary key)")
     side = SideTable("photos", ("id",))
     side.create(connection)
-    side.write(connection, [Row((1,), "image", "elsewhere", "h", None, "broken")])
+    side.write(connection, [SideTableRow((1,), "image", "elsewhere", "h", None, "broken")])
     connection.commit()
     connection.close()
     assert vision("index", tmp_path / "photos.db", "photos").stdout == (

@@ -15,7 +15,7 @@ import pytest
 
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.cache import LabelSets
-from datasette_vision.engine.inference import CALL_THREADS, TEXT_THREADS, Intake, outcome_of
+from datasette_vision.engine.inference import CALL_THREADS, TEXT_THREADS, Inference, outcome_of
 from datasette_vision.engine.runtime import default_threads
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import (
@@ -33,13 +33,13 @@ from tests import fakes, pictures
 
 
 @pytest.fixture
-def intake(fake_vision: Vision) -> Iterator[Intake]:
-    intake = Intake(fake_vision)
+def intake(fake_vision: Vision) -> Iterator[Inference]:
+    intake = Inference(fake_vision)
     yield intake
     intake.close()
 
 
-def test_the_same_as_embedding_one_by_one(intake: Intake, fake_vision: Vision) -> None:
+def test_the_same_as_embedding_one_by_one(intake: Inference, fake_vision: Vision) -> None:
     texts = ["a cat", "", "a dog", "a cat"]
     for text, future in zip(texts, intake.embed_texts(texts), strict=True):
         assert np.array_equal(future.result(30), fake_vision.embed_text(text, normalised=False))
@@ -51,7 +51,7 @@ def test_the_same_as_embedding_one_by_one(intake: Intake, fake_vision: Vision) -
     assert np.array_equal(intake.embed_texts(["x"], "fake-wide")[0].result(30).shape, (12,))
 
 
-def test_what_was_computed_is_kept(intake: Intake, counting: fakes.CountingLoads) -> None:
+def test_what_was_computed_is_kept(intake: Inference, counting: fakes.CountingLoads) -> None:
     picture = pictures.png()
     for _ in range(3):
         intake.embed_image(picture).result(30)
@@ -59,14 +59,14 @@ def test_what_was_computed_is_kept(intake: Intake, counting: fakes.CountingLoads
     assert counting.batches == [1, 1]
 
 
-def test_classifiers_and_dual_encoders_label(intake: Intake, fake_vision: Vision) -> None:
+def test_classifiers_and_dual_encoders_label(intake: Inference, fake_vision: Vision) -> None:
     picture = pictures.png()
     for model in ("fake-classifier", "fake-labels"):
         output = intake.classify_image(picture, model).result(30)
         assert fake_vision.label(output, model, 2) == fake_vision.classify(picture, model, 2)
 
 
-def test_errors_come_out_of_the_future(intake: Intake) -> None:
+def test_errors_come_out_of_the_future(intake: Inference) -> None:
     assert isinstance(outcome_of_done(intake.embed_image(b"nonsense")), InvalidImage)
     assert isinstance(outcome_of_done(intake.embed_image("nonsense")), InvalidImage)
     assert isinstance(outcome_of_done(intake.embed_texts(["x" * 100_001])[0]), InvalidText)
@@ -83,7 +83,7 @@ def outcome_of_done(future: object) -> object:
     return outcome_of(future)  # type: ignore[arg-type]
 
 
-def test_what_nobody_foresaw_is_raised(intake: Intake) -> None:
+def test_what_nobody_foresaw_is_raised(intake: Inference) -> None:
     future = intake.call(lambda: 1 / 0)
     future.exception(30)
     with pytest.raises(ZeroDivisionError):
@@ -96,7 +96,7 @@ def test_only_two_batches_are_kept_decoded(
     vision = Vision(
         Config(default_model="fake", max_batch_size=2, cache_mb=0), store=ModelStore(fake_models), load=counting
     )
-    intake = Intake(vision)
+    intake = Inference(vision)
     go, decoded, lock = threading.Event(), [], threading.Lock()
     counting.before_run = lambda _: go.wait(30)  # type: ignore[assignment,return-value]
     original = vision.pixels
@@ -128,7 +128,7 @@ def test_only_two_batches_are_kept_decoded(
 
 def test_a_place_is_given_back_when_decoding_fails(fake_models: Path, counting: fakes.CountingLoads) -> None:
     vision = Vision(Config(default_model="fake", max_batch_size=1), store=ModelStore(fake_models), load=counting)
-    intake = Intake(vision)
+    intake = Inference(vision)
     for future in [intake.embed_image(b"nonsense %d" % n) for n in range(10)]:
         assert isinstance(outcome_of_done(future), InvalidImage)
     assert intake.embed_image(pictures.png()).result(30) is not None
@@ -141,7 +141,7 @@ def test_a_place_is_given_back_when_decoding_fails(fake_models: Path, counting: 
 
 def test_what_waits_is_refused_at_the_end(fake_models: Path, counting: fakes.CountingLoads) -> None:
     vision = Vision(Config(default_model="fake", max_batch_size=1), store=ModelStore(fake_models), load=counting)
-    intake = Intake(vision)
+    intake = Inference(vision)
     go = threading.Event()
     counting.before_run = lambda _: go.wait(30)  # type: ignore[assignment,return-value]
     futures = [intake.embed_image(pictures.png(seed=n)) for n in range(8)]
@@ -182,7 +182,7 @@ ANN, BOB = Caller("ann"), Caller("bob")
 
 
 def test_one_word_is_not_kept_waiting_by_hundreds_of_long_texts(
-    intake: Intake, fake_vision: Vision, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    intake: Inference, fake_vision: Vision, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither on the threads that tokenise, one text of each client in turn, nor in the queue."""
     service = fake_vision.services.dual_encoder("fake")
@@ -211,7 +211,7 @@ def test_one_word_is_not_kept_waiting_by_hundreds_of_long_texts(
 
 
 def test_one_picture_is_not_kept_waiting_by_a_thousand(
-    intake: Intake, fake_vision: Vision, monkeypatch: pytest.MonkeyPatch
+    intake: Inference, fake_vision: Vision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[bytes] = []
     held, go = threading.Semaphore(0), threading.Event()
@@ -238,7 +238,7 @@ def test_one_picture_is_not_kept_waiting_by_a_thousand(
 
 
 def test_what_nobody_waits_for_any_more_is_not_computed(
-    intake: Intake, fake_vision: Vision, counting: fakes.CountingLoads, gate: Gate
+    intake: Inference, fake_vision: Vision, counting: fakes.CountingLoads, gate: Gate
 ) -> None:
     first = intake.embed_texts(["first"])
     assert gate.entered.wait(60)
@@ -261,7 +261,7 @@ def until(reached: Callable[[], bool]) -> None:
     pytest.fail("not within a minute")
 
 
-def test_what_comes_after_the_deadline_is_not_begun(intake: Intake, counting: fakes.CountingLoads) -> None:
+def test_what_comes_after_the_deadline_is_not_begun(intake: Inference, counting: fakes.CountingLoads) -> None:
     with acting(Caller("late", deadline=time.monotonic() - 1)):
         futures: list[Any] = [
             *intake.embed_texts(["x", "y"]),
@@ -273,7 +273,7 @@ def test_what_comes_after_the_deadline_is_not_begun(intake: Intake, counting: fa
     assert counting.loads == []
 
 
-def test_only_what_no_cache_holds_is_admitted(intake: Intake) -> None:
+def test_only_what_no_cache_holds_is_admitted(intake: Inference) -> None:
     asked: list[tuple[int, int, bool]] = []
 
     def admit(*, texts: int = 0, images: int = 0, load: Any = None) -> None:
@@ -297,7 +297,7 @@ def test_only_what_no_cache_holds_is_admitted(intake: Intake) -> None:
 
 
 def test_a_label_set_is_what_vision_makes_of_it_and_kept(
-    intake: Intake, fake_vision: Vision, counting: fakes.CountingLoads
+    intake: Inference, fake_vision: Vision, counting: fakes.CountingLoads
 ) -> None:
     text = json.dumps({"labels": [f"label {number}" for number in range(200)], "template": "a {}"})
     labels, prompts = intake.label_set("fake", text).result(60)
@@ -317,14 +317,14 @@ def test_a_label_set_is_what_vision_makes_of_it_and_kept(
 def test_a_label_set_is_longer_than_the_queue(fake_models: Path, counting: fakes.CountingLoads) -> None:
     config = Config(default_model="fake", max_batch_size=4, max_queue=10)
     vision = Vision(config, store=ModelStore(fake_models), load=counting)
-    intake = Intake(vision)
+    intake = Inference(vision)
     _, prompts = intake.label_set("fake", json.dumps([f"label {number}" for number in range(100)])).result(60)
     assert prompts.shape == (100, 8)
     vision.close()
     intake.close()
 
 
-def test_label_sets_that_wait_for_a_model_leave_the_threads_to_others(intake: Intake, gate: Gate) -> None:
+def test_label_sets_that_wait_for_a_model_leave_the_threads_to_others(intake: Inference, gate: Gate) -> None:
     waiting = [intake.label_set("fake", json.dumps([f"label {number}"])) for number in range(3 * CALL_THREADS)]
     assert gate.entered.wait(60)
     assert intake.call(lambda: "here").result(60) == "here"

@@ -7,32 +7,32 @@ import pickle
 import pytest
 
 from datasette_vision.files import digest_set as known
-from datasette_vision.files.digest_set import Known
+from datasette_vision.files.digest_set import DigestSet
 
 
 def test_what_was_added_is_there() -> None:
     texts = [f"photos/{number}.jpg" for number in range(1000)]
-    found = Known(texts)
+    found = DigestSet(texts)
     assert len(found) == 1000
     assert all(text in found for text in texts)
     assert found.contains([*texts, "other"]).tolist() == [True] * 1000 + [False]
 
 
 def test_an_empty_set() -> None:
-    assert Known().contains(["a"]).tolist() == [False]
-    assert Known(["a"]).contains([]).tolist() == []
-    assert "a" not in Known()
+    assert DigestSet().contains(["a"]).tolist() == [False]
+    assert DigestSet(["a"]).contains([]).tolist() == []
+    assert "a" not in DigestSet()
 
 
 def test_add_says_what_is_new() -> None:
-    found = Known(["a"])
+    found = DigestSet(["a"])
     assert [found.add(text) for text in ("a", "b", "b", "a")] == [False, True, False, False]
 
 
 def test_many_merges(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same answers when most of the set has long been sorted away."""
     monkeypatch.setattr(known, "FEWEST_PENDING", 3)
-    found = Known()
+    found = DigestSet()
     for number in range(500):
         assert found.add(str(number % 250)) == (number < 250)
     assert len(found) == 250
@@ -43,11 +43,11 @@ def test_digests_that_end_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy cuts zeros off the end of bytes: they must not make two texts one, nor hide one."""
     monkeypatch.setattr(known, "_key", lambda text: text.encode().ljust(16, b"\0"))
     monkeypatch.setattr(known, "FEWEST_PENDING", 1)
-    found = Known(["a", "ab"])
+    found = DigestSet(["a", "ab"])
     assert [text in found for text in ("a", "ab", "b", "abc")] == [True, True, False, False]
     assert found.contains(["a", "b", "abc"]).tolist() == [True, False, False]
 
 
 def test_it_travels() -> None:
-    there = pickle.loads(pickle.dumps(Known(["a", "\udcff"])))
+    there = pickle.loads(pickle.dumps(DigestSet(["a", "\udcff"])))
     assert there.contains(["a", "\udcff", "b"]).tolist() == [True, True, False]

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from datasette_vision.engine.vision import Vision  # noqa: E402
 from datasette_vision.files import import_embeddings as importing  # noqa: E402
-from datasette_vision.files.parquet import Form, ImageRow, Output  # noqa: E402
+from datasette_vision.files.parquet import ImageRow, Output, OutputForm  # noqa: E402
 from datasette_vision.retrieval.search import Searcher  # noqa: E402
 from datasette_vision.tables.schema import SideTable  # noqa: E402
 from datasette_vision.vectors import embedding as vectors  # noqa: E402
 
-FORM = Form("fake", "f" * 64, 4)
+FORM = OutputForm("fake", "f" * 64, 4)
 COUNT = 50
 
 
@@ -128,7 +128,7 @@ def test_stopped_half_way(
     whole = importing.Importer._write
     batches = iter(range(3))
 
-    def stopped(self: importing.Importer, *arguments: Any) -> importing.Summary:
+    def stopped(self: importing.Importer, *arguments: Any) -> importing.ImportSummary:
         if next(batches, None) is None:
             whole(self, *arguments)
             raise KeyboardInterrupt
@@ -358,7 +358,7 @@ def test_another_may_write_meanwhile(
     importer_connection = sqlite3.connect(database, isolation_level=None)
     importer = importing.Importer(importer_connection, importing.Plan("photos", (str(shards),)))
 
-    def told(summary: importing.Summary) -> None:
+    def told(summary: importing.ImportSummary) -> None:
         other = sqlite3.connect(database, timeout=0)
         with other:
             other.execute("insert into photos (path) values ('new')")

@@ -12,10 +12,10 @@ pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
 from datasette_vision.errors import InvalidArgument, StorageFailed  # noqa: E402
-from datasette_vision.files.parquet import Form, ImageRow, Output, opened, shards, vectors_of  # noqa: E402
+from datasette_vision.files.parquet import ImageRow, Output, OutputForm, opened, shards, vectors_of  # noqa: E402
 from datasette_vision.files.storage import place  # noqa: E402
 
-FORM = Form("fake", "f" * 64, 4)
+FORM = OutputForm("fake", "f" * 64, 4)
 # With an earlier pyarrow, nulls cannot be among lists of a fixed size.
 FIXED = int(pa.__version__.partition(".")[0]) >= 26
 
@@ -107,16 +107,16 @@ def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        (Form("other", "f" * 64, 4), "embeddings of fake, not of other"),
-        (Form("fake", "0" * 64, 4), "embeddings of another fake, not of fake"),
+        (OutputForm("other", "f" * 64, 4), "embeddings of fake, not of other"),
+        (OutputForm("fake", "0" * 64, 4), "embeddings of another fake, not of fake"),
         pytest.param(
-            Form("fake", "f" * 64, 8),
+            OutputForm("fake", "f" * 64, 8),
             "embeddings in other columns, not of fake",
             marks=pytest.mark.skipif(not FIXED, reason="lists of any size do not say which"),
         ),
     ],
 )
-def test_models_are_not_mixed(output: Output, form: Form, message: str) -> None:
+def test_models_are_not_mixed(output: Output, form: OutputForm, message: str) -> None:
     output.write(FORM.table([row(0)]))
     with pytest.raises(InvalidArgument, match=message):
         Output(output.address, form).prepare()

@@ -89,8 +89,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def run(photos: Path, out: Path, fake_models: Path, cluster: Cluster) -> Callable[..., embed_files.Done]:
-    def run(inputs: object = photos, config: Config | None = None, **options: Any) -> embed_files.Done:
+def run(photos: Path, out: Path, fake_models: Path, cluster: Cluster) -> Callable[..., embed_files.EmbedFilesSummary]:
+    def run(inputs: object = photos, config: Config | None = None, **options: Any) -> embed_files.EmbedFilesSummary:
         job = Job((str(inputs),), str(out), "fake", rows_per_file=options.pop("rows_per_file", 16))
         workers = ray_job.Workers(images_per_block=8, **{"minimum": 2, "maximum": 3, **options})
         return ray_job.embed_files(job, config or Config(models_dir=str(fake_models)), workers=workers, quiet=True)
@@ -103,7 +103,9 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["path"])
 
 
-def test_three_nodes(run: Callable[..., embed_files.Done], out: Path, expected: list[dict[str, Any]]) -> None:
+def test_three_nodes(
+    run: Callable[..., embed_files.EmbedFilesSummary], out: Path, expected: list[dict[str, Any]]
+) -> None:
     """The same to the bit; a second time there is nothing to do."""
     summary = run().summary
     assert (summary.embedded, summary.unchanged, summary.failed) == (COUNT - 10, 0, 10)
@@ -115,7 +117,7 @@ def test_three_nodes(run: Callable[..., embed_files.Done], out: Path, expected: 
 
 
 def test_a_node_is_killed_in_the_middle(
-    run: Callable[..., embed_files.Done], out: Path, expected: list[dict[str, Any]], cluster: Cluster
+    run: Callable[..., embed_files.EmbedFilesSummary], out: Path, expected: list[dict[str, Any]], cluster: Cluster
 ) -> None:
     """Every image once, with what it would have had."""
     node = cluster.add_node(**NODE)
@@ -138,7 +140,9 @@ def test_a_node_is_killed_in_the_middle(
     assert (summary.embedded, summary.failed) == (COUNT - 10, 10)
 
 
-def test_a_worker_is_killed(run: Callable[..., embed_files.Done], out: Path, expected: list[dict[str, Any]]) -> None:
+def test_a_worker_is_killed(
+    run: Callable[..., embed_files.EmbedFilesSummary], out: Path, expected: list[dict[str, Any]]
+) -> None:
     """The process that holds a model goes as if memory had run out; another takes its place."""
     from ray.util.state import list_actors
 
@@ -157,7 +161,7 @@ def test_a_worker_is_killed(run: Callable[..., embed_files.Done], out: Path, exp
 
 @pytest.mark.parametrize("kind", ["bytes", "paths"])
 def test_parquet(
-    run: Callable[..., embed_files.Done], photos: Path, out: Path, tmp_path: Path, kind: str,
+    run: Callable[..., embed_files.EmbedFilesSummary], photos: Path, out: Path, tmp_path: Path, kind: str,
     expected: list[dict[str, Any]],
 ) -> None:  # fmt: skip
     """Rows of Parquet files are images in tasks of their own; half of them are known already."""
@@ -175,7 +179,7 @@ def test_parquet(
 
 
 def test_a_model_is_sent_where_there_is_none(
-    run: Callable[..., embed_files.Done],
+    run: Callable[..., embed_files.EmbedFilesSummary],
     out: Path,
     expected: list[dict[str, Any]],
     fake_models: Path,
@@ -193,7 +197,7 @@ def test_a_model_is_sent_where_there_is_none(
 
 
 def test_what_is_no_images_fault_ends_the_job_with_its_own_error(
-    run: Callable[..., embed_files.Done], cluster: Cluster
+    run: Callable[..., embed_files.EmbedFilesSummary], cluster: Cluster
 ) -> None:
     """A node says that it has a GPU, and its ONNX Runtime has no provider for one."""
     node = cluster.add_node(**NODE, num_gpus=1)

@@ -17,7 +17,7 @@ from datasette_vision.engine.vision import Vision
 from datasette_vision.models.store import ModelStore
 from datasette_vision.sql import registration as sql
 from datasette_vision.sql.table import ANY_NUMBER, FUNCTIONS, SqlFunction
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.util.sql_names import literal, quote
 from tests import hostile, pictures
 from tests.fuzz import strategies as own
@@ -40,7 +40,8 @@ class Database:
             image = pictures.png(8, 8, seed=number)
             self.connection.execute("insert into photos values (?, ?)", (number, image))
             side.write(
-                self.connection, [Row((number,), "image", "fake", str(number), vision.embed_image(image).tobytes())]
+                self.connection,
+                [SideTableRow((number,), "image", "fake", str(number), vision.embed_image(image).tobytes())],
             )
 
     def call(self, name: str, arguments: list[Any], expression: str) -> Any:

@@ -108,7 +108,7 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from datasette_vision.files.import_embeddings import Importer, Plan  # noqa: E402
 from datasette_vision.files.inputs import Inputs, glob_regex  # noqa: E402
-from datasette_vision.files.parquet import Form, ImageRow, Output, vectors_of  # noqa: E402
+from datasette_vision.files.parquet import ImageRow, Output, OutputForm, vectors_of  # noqa: E402
 
 PNG = pictures.png(4, 4)
 TYPES: list[tuple[Any, st.SearchStrategy[Any]]] = [
@@ -202,7 +202,7 @@ def check_parquet(path: Path) -> None:
     finally:
         connection.close()
     with contextlib.suppress(VisionError):
-        output = Output(str(path.parent), Form("fake", "f", 2))
+        output = Output(str(path.parent), OutputForm("fake", "f", 2))
         output.prepare()  # what is of another form goes no further
         assert output.known() is not None
         output.forget_errors()
@@ -219,7 +219,7 @@ def test_parquet_of_any_columns(tmp_path_factory: pytest.TempPathFactory, table:
 def test_damaged_parquet(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = folder_of(tmp_path_factory)
     rows = [ImageRow(f"/p/{number}", "d" * 64, 4, 3, np.full(2, number, np.float32)) for number in range(1, 5)]
-    table = Form("fake", "f", 2).table([*rows, ImageRow("/p/bad", error="no image")])
+    table = OutputForm("fake", "f", 2).table([*rows, ImageRow("/p/bad", error="no image")])
     if data.draw(st.booleans()):
         table = pa.table({"path": ["a", "b"], "image": [PNG, PNG]})
     sink = pa.BufferOutputStream()

@@ -12,7 +12,7 @@ import pytest
 
 from datasette_vision.errors import DownloadFailed, InstallFailed, SourceNotFound, VisionError
 from datasette_vision.install import hub as hubs
-from datasette_vision.install.install import Installer, Outcome
+from datasette_vision.install.install import Installed, Installer
 from datasette_vision.install.requests import Request
 from tests import repositories
 from tests.hubserver import COMMIT, Hub, serve
@@ -39,7 +39,7 @@ class Machine:
         self.said: list[str] = []
         self.installer = Installer(self.models_dir, self.said.append)
 
-    def install(self, source: str = "owner/clip", **wishes: object) -> Outcome:
+    def install(self, source: str = "owner/clip", **wishes: object) -> Installed:
         return self.installer.install(Request(source, **wishes))  # type: ignore[arg-type]
 
     def fails(self, kind: type[VisionError], source: str = "owner/clip", **wishes: object) -> str:

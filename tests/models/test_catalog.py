@@ -7,7 +7,7 @@ import math
 import pytest
 
 from datasette_vision.install.requests import REPOSITORY
-from datasette_vision.models.catalog import CATALOG, CLIP_LOGIT_SCALE, Row, find
+from datasette_vision.models.catalog import CATALOG, CLIP_LOGIT_SCALE, CatalogRow, find
 from datasette_vision.models.manifest import NAME
 from datasette_vision.models.tasks import DUAL_ENCODER, FORMS
 
@@ -28,7 +28,7 @@ def test_what_the_catalogue_holds() -> None:
 
 
 @pytest.mark.parametrize("row", CATALOG, ids=lambda row: row.name)
-def test_a_row(row: Row) -> None:
+def test_a_row(row: CatalogRow) -> None:
     assert NAME.fullmatch(row.name)
     assert row.task in FORMS
     for repository in (row.source, row.original, row.text_source):

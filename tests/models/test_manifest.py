@@ -13,7 +13,7 @@ import pytest
 from datasette_vision.errors import ModelCorrupt
 from datasette_vision.images.preprocess import Preprocess, Size
 from datasette_vision.models import manifest as manifests
-from datasette_vision.models.manifest import File, ImageTower, Label, Manifest, Source, TextTower, read
+from datasette_vision.models.manifest import ImageTower, Label, Manifest, ModelFile, ModelSource, TextTower, read
 from datasette_vision.models.store import BUNDLED
 
 DIGEST = "0123456789abcdef" * 4
@@ -97,7 +97,7 @@ def test_a_dual_encoder(tmp_path: Path) -> None:
         name="clip",
         task="dual-encoder",
         description="CLIP ViT-B/32",
-        source=Source("openai/clip-vit-base-patch32", "3d74acf9", "MIT"),
+        source=ModelSource("openai/clip-vit-base-patch32", "3d74acf9", "MIT"),
         precision="int8",
         dimensions=512,
         logit_scale=100.0,
@@ -107,7 +107,11 @@ def test_a_dual_encoder(tmp_path: Path) -> None:
         text=TextTower("text.onnx", "tokenizer.json", 77, "longest", 49407),
         preprocess=Preprocess(Size(shortest_edge=224), 224, 223, "bicubic", (0.1, 0.2, 0.0), (0.4, 1.0, 0.6)),
         labels=(Label("x", "x", None), Label("y", "a y", "g"), Label("y", "y", None)),
-        files=(File("onnx/image.onnx", 5, DIGEST), File("text.onnx", 0, DIGEST), File("tokenizer.json", 7, DIGEST)),
+        files=(
+            ModelFile("onnx/image.onnx", 5, DIGEST),
+            ModelFile("text.onnx", 0, DIGEST),
+            ModelFile("tokenizer.json", 7, DIGEST),
+        ),
         canonical={"text": "a cat"},
         parity={"worst": 0.99},
         made_with={"onnx": "1.23"},

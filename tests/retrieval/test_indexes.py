@@ -23,17 +23,17 @@ from datasette_vision.errors import Busy, DeadlineExceeded
 from datasette_vision.retrieval import index_entry as indexentry
 from datasette_vision.retrieval import index_work as indexwork
 from datasette_vision.retrieval import indexes
-from datasette_vision.retrieval.index_entry import Entry
+from datasette_vision.retrieval.index_entry import IndexEntry
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.sql import registration as sql
 from datasette_vision.tables import change_log as generations
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.util.caller import Caller, acting
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors import hnsw
 from datasette_vision.vectors import index_file as indexfile
-from datasette_vision.vectors.hnsw import Graph
+from datasette_vision.vectors.hnsw import HnswGraph
 from tests.paths import ROOT
 from tests.vectors.test_index import clustered
 
@@ -77,7 +77,7 @@ def write(connection: sqlite3.Connection, keys: range | list[int], matrix: np.nd
     connection.executemany("insert or replace into photos values (?)", ((key,) for key in keys))
     SIDE.write(
         connection,
-        (Row((k,), "image", "fake", "h", vectors.encode(v)) for k, v in zip(keys, matrix, strict=True)),
+        (SideTableRow((k,), "image", "fake", "h", vectors.encode(v)) for k, v in zip(keys, matrix, strict=True)),
     )
 
 
@@ -99,7 +99,7 @@ class Shared:
         return [hit.key["id"] for hit in hits]
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> IndexEntry:
         (entry,) = self.searcher.indexes._entries.values()
         return entry
 
@@ -135,19 +135,19 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Counts how often a table is read as a whole, and an index opened."""
     seen: list[str] = []
-    read, opened = Entry.read, Entry.open
+    read, opened = IndexEntry.read, IndexEntry.open
 
-    def counted_read(self: Entry, *arguments: object) -> None:
+    def counted_read(self: IndexEntry, *arguments: object) -> None:
         seen.append("read")
         read(self, *arguments)  # type: ignore[arg-type]
 
-    def counted_open(self: Entry, *arguments: object) -> bool:
+    def counted_open(self: IndexEntry, *arguments: object) -> bool:
         done = opened(self, *arguments)  # type: ignore[arg-type]
         seen.extend(["opened"] * done)
         return done
 
-    monkeypatch.setattr(Entry, "read", counted_read)
-    monkeypatch.setattr(Entry, "open", counted_open)
+    monkeypatch.setattr(IndexEntry, "read", counted_read)
+    monkeypatch.setattr(IndexEntry, "open", counted_open)
     return seen
 
 
@@ -398,12 +398,12 @@ def test_a_graph_is_made_in_the_background_and_saved(shared: Shared, graphs: Non
     connection = shared.connect()
     check(shared, connection)
     shared.searcher.indexes.wait()
-    assert isinstance(shared.entry.index and shared.entry.index.view.base, Graph)
+    assert isinstance(shared.entry.index and shared.entry.index.view.base, HnswGraph)
     check(shared, connection)
     indexfile.verify(saved(shared))
     other = again(shared)
     check(other, connection)
-    assert isinstance(other.entry.index and other.entry.index.view.base, Graph)
+    assert isinstance(other.entry.index and other.entry.index.view.base, HnswGraph)
     assert reads == ["read", "opened"]
     connection.close()
 
@@ -436,7 +436,7 @@ def test_a_graph_is_extended_when_much_was_added(shared: Shared, graphs: None, r
     shared.searcher.indexes.wait()
     view = shared.entry.index and shared.entry.index.view
     assert view is not None
-    assert isinstance(view.base, Graph)
+    assert isinstance(view.base, HnswGraph)
     assert len(view.base) > 1200
     assert len(view.tail) * DIMENSIONS * indexwork.TAIL_PART <= indexwork.FLAT_NUMBERS
     check(again(shared), connection)
@@ -456,7 +456,7 @@ def test_a_graph_with_much_gone_is_made_anew(shared: Shared, graphs: None) -> No
     shared.searcher.indexes.wait()
     view = shared.entry.index and shared.entry.index.view
     assert view is not None
-    assert isinstance(view.base, Graph)
+    assert isinstance(view.base, HnswGraph)
     assert len(view.base) == SIZE
     assert view.base_alive is None
     check(again(shared), connection)
@@ -541,7 +541,7 @@ def test_where_nothing_can_be_saved(shared: Shared, graphs: None, caplog: pytest
     for _ in range(3):
         check(shared, connection)
         shared.searcher.indexes.wait()
-    assert isinstance(shared.entry.index and shared.entry.index.view.base, Graph)
+    assert isinstance(shared.entry.index and shared.entry.index.view.base, HnswGraph)
     assert caplog.text.count("cannot be saved") == 1
     connection.close()
 
@@ -574,7 +574,7 @@ def test_a_graph_of_a_database_in_memory(fake_vision: Vision, graphs: None) -> N
         with transaction(connection):  # half of it changes: there is nothing to make it anew from
             write(connection, range(SIZE // 2), clustered(SIZE // 2, DIMENSIONS, seed=5))
     check(shared, connection)
-    assert isinstance(shared.entry.index and shared.entry.index.view.base, Graph)
+    assert isinstance(shared.entry.index and shared.entry.index.view.base, HnswGraph)
     connection.close()
 
 
@@ -583,7 +583,9 @@ def test_each_model_and_column_has_its_own(shared: Shared, monkeypatch: pytest.M
     connection = shared.connect()
     wide = clustered(50, 12)
     with transaction(connection):
-        SIDE.write(connection, (Row((k,), "image", "fake-wide", "h", vectors.encode(wide[k])) for k in range(50)))
+        SIDE.write(
+            connection, (SideTableRow((k,), "image", "fake-wide", "h", vectors.encode(wide[k])) for k in range(50))
+        )
     check(shared, connection)
     assert shared.searcher.search(connection, "photos", vectors.encode(wide[7]), 1, "fake-wide")[0].key == {"id": 7}
     shared.searcher.indexes.wait()
@@ -723,7 +725,7 @@ def test_background_work_keeps_the_server_awake_and_stops_with_it(
     check(shared, connection)
     shared.searcher.indexes.wait()
     assert set(names) == {"index of photos"}
-    assert not isinstance(shared.entry.index and shared.entry.index.view.base, Graph)
+    assert not isinstance(shared.entry.index and shared.entry.index.view.base, HnswGraph)
     connection.close()
 
 

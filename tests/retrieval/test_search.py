@@ -16,7 +16,7 @@ from datasette_vision.engine.vision import Vision
 from datasette_vision.retrieval.hits import from_table
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.sql import registration as sql
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.util.sql_names import quote
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Vector
@@ -39,7 +39,10 @@ def embed(
     column: str = "image",
 ) -> None:
     side.create(connection)
-    rows = (Row(key, column, model, "hash", vectors.encode(vector)) for key, vector in zip(keys, matrix, strict=True))
+    rows = (
+        SideTableRow(key, column, model, "hash", vectors.encode(vector))
+        for key, vector in zip(keys, matrix, strict=True)
+    )
     side.write(connection, rows)
     connection.commit()
 

@@ -12,7 +12,7 @@ import pytest
 
 from datasette_vision.tables import change_log as generations
 from datasette_vision.tables.change_log import State
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.util.sql_names import quote
 
 SIDE = SideTable("photos", ("id",))
@@ -31,8 +31,8 @@ def connection(path: Path) -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
-def row(key: object, model: str = "clip", embedding: bytes | None = b"1234", error: str | None = None) -> Row:
-    return Row((key,), "image", model, "hash", embedding, error)
+def row(key: object, model: str = "clip", embedding: bytes | None = b"1234", error: str | None = None) -> SideTableRow:
+    return SideTableRow((key,), "image", model, "hash", embedding, error)
 
 
 def state(connection: sqlite3.Connection, side: SideTable = SIDE) -> State:
@@ -182,7 +182,7 @@ def test_tables_do_not_mix(connection: sqlite3.Connection) -> None:
     other = SideTable("changes", ("a", "b"))
     other.create(connection)
     before = state(connection), state(connection, other)
-    other.write(connection, [Row((1, 2), "image", "clip", "hash", b"1234")])
+    other.write(connection, [SideTableRow((1, 2), "image", "clip", "hash", b"1234")])
     assert state(connection) == before[0]
     assert changed(connection, before[1], other) == [1]
 
@@ -195,8 +195,8 @@ def test_names_of_any_kind(name: str, key: tuple[str, ...]) -> None:
     side.create(connection)
     before = state(connection, side)
     values = tuple(range(len(key)))
-    side.write(connection, [Row(values, "image", "clip", "hash", b"1234")])
-    side.write(connection, [Row(values, "image", "clip", "hash", None, "gone")])
+    side.write(connection, [SideTableRow(values, "image", "clip", "hash", b"1234")])
+    side.write(connection, [SideTableRow(values, "image", "clip", "hash", None, "gone")])
     assert changed(connection, before, side) == [1, 1, 2]
     connection.close()
 
@@ -206,7 +206,7 @@ def test_a_key_that_takes_every_name_of_the_row_number() -> None:
     side = SideTable("t", ("rowid", "oid", "_rowid_"))
     side.create(connection)
     before = state(connection, side)
-    side.write(connection, [Row((1, 2, 3), "image", "clip", "hash", b"1234")])
+    side.write(connection, [SideTableRow((1, 2, 3), "image", "clip", "hash", b"1234")])
     assert state(connection, side) != before
     assert changed(connection, before, side) is None
     connection.close()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from datasette_vision.tables.schema import OWN_COLUMNS, Row, SideTable, content_hash, quote
+from datasette_vision.tables.schema import OWN_COLUMNS, SideTable, SideTableRow, content_hash, quote
 
 HASH = content_hash(b"x")
 
@@ -68,7 +68,7 @@ def test_keys_have_the_affinity_they_have_in_the_table(
     side.create(connection)
     assert [column[1].upper() for column in columns(connection, "_vision_photos")][:2] == [kind, "TEXT"]
     keys = connection.execute("select k, m from photos").fetchall()
-    side.write(connection, [Row(key, "image", "clip", HASH, b"1234") for key in keys])
+    side.write(connection, [SideTableRow(key, "image", "clip", HASH, b"1234") for key in keys])
     assert connection.execute("select k, typeof(k), m from _vision_photos order by k").fetchall() == (
         connection.execute("select k, typeof(k), m from photos order by k").fetchall()
     )
@@ -90,7 +90,7 @@ def test_the_row_number_as_a_key(connection: sqlite3.Connection) -> None:
 def test_creating_again_keeps_what_is_there(connection: sqlite3.Connection) -> None:
     side = SideTable("photos", ("id",))
     side.create(connection)
-    side.write(connection, [Row((1,), "image", "clip", HASH, b"1234")])
+    side.write(connection, [SideTableRow((1,), "image", "clip", HASH, b"1234")])
     side.create(connection)
     assert connection.execute("select count(*) from _vision_photos").fetchone() == (1,)
 
@@ -100,7 +100,12 @@ def test_rows(connection: sqlite3.Connection) -> None:
     side.create(connection)
     side.write(
         connection,
-        iter([Row((1,), "image", "clip", HASH, b"1234"), Row((2,), "image", "clip", HASH, None, "not an image")]),
+        iter(
+            [
+                SideTableRow((1,), "image", "clip", HASH, b"1234"),
+                SideTableRow((2,), "image", "clip", HASH, None, "not an image"),
+            ]
+        ),
     )
     rows = connection.execute("select * from _vision_photos order by id").fetchall()
     assert [row[:-1] for row in rows] == [
@@ -113,10 +118,16 @@ def test_rows(connection: sqlite3.Connection) -> None:
 def test_one_row_for_each_key_column_and_model(connection: sqlite3.Connection) -> None:
     side = SideTable("photos", ("id",))
     side.create(connection)
-    side.write(connection, [Row((1,), "image", "clip", HASH, b"1234"), Row((1,), "image", "siglip", HASH, b"1234")])
-    side.write(connection, [Row((1,), "thumbnail", "clip", HASH, b"1234"), Row((2,), "image", "clip", HASH, b"1234")])
+    side.write(
+        connection,
+        [SideTableRow((1,), "image", "clip", HASH, b"1234"), SideTableRow((1,), "image", "siglip", HASH, b"1234")],
+    )
+    side.write(
+        connection,
+        [SideTableRow((1,), "thumbnail", "clip", HASH, b"1234"), SideTableRow((2,), "image", "clip", HASH, b"1234")],
+    )
     assert connection.execute("select count(*) from _vision_photos").fetchone() == (4,)
-    side.write(connection, [Row((1,), "image", "clip", "new", None, "gone")])
+    side.write(connection, [SideTableRow((1,), "image", "clip", "new", None, "gone")])
     found = connection.execute(
         "select content_hash, embedding, error from _vision_photos where (id, source_column, model) = (1, ?, ?)",
         ("image", "clip"),
@@ -129,7 +140,7 @@ def test_one_row_for_each_key_column_and_model(connection: sqlite3.Connection) -
 def test_a_key_of_several_columns_keeps_its_types(connection: sqlite3.Connection, key: tuple[object, object]) -> None:
     side = SideTable("photos", ("album", "number"))
     side.create(connection)
-    side.write(connection, [Row(key, "image", "clip", HASH, None)])
+    side.write(connection, [SideTableRow(key, "image", "clip", HASH, None)])
     found = connection.execute("select album, number, typeof(album), typeof(number) from _vision_photos").fetchone()
     kinds = {int: "integer", str: "text", float: "real", bytes: "blob"}
     assert found == (*key, *(kinds[type(part)] for part in key))
@@ -143,7 +154,7 @@ def test_names_of_any_kind(connection: sqlite3.Connection, name: str) -> None:
     connection.execute(f"create table {quote(name)} ({quote(name)} primary key)")
     side = SideTable(name, (name,))
     side.create(connection)
-    side.write(connection, [Row((7,), name, "clip", HASH, None)])
+    side.write(connection, [SideTableRow((7,), name, "clip", HASH, None)])
     assert [row[1] for row in connection.execute(f"select * from {quote('_vision_' + name)}")] == [name]
     assert columns(connection, "_vision_" + name)[0][0] == name
 
@@ -154,7 +165,7 @@ def test_a_key_that_is_called_as_one_of_our_columns(connection: sqlite3.Connecti
     side = SideTable("cars", (column, "year"))
     assert side.key_columns == (f"source_{column}", "year")
     side.create(connection)
-    side.write(connection, [Row(("T", 1908), "photo", "clip", HASH, b"1234", "no")])
+    side.write(connection, [SideTableRow(("T", 1908), "photo", "clip", HASH, b"1234", "no")])
     assert connection.execute(
         f"select source_{column}, year, source_column, model, content_hash, embedding, error from _vision_cars"
     ).fetchone() == ("T", 1908, "photo", "clip", HASH, b"1234", "no")
@@ -164,7 +175,7 @@ def test_such_a_key_beside_another(connection: sqlite3.Connection) -> None:
     side = SideTable("cars", ("source_model", "model", "SOURCE_SOURCE_MODEL"))
     assert side.key_columns == ("source_model", "source_source_source_model", "SOURCE_SOURCE_MODEL")
     side.create(connection)
-    side.write(connection, [Row((1, 2, 3), "photo", "clip", HASH, None)])
+    side.write(connection, [SideTableRow((1, 2, 3), "photo", "clip", HASH, None)])
     assert connection.execute("select * from _vision_cars").fetchone()[:5] == (1, 2, 3, "photo", "clip")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from datasette_vision.tables import side_tables as sidetables
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.util.sql_names import quote
 
 
@@ -64,10 +64,10 @@ def test_what_is_embedded(connection: sqlite3.Connection) -> None:
     connection.execute("create table t (id integer primary key)")
     connection.execute("create view v as select * from t")
     side.create(connection)
-    side.write(connection, [Row((key,), "image", "clip", "hash", b"1234") for key in range(3)])
-    side.write(connection, [Row((3,), "image", "clip", "hash", None, "broken")])
-    side.write(connection, [Row((key,), "back", "clip", "hash", b"1234") for key in range(2)])
-    side.write(connection, [Row((9,), "image", "siglip", "hash", None, "broken")])
+    side.write(connection, [SideTableRow((key,), "image", "clip", "hash", b"1234") for key in range(3)])
+    side.write(connection, [SideTableRow((3,), "image", "clip", "hash", None, "broken")])
+    side.write(connection, [SideTableRow((key,), "back", "clip", "hash", b"1234") for key in range(2)])
+    side.write(connection, [SideTableRow((9,), "image", "siglip", "hash", None, "broken")])
     embed(connection, "v", ("id",))
     found = [
         (each.source.table, each.column, each.model, each.embeddings, each.errors)
@@ -106,7 +106,7 @@ def test_pairs(connection: sqlite3.Connection) -> None:
     assert sidetables.pairs(connection, source) == []
     expected = [("a", "x"), ("a", "y"), ("b", "w"), ("b", "x"), ("é", "z")]
     for model, column in reversed(expected):
-        side.write(connection, [Row((key,), column, model, "hash", b"1234") for key in range(3)])
+        side.write(connection, [SideTableRow((key,), column, model, "hash", b"1234") for key in range(3)])
     assert sidetables.pairs(connection, source) == expected
     assert [(each.model, each.column) for each in sidetables.contents(connection, source)] == expected
 

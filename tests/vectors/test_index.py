@@ -29,7 +29,7 @@ def flat(matrix: Matrix, first: int = 0) -> Flat:
     return Flat(np.arange(first, first + len(matrix), dtype=np.int64)[usable], codes)
 
 
-def graph(matrix: Matrix) -> hnsw.Graph:
+def graph(matrix: Matrix) -> hnsw.HnswGraph:
     made = hnsw.build([flat(matrix)], matrix.shape[1])
     assert made is not None
     return made
@@ -215,7 +215,7 @@ def test_any_sequence_of_changes(kind: str) -> None:
                 index.replace_base(before, joined(alive_parts(before)))
                 assert len(index.view.base) == sum(map(len, parts))
             else:
-                assert isinstance(before.base, hnsw.Graph)
+                assert isinstance(before.base, hnsw.HnswGraph)
                 alive = before.tail if before.tail_alive is None else before.tail.take(before.tail_alive)
                 grown = hnsw.build([alive], 64, onto=before.base)
                 assert grown is not None

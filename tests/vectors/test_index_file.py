@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["flat", "graph"])
 def test_what_is_saved_comes_back(path: Path, kind: str, alive: np.ndarray | None) -> None:
     base = flat(MATRIX) if kind == "flat" else graph(MATRIX)
-    if isinstance(base, hnsw.Graph):
+    if isinstance(base, hnsw.HnswGraph):
         base.expand(512)
     indexfile.save(path, {"state": [3, -5]}, base, alive, 64)
     indexfile.verify(path)
@@ -47,7 +47,7 @@ def test_what_is_saved_comes_back(path: Path, kind: str, alive: np.ndarray | Non
         after = Index(saved.base, 64, saved.alive).search(MATRIX[row], 20)
         np.testing.assert_array_equal(before[0], after[0])
         np.testing.assert_allclose(before[1], after[1], atol=1e-6)
-    if isinstance(saved.base, hnsw.Graph):
+    if isinstance(saved.base, hnsw.HnswGraph):
         assert saved.base.expansion == 512
     assert [file.name for file in path.parent.iterdir()] == ["photos.index"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from datasette_vision.errors import InvalidLabels
 from datasette_vision.vectors import zero_shot as zeroshot
-from datasette_vision.vectors.zero_shot import Labels, parse_labels, scores, sigmoid, softmax, top_k
+from datasette_vision.vectors.zero_shot import LabelSet, parse_labels, scores, sigmoid, softmax, top_k
 
 # Labels
 
@@ -18,26 +18,26 @@ from datasette_vision.vectors.zero_shot import Labels, parse_labels, scores, sig
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('["cat", "dog"]', Labels(("cat", "dog"), ("cat", "dog"))),
-        (' [ "cat" ] ', Labels(("cat",), ("cat",))),
-        ('["Cat", "cat", " cat"]', Labels(("Cat", "cat", " cat"), ("Cat", "cat", " cat"))),
-        ('["\\ud83d\\ude00"]', Labels(("😀",), ("😀",))),
-        ('[{"label": "c", "prompt": "a cat"}, "dog"]', Labels(("c", "dog"), ("a cat", "dog"))),
-        ('[{"label": "a", "prompt": "x"}, {"label": "b", "prompt": "x"}]', Labels(("a", "b"), ("x", "x"))),
-        ('{"labels": ["cat"]}', Labels(("cat",), ("cat",))),
-        ('{"labels": ["cat"], "template": "a photo of a {}."}', Labels(("cat",), ("a photo of a cat.",))),
-        ('{"labels": ["{}", "a{b"], "template": "<{}>"}', Labels(("{}", "a{b"), ("<{}>", "<a{b>"))),
+        ('["cat", "dog"]', LabelSet(("cat", "dog"), ("cat", "dog"))),
+        (' [ "cat" ] ', LabelSet(("cat",), ("cat",))),
+        ('["Cat", "cat", " cat"]', LabelSet(("Cat", "cat", " cat"), ("Cat", "cat", " cat"))),
+        ('["\\ud83d\\ude00"]', LabelSet(("😀",), ("😀",))),
+        ('[{"label": "c", "prompt": "a cat"}, "dog"]', LabelSet(("c", "dog"), ("a cat", "dog"))),
+        ('[{"label": "a", "prompt": "x"}, {"label": "b", "prompt": "x"}]', LabelSet(("a", "b"), ("x", "x"))),
+        ('{"labels": ["cat"]}', LabelSet(("cat",), ("cat",))),
+        ('{"labels": ["cat"], "template": "a photo of a {}."}', LabelSet(("cat",), ("a photo of a cat.",))),
+        ('{"labels": ["{}", "a{b"], "template": "<{}>"}', LabelSet(("{}", "a{b"), ("<{}>", "<a{b>"))),
         (
             '{"labels": [{"label": "c", "prompt": "p"}, "dog"], "template": "a {}"}',
-            Labels(("c", "dog"), ("p", "a dog")),
+            LabelSet(("c", "dog"), ("p", "a dog")),
         ),
-        ('{"labels": ["cat"], "multi_label": true}', Labels(("cat",), ("cat",), multi_label=True)),
-        ('{"labels": ["cat"], "temperature": 2}', Labels(("cat",), ("cat",), temperature=2.0)),
-        ('{"labels": ["cat"], "temperature": 1000}', Labels(("cat",), ("cat",), temperature=1000.0)),
-        ('{"labels": ["cat"], "temperature": 0.001}', Labels(("cat",), ("cat",), temperature=0.001)),
+        ('{"labels": ["cat"], "multi_label": true}', LabelSet(("cat",), ("cat",), multi_label=True)),
+        ('{"labels": ["cat"], "temperature": 2}', LabelSet(("cat",), ("cat",), temperature=2.0)),
+        ('{"labels": ["cat"], "temperature": 1000}', LabelSet(("cat",), ("cat",), temperature=1000.0)),
+        ('{"labels": ["cat"], "temperature": 0.001}', LabelSet(("cat",), ("cat",), temperature=0.001)),
     ],
 )
-def test_labels(text: str, expected: Labels) -> None:
+def test_labels(text: str, expected: LabelSet) -> None:
     assert parse_labels(text) == expected
 
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from datasette_vision.engine.batcher import ANSWER_TIMEOUT_S, Batcher
 from datasette_vision.engine.encoder import DualEncoder, LoadSession
-from datasette_vision.engine.tasks.task import BATCH_S, Check, Pixels, Task, ZeroShot
+from datasette_vision.engine.tasks.task import BATCH_S, CanonicalCheck, LabelScorer, Pixels, Task
 from datasette_vision.errors import Busy, ModelCorrupt
 from datasette_vision.models.store import InstalledModel
 from datasette_vision.models.tasks import DUAL_ENCODER, FORMS
 from datasette_vision.util.caller import current
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Vector
-from datasette_vision.vectors.zero_shot import Labels
+from datasette_vision.vectors.zero_shot import LabelSet
 
 T = TypeVar("T")
 
@@ -118,13 +118,15 @@ def within_deadline(make: Callable[[], T]) -> T:
     return future.result()
 
 
-def _label(vision: ZeroShot, service: EncoderService, output: NDArray[Any], k: int | None) -> list[dict[str, object]]:
+def _label(
+    vision: LabelScorer, service: EncoderService, output: NDArray[Any], k: int | None
+) -> list[dict[str, object]]:
     name, entries = service.manifest.name, service.manifest.labels
-    labels = Labels(tuple(entry.label for entry in entries), tuple(entry.prompt for entry in entries))
+    labels = LabelSet(tuple(entry.label for entry in entries), tuple(entry.prompt for entry in entries))
     return vision.score(vectors.normalise(output), *vision.label_set(name, None, labels), name, k)
 
 
-def _checks(model: InstalledModel, load: LoadSession, picture: Pixels, text: str) -> Iterator[Check]:
+def _checks(model: InstalledModel, load: LoadSession, picture: Pixels, text: str) -> Iterator[CanonicalCheck]:
     manifest, encoder = model.manifest, DualEncoder(model, load)
     assert manifest.text is not None, "a dual encoder's manifest has a text tower"
 
@@ -134,8 +136,8 @@ def _checks(model: InstalledModel, load: LoadSession, picture: Pixels, text: str
     def of_text() -> NDArray[np.float32]:
         return _unit(encoder.encode_tokens([encoder.tokenizer.get().encode(text)])[0])
 
-    yield Check("embedding", "text", manifest.text.file, of_text)
-    yield Check("image_embedding", "picture", manifest.image.file, of_picture)
+    yield CanonicalCheck("embedding", "text", manifest.text.file, of_text)
+    yield CanonicalCheck("image_embedding", "picture", manifest.image.file, of_picture)
 
 
 def _unit(vector: Vector) -> Vector:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from datasette_vision.engine.batcher import Batcher
 from datasette_vision.engine.classifier import ImageClassifier
 from datasette_vision.engine.encoder import LoadSession
-from datasette_vision.engine.tasks.task import BATCH_S, Check, Pixels, Scores, Task, ZeroShot
+from datasette_vision.engine.tasks.task import BATCH_S, CanonicalCheck, LabelScorer, Pixels, Scores, Task
 from datasette_vision.models.store import InstalledModel
 from datasette_vision.models.tasks import FORMS, IMAGE_CLASSIFICATION
 from datasette_vision.vectors.zero_shot import top_k
@@ -59,14 +59,14 @@ class ClassifierService:
 
 
 def _label(
-    vision: ZeroShot, service: ClassifierService, output: NDArray[Any], k: int | None
+    vision: LabelScorer, service: ClassifierService, output: NDArray[Any], k: int | None
 ) -> list[dict[str, object]]:
     return top_k(service.classifier.labels, output.astype(np.float64), k)
 
 
-def _checks(model: InstalledModel, load: LoadSession, picture: Pixels, text: str) -> Iterator[Check]:
+def _checks(model: InstalledModel, load: LoadSession, picture: Pixels, text: str) -> Iterator[CanonicalCheck]:
     classifier = ImageClassifier(model, load)
-    yield Check(
+    yield CanonicalCheck(
         "scores",
         "picture",
         model.manifest.image.file,

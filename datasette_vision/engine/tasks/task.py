@@ -15,7 +15,7 @@ from datasette_vision.models.manifest import Manifest
 from datasette_vision.models.store import InstalledModel
 from datasette_vision.models.tasks import Form
 from datasette_vision.vectors.embedding import Matrix, Vector
-from datasette_vision.vectors.zero_shot import Labels
+from datasette_vision.vectors.zero_shot import LabelSet
 
 Pixels = NDArray[np.float32]
 Scores = NDArray[np.float64]
@@ -50,20 +50,20 @@ class Service(Protocol):
         """Answer what waits, then refuse more."""
 
 
-class ZeroShot(Protocol):
+class LabelScorer(Protocol):
     """What a task needs of Vision to score labels by their texts."""
 
-    def label_set(self, model: str, text: str | None, given: Labels | None = None) -> tuple[Labels, Matrix]:
+    def label_set(self, model: str, text: str | None, given: LabelSet | None = None) -> tuple[LabelSet, Matrix]:
         """Return labels with the embeddings of their prompts, (n, d)."""
 
     def score(
-        self, embedding: Vector, labels: Labels, prompts: Matrix, model: str, k: int | None
+        self, embedding: Vector, labels: LabelSet, prompts: Matrix, model: str, k: int | None
     ) -> list[dict[str, object]]:
         """Score a unit-length embedding against a label set: the k best, best first."""
 
 
 @dataclass(frozen=True)
-class Check:
+class CanonicalCheck:
     """One thing that a model answers, to be recorded in its manifest and compared later: (d,) float32.
 
     `key` is where the manifest's `canonical` has it, `file` the graph that makes it, and `what` is put in: the
@@ -90,8 +90,8 @@ class Task:
     form: Form
     make: Callable[[InstalledModel, LoadSession, dict[str, Any]], Service]
     finish: Callable[[NDArray[Any]], NDArray[Any]]
-    label: Callable[[ZeroShot, Any, NDArray[Any], int | None], list[dict[str, object]]]
-    checks: Callable[[InstalledModel, LoadSession, Pixels, str], Iterable[Check]]
+    label: Callable[[LabelScorer, Any, NDArray[Any], int | None], list[dict[str, object]]]
+    checks: Callable[[InstalledModel, LoadSession, Pixels, str], Iterable[CanonicalCheck]]
     answers: Mapping[str, Callable[[Any, NDArray[Any]], object]] = field(default_factory=dict)
 
     @property

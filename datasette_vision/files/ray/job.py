@@ -27,11 +27,11 @@ from datasette_vision.bulk.pipeline import config_for_bulk
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import VisionError
-from datasette_vision.files.digest_set import Known
-from datasette_vision.files.embed_files import BY_PATH, Done, Job, Prepared, embed_images, prepare, row_of
+from datasette_vision.files.digest_set import DigestSet
+from datasette_vision.files.embed_files import BY_PATH, EmbedFilesSummary, Job, Prepared, embed_images, prepare, row_of
 from datasette_vision.files.inputs import Image, Unit
 from datasette_vision.files.model_transfer import has, pack, unpack
-from datasette_vision.files.parquet import Form, Output
+from datasette_vision.files.parquet import Output, OutputForm
 from datasette_vision.files.ray.cluster import cluster, own_errors
 from datasette_vision.models.store import ModelStore
 
@@ -77,7 +77,7 @@ class Workers:
 
 def embed_files(
     job: Job, config: Config, *, address: str | None = None, workers: Workers | None = None, quiet: bool = False
-) -> Done:
+) -> EmbedFilesSummary:
     """Embed on the cluster at `address`; without one on that of RAY_ADDRESS, else on this machine alone.
 
     Raises what embed_files.embed_files() raises, and VisionError where Ray itself fails. What was written before an
@@ -108,14 +108,14 @@ def embed_files(
     summary.total = total
     summary.unchanged = total - summary.done
     summary.seconds = time.monotonic() - began
-    return Done(summary, prepared.inputs.ignored)
+    return EmbedFilesSummary(summary, prepared.inputs.ignored)
 
 
 class Embedder:
     """An actor: holds the model and embeds what it gets, as a process without Ray does."""
 
     def __init__(
-        self, job: Job, form: Form, workers: Workers, config: Config, package: list[Any], known: list[Any]
+        self, job: Job, form: OutputForm, workers: Workers, config: Config, package: list[Any], known: list[Any]
     ) -> None:
         self._job = job
         self._form = form
@@ -130,7 +130,7 @@ class Embedder:
             self._vision.image_tower(form.model)
         except VisionError as error:
             self._failed = error
-        self._known: Known | None = ray.get(known[0]) if known else None
+        self._known: DigestSet | None = ray.get(known[0]) if known else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Embed a table of images (IMAGES): a table of the output's form."""
@@ -189,7 +189,7 @@ def expand(batch: pa.Table, job: Job, known: list[Any], images_per_block: int) -
 
 def _listed(prepared: Prepared, known: list[Any], workers: Workers) -> tuple[ray.data.Dataset | None, int]:
     """List the inputs: (the images that are new as a data set, None for none; how many there are, new or not)."""
-    seen = Known()
+    seen = DigestSet()
     files: list[Image] = []
     tables: list[Unit] = []
     blocks: list[pa.Table] = []
@@ -229,7 +229,7 @@ def _listed(prepared: Prepared, known: list[Any], workers: Workers) -> tuple[ray
     return data, total
 
 
-def _new(images: list[Image], known: Known, job: Job) -> list[Image]:
+def _new(images: list[Image], known: DigestSet, job: Job) -> list[Image]:
     if job.skip != BY_PATH:
         return images
     there = known.contains([image.path for image in images])

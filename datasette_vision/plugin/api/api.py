@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import VisionError
-from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http import schemas
 from datasette_vision.plugin.http.computing import embed as embed_inputs
 from datasette_vision.plugin.http.computing import in_place, take
@@ -164,7 +164,7 @@ EMBED = Route(
     kinds=(TEXT, IMAGE),
     parameters=(MODEL, ENCODING_FORMAT),
     answer=schemas.results(schemas.EMBEDDED, model=schemas.NAME, dimensions=schemas.COUNT),
-    example=Example(query=[("text", "purple heart")]),
+    example=RequestExample(query=[("text", "purple heart")]),
 )
 CLASSIFY = Route(
     "classify",
@@ -176,7 +176,7 @@ CLASSIFY = Route(
     kinds=(IMAGE,),
     parameters=(MODEL, K),
     answer=schemas.results(schemas.LABELLED, model=schemas.NAME),
-    example=Example(form=[("image", "@apple.webp"), ("k", "3")]),
+    example=RequestExample(form=[("image", "@apple.webp"), ("k", "3")]),
 )
 ZERO_SHOT = Route(
     "zero_shot",
@@ -187,7 +187,7 @@ ZERO_SHOT = Route(
     kinds=(IMAGE, EMBEDDING),
     parameters=(LABELS, MODEL, K),
     answer=schemas.results(schemas.LABELLED, model=schemas.NAME),
-    example=Example(form=[("image", "@apple.webp"), ("labels", "fruit"), ("labels", "animal")]),
+    example=RequestExample(form=[("image", "@apple.webp"), ("labels", "fruit"), ("labels", "animal")]),
 )
 SIMILARITY = Route(
     "similarity",
@@ -198,7 +198,7 @@ SIMILARITY = Route(
     kinds=(TEXT, IMAGE, EMBEDDING),
     parameters=(QUERY, MODEL),
     answer=schemas.results(schemas.COMPARED, model=schemas.NAME),
-    example=Example(form=[("query", "@apple.webp"), ("text", "red apple"), ("text", "fire engine")]),
+    example=RequestExample(form=[("query", "@apple.webp"), ("text", "red apple"), ("text", "fire engine")]),
 )
 MODELS = Route(
     "models",
@@ -209,6 +209,6 @@ MODELS = Route(
     methods=(GET,),
     action=permissions.VIEW_INSTANCE,
     answer=schemas.MODELS,
-    example=Example(),
+    example=RequestExample(),
 )
 ROUTES = (EMBED, CLASSIFY, ZERO_SHOT, SIMILARITY, MODELS)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from datasette_vision.plugin.api import openapi
-from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http.context import Call
 from datasette_vision.plugin.http.inputs import EXPECTED
 from datasette_vision.plugin.http.responses import answer, page_error
@@ -105,7 +105,7 @@ def routes(described: Callable[[], Sequence[Route]]) -> tuple[Route, ...]:
             action=permissions.VIEW_INSTANCE,
             strict=False,
             answer={"type": "object"},
-            example=Example(),
+            example=RequestExample(),
         ),
         Route(
             "docs",

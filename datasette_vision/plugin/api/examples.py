@@ -13,7 +13,7 @@ Pairs = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Example:
+class RequestExample:
     """A request: of an address, of a form when there is one, or of JSON. "@name" in a form is a file."""
 
     path: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http import schemas
 from datasette_vision.plugin.http.context import Call
 from datasette_vision.plugin.http.responses import answer
@@ -77,6 +77,6 @@ JOBS = Route(
         },
         optional=("left_out",),
     ),
-    example=Example(),
+    example=RequestExample(),
 )
 ROUTES = (JOBS,)

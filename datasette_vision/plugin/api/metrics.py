@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http.context import Call, Desk
 from datasette_vision.plugin.http.measures import LATENCY_BUCKETS_S
 from datasette_vision.plugin.http.responses import respond
@@ -143,6 +143,6 @@ ROUTES = (
         strict=False,
         answer={"type": "string"},
         media_type=MEDIA_TYPE,
-        example=Example(),
+        example=RequestExample(),
     ),
 )

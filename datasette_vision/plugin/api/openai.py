@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, UnknownModel, VisionError
 from datasette_vision.models.tasks import embeds
 from datasette_vision.plugin.api.api import INLINE_EMBEDDINGS, written_embedding
-from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http import schemas
 from datasette_vision.plugin.http.computing import embed, take
 from datasette_vision.plugin.http.context import Call
@@ -222,7 +222,7 @@ ROUTES = (
         error=ERROR_SCHEMA,
         strict=False,
         body=BODY,
-        example=Example(json={"model": "tiny-emoji", "input": "purple heart"}),
+        example=RequestExample(json={"model": "tiny-emoji", "input": "purple heart"}),
     ),
     Route(
         "openai_models",
@@ -235,7 +235,7 @@ ROUTES = (
         answer=schemas.closed({"object": {"const": "list"}, "data": {"type": "array", "items": MODEL_SCHEMA}}),
         refused=refused,
         error=ERROR_SCHEMA,
-        example=Example(),
+        example=RequestExample(),
     ),
     Route(
         "openai_model",
@@ -249,6 +249,6 @@ ROUTES = (
         refused=refused,
         error=ERROR_SCHEMA,
         path_parameters=(("model", "Name of an installed model."),),
-        example=Example("/-/vision/v1/models/tiny-emoji"),
+        example=RequestExample("/-/vision/v1/models/tiny-emoji"),
     ),
 )

@@ -28,7 +28,7 @@ Finding = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Item:
+class ChecklistItem:
     """A line of the checklist: what is to hold, why, and what to set where it does not."""
 
     name: str
@@ -42,7 +42,7 @@ class Item:
 class Line:
     """What was found of an item: its level is OK, ADVICE or PROBLEM."""
 
-    item: Item
+    item: ChecklistItem
     level: str
     found: str
 
@@ -378,21 +378,21 @@ def _mb(size: int) -> str:
 
 
 ITEMS = (
-    Item(
+    ChecklistItem(
         "configuration",
         "The configuration can be read, and the models it names are installed.",
         "A server with a mistake in its configuration does not start.",
         "what the message names; `datasette vision verify` checks the models' files",
         _configuration,
     ),
-    Item(
+    ChecklistItem(
         "databases",
         "Every database can be read.",
         "A file that is damaged, or locked, answers every page with an error.",
         "`sqlite3 FILE 'pragma integrity_check'`, or a backup",
         _databases,
     ),
-    Item(
+    ChecklistItem(
         "hidden-by-sql",
         "Nobody runs SQL on a database in which something is hidden from them.",
         "SQL reads every table of its database: the permission to see a table is not asked.",
@@ -400,189 +400,189 @@ ITEMS = (
         ' `"permissions": {"execute-sql": {"id": "*"}}`',
         _hidden_sql,
     ),
-    Item(
+    ChecklistItem(
         "crossdb",
         "`--crossdb` is off where a database or table is hidden.",
         "It attaches all databases to `_memory`, whose permission to run SQL then opens them all.",
         'no `--crossdb`, or `"databases": {"_memory": {"allow_sql": {"id": "*"}}}`',
         _crossdb,
     ),
-    Item(
+    ChecklistItem(
         "download",
         "Nobody downloads a database in which something is hidden from them.",
         "An immutable database can be downloaded whole.",
         "`--setting allow_download off`",
         _download,
     ),
-    Item(
+    ChecklistItem(
         "default-deny",
         "Where something is hidden, what is not allowed is denied.",
         "A list of what is hidden does not know of the table that is added tomorrow.",
         '`--default-deny` on 1.0; on 0.65 `"allow": {"id": "*"}` for the database, and `"allow": true` for tables',
         _default_deny,
     ),
-    Item(
+    ChecklistItem(
         "originals",
         "Original files are shown to those who may know where they were taken.",
         "EXIF holds the place, the time, the camera's number and often a name. Thumbnails hold none of it.",
         "`datasette vision load` without `--originals`, or an `allow` block for the table",
         _originals,
     ),
-    Item(
+    ChecklistItem(
         "places",
         "Coordinates are shown to those who may know them.",
         "`datasette vision load` notes latitude and longitude, which lead to the photographer's home.",
         "`update photos set latitude = null, longitude = null`, or an `allow` block for the table",
         _places,
     ),
-    Item(
+    ChecklistItem(
         "who-computes",
         "You know who may have a model compute.",
         "Computing is what a request costs; everything else is answered from the database.",
         "`allow` (the permission `vision-infer`)",
         _compute,
     ),
-    Item(
+    ChecklistItem(
         "rate-limit",
         "Each client has only so many inputs computed.",
         "Queues are fair to clients, and a client with a thousand addresses is a thousand clients.",
         "`rate_limit`, and a limit of connections at the platform",
         _rate_limit,
     ),
-    Item(
+    ChecklistItem(
         "proxies",
         "Clients are told apart by addresses that they cannot make up.",
         "Whoever may choose an address has as many rates as addresses; whoever shares a proxy's, shares its rate.",
         '`trusted_proxies`: the number of proxies in front, their networks, or `"fly"`',
         _proxies,
     ),
-    Item(
+    ChecklistItem(
         "metrics",
         "The metrics are read by those who run the server.",
         "They say what is asked, of which models, and when.",
         "`allow_metrics`",
         _metrics,
     ),
-    Item(
+    ChecklistItem(
         "other-models",
         "Every installed model may be loaded by a stranger.",
         "A model is loaded when its name is used, and its memory counts.",
         "`datasette vision remove NAME`, a `models_dir` of its own, or `unload_after`",
         _models,
     ),
-    Item(
+    ChecklistItem(
         "memory",
         "What the limits allow fits in the memory of the machine.",
         "A process that outgrows its memory is killed, with all requests in it.",
         "`cache_mb`, `max_request_mb`, a smaller model, or more memory",
         _memory,
     ),
-    Item(
+    ChecklistItem(
         "cache",
         "The cache of embeddings leaves memory for the rest.",
         "It grows to its limit and stays there.",
         "`cache_mb`",
         _cache,
     ),
-    Item(
+    ChecklistItem(
         "sql-time",
         "A query of a stranger ends soon.",
         "It holds one of the few threads for SQL until then.",
         "`--setting sql_time_limit_ms 1000`",
         _sql_time,
     ),
-    Item(
+    ChecklistItem(
         "sql-threads",
         "There are threads for SQL.",
         "With none, queries run where requests are answered.",
         "`--setting num_sql_threads 3`",
         _sql_threads,
     ),
-    Item(
+    ChecklistItem(
         "rows",
         "Answers of SQL are bounded.",
         "Rows with embeddings or images are held in memory until they are sent.",
         "`--setting max_returned_rows 1000`, `--setting max_csv_mb 100`",
         _rows,
     ),
-    Item(
+    ChecklistItem(
         "facets",
         "Counting columns is bounded.",
         "A facet reads the whole table.",
         "`--setting suggest_facets off`, `--setting allow_facet off`, `--setting facet_time_limit_ms 200`",
         _facets,
     ),
-    Item(
+    ChecklistItem(
         "debug",
         "No page tells how it was made.",
         "`?_trace=1` shows the SQL of a page, `?_context=1` all that its template knows.",
         "`--setting trace_debug off`, `--setting template_debug off`",
         _debug,
     ),
-    Item(
+    ChecklistItem(
         "secret",
         "Cookies and tokens are signed with a secret that stays, and that nobody guesses.",
         "Whoever knows it is whoever they like.",
         "`DATASETTE_SECRET`, 32 random bytes in hexadecimal",
         _secret,
     ),
-    Item(
+    ChecklistItem(
         "cors",
         "Pages of other origins read only what everyone may read.",
         "With `--cors`, browsers let any page read answers. They send no cookie along, but a page can send a token.",
         "no `--cors`, or tokens restricted to what they are for",
         _cors,
     ),
-    Item(
+    ChecklistItem(
         "robots",
         "Crawlers are kept from pages that cost something.",
         "A search for what is similar to each of a million rows is a million links.",
         "`datasette install datasette-block-robots`",
         _robots,
     ),
-    Item(
+    ChecklistItem(
         "user",
         "The server is a user of its own.",
         "What a mistake can do ends where its user's permissions end.",
         "`User=` of systemd, `USER` of a Dockerfile; ours are set",
         _superuser,
     ),
-    Item(
+    ChecklistItem(
         "models-dir",
         "The server cannot write to its models.",
         "Their files are checked when they are loaded, against a manifest beside them.",
         "`chown root` and `chmod -R go-w` for the folder",
         _models_dir,
     ),
-    Item(
+    ChecklistItem(
         "files",
         "The server writes to databases only where it has to.",
         "A database that cannot be written to cannot be changed, whatever happens.",
         "`-i FILE`, or read-only for the user of the server",
         _files,
     ),
-    Item(
+    ChecklistItem(
         "auto-embed",
         "What `auto_embed` keeps in step can be written to.",
         "It needs the file and its folder. Rows that others add are embedded whoever added them.",
         "`auto_embed`, and the permissions `insert-row` and `create-table`",
         _auto_embed,
     ),
-    Item(
+    ChecklistItem(
         "shutdown",
         "The platform waits longer than `shutdown_seconds`.",
         "Work that is cut short is done again; a database that is cut short has to be recovered.",
         "`shutdown_seconds`; `docker stop --time`, `kill_timeout` of fly.toml, `TimeoutStopSec` of systemd",
         _shutdown,
     ),
-    Item(
+    ChecklistItem(
         "unload",
         "Idle models leave memory before the process ends.",
         "An unused model holds its memory until it is unloaded.",
         "`unload_after`",
         _unload,
     ),
-    Item(
+    ChecklistItem(
         "sleep",
         "The platform starts the process again when somebody asks.",
         "datasette-scale-to-zero ends it after some silence.",

@@ -58,7 +58,7 @@ class Access:
 
 
 @dataclass
-class File:
+class DatabaseFile:
     """A database file: whether this user may write to it, and Datasette too."""
 
     path: Path
@@ -84,7 +84,7 @@ class Deployment:
     plugin_config: Mapping[str, Any] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
     access: Access = field(default_factory=Access)
-    files: list[File] = field(default_factory=list)
+    files: list[DatabaseFile] = field(default_factory=list)
     embedded: list[str] = field(default_factory=list)
     originals: list[str] = field(default_factory=list)
     located: list[str] = field(default_factory=list)
@@ -175,7 +175,7 @@ async def _read_database(deployment: Deployment, datasette: Datasette, database:
     if database.path and not database.is_memory:
         path = Path(database.path)
         writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
-        deployment.files.append(File(path, writable, bool(database.is_mutable)))
+        deployment.files.append(DatabaseFile(path, writable, bool(database.is_mutable)))
         if await may_download(datasette, None, database):
             access.downloads.append(database.name)
     names = [*await database.table_names(), *await database.view_names()]

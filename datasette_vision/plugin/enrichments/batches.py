@@ -14,14 +14,14 @@ from typing import Any
 from datasette_vision.bulk import photos
 from datasette_vision.bulk.embed_table import prepare
 from datasette_vision.bulk.pipeline import Outcome, embed
-from datasette_vision.engine.services import Tower
+from datasette_vision.engine.services import BulkTower
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument, InvalidInput, VisionError
 from datasette_vision.tables import columns
 from datasette_vision.tables import side_tables as sidetables
 from datasette_vision.tables.file_content import Base
-from datasette_vision.tables.rows import Key, SourceRow, SourceTable, connected
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.rows import KeyValues, SourceRow, SourceTable, connected
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.util.sql_names import quote
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Vector
@@ -37,7 +37,7 @@ class Empty(InvalidInput):
 
 
 @dataclass
-class Done:
+class BatchResult:
     """What came of a batch: how it is written, and the rows that failed, as (position in the batch, reason)."""
 
     write: Write
@@ -60,11 +60,11 @@ class Batch:
         self._base = None if base is None else Base(Path(base))
         self._kind = columns.kind(self.source, self._column, self._base)
 
-    def embed(self, vision: Vision, model: str) -> Done:
+    def embed(self, vision: Vision, model: str) -> BatchResult:
         """Embed the values into the side table. Raises what embed_table() raises."""
         tower = vision.text_tower(model) if self._kind == columns.TEXTS else vision.image_tower(model)
         side = self.source.side
-        rows: list[Row] = []
+        rows: list[SideTableRow] = []
         failed: list[tuple[int, str]] = []
         for outcome in self._outcomes(vision, tower):
             key, reason = self._keys[outcome.item], None if outcome.error is None else str(outcome.error)
@@ -73,7 +73,7 @@ class Batch:
             if reason is not None:
                 failed.append((outcome.item, reason))
             embedding = None if outcome.vector is None else vectors.encode(outcome.vector)
-            rows.append(Row(key, self._column, tower.model, outcome.content_hash or "", embedding, reason))
+            rows.append(SideTableRow(key, self._column, tower.model, outcome.content_hash or "", embedding, reason))
 
         def write(connection: sqlite3.Connection) -> None:
             prepare(connection, side, tower)
@@ -82,11 +82,11 @@ class Batch:
                 connection, (row for row in rows if row.content_hash or not _has_embedding(connection, side, row))
             )
 
-        return Done(write, failed)
+        return BatchResult(write, failed)
 
     def describe(
         self, vision: Vision, model: str, output: str, describe: Callable[[Vector], str], *, known: bool = False
-    ) -> Done:
+    ) -> BatchResult:
         """Put what `describe` makes of a picture's embedding, or of its scores, into the column `output`.
 
         `known` takes embeddings that the side table has already. Raises InvalidArgument for a column of texts.
@@ -103,10 +103,10 @@ class Batch:
                 failed.append((outcome.item, str(outcome.error)))
         this_row = " and ".join(f"{quote(name)} = ?" for name in self.source.key)
         sql = f"update {quote(self.source.name)} set {quote(output)} = ? where {this_row}"
-        return Done(lambda connection: _write_many(connection, sql, values), failed)
+        return BatchResult(lambda connection: _write_many(connection, sql, values), failed)
 
     def _outcomes(
-        self, vision: Vision, tower: Tower, known: Callable[[str], Vector | None] | None = None
+        self, vision: Vision, tower: BulkTower, known: Callable[[str], Vector | None] | None = None
     ) -> Iterator[Outcome[int]]:
         reader = columns.Reader(self._kind, self._base, vision.limits.max_bytes)
         outcomes = embed(
@@ -120,7 +120,7 @@ class Batch:
         with contextlib.closing(outcomes):
             yield from outcomes
 
-    def _row(self, key: Key, max_bytes: int) -> SourceRow:
+    def _row(self, key: KeyValues, max_bytes: int) -> SourceRow:
         name = f"{quote(self.source.name)}.{quote(self._column)}"
         this_row = " and ".join(f"{quote(part)} = ?" for part in self.source.key)
         with self._lock:
@@ -134,7 +134,7 @@ class Batch:
             raise Empty("there is no value")
         return SourceRow(key, found[0], found[1], None, None, False, found[2], ", ".join(map(str, key)))
 
-    def _known(self, tower: Tower) -> Callable[[str], Vector | None] | None:
+    def _known(self, tower: BulkTower) -> Callable[[str], Vector | None] | None:
         """Return what finds embeddings by their content, where there is an index for it."""
         source = sidetables.find(self._connection, self.source.name)
         if source is None or not self._has_contents(source.side):
@@ -163,7 +163,7 @@ def image_column(connection: sqlite3.Connection, table: str) -> tuple[list[str],
         return source.columns, None
 
 
-def _has_embedding(connection: sqlite3.Connection, side: SideTable, row: Row) -> bool:
+def _has_embedding(connection: sqlite3.Connection, side: SideTable, row: SideTableRow) -> bool:
     this_row = " and ".join(f"{quote(name)} = ?" for name in (*side.key_columns, "source_column", "model"))
     found = connection.execute(
         f"select 1 from {quote(side.name)} where {this_row} and embedding is not null",

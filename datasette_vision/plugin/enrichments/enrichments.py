@@ -19,7 +19,7 @@ from datasette_enrichments.utils import pks_for_rows
 from datasette_vision.errors import Busy, VisionError
 from datasette_vision.models.tasks import embeds
 from datasette_vision.plugin.enrichments import forms
-from datasette_vision.plugin.enrichments.batches import Batch, Done, image_column
+from datasette_vision.plugin.enrichments.batches import Batch, BatchResult, image_column
 from datasette_vision.plugin.http.parameters import labels_of_text
 from datasette_vision.plugin.queries import queries
 from datasette_vision.plugin.server import permissions
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from datasette_vision.engine.vision import Vision
 
-Config = dict[str, Any]
+FormValues = dict[str, Any]
 
 
 class VisionEnrichment(Enrichment):
@@ -43,7 +43,7 @@ class VisionEnrichment(Enrichment):
     batch_size = 50
 
     @abstractmethod
-    def run(self, batch: Batch, vision: Vision, config: Config) -> Done:
+    def run(self, batch: Batch, vision: Vision, config: FormValues) -> BatchResult:
         """Do the work of a batch, on a thread."""
 
     @abstractmethod
@@ -69,7 +69,7 @@ class VisionEnrichment(Enrichment):
 
         return await asyncio.to_thread(make)
 
-    async def initialize(self, datasette: Datasette, db: Database, table: str, config: Config) -> None:
+    async def initialize(self, datasette: Datasette, db: Database, table: str, config: FormValues) -> None:
         """Add the column for the result, if need be."""
         output = config.get("output")
         if output and output.lower() not in {name.lower() for name in await db.table_columns(table)}:
@@ -81,7 +81,7 @@ class VisionEnrichment(Enrichment):
         db: Database,
         table: str,
         filter_querystring: str,
-        config: Config,
+        config: FormValues,
         actor_id: str | None = None,
     ) -> int:
         """Begin a job. Its rows come without their pictures, which are read one by one as they are needed.
@@ -102,13 +102,13 @@ class VisionEnrichment(Enrichment):
         table: str,
         rows: list[dict[str, Any]],
         pks: list[str],
-        config: Config,
+        config: FormValues,
         job_id: int,
     ) -> int:
         """Do a batch, and return how many rows went well."""
         state = state_of(datasette)
 
-        def work() -> Done:
+        def work() -> BatchResult:
             with contextlib.closing(open_reader(db)) as connection:
                 return self.run(Batch(connection, table, config["column"], rows), state.vision.get(), config)
 
@@ -141,7 +141,7 @@ class Embed(VisionEnrichment):
         """Say whether a model makes embeddings."""
         return embeds(model["task"])
 
-    def run(self, batch: Batch, vision: Vision, config: Config) -> Done:
+    def run(self, batch: Batch, vision: Vision, config: FormValues) -> BatchResult:
         """Embed a batch."""
         return batch.embed(vision, config["model"])
 
@@ -161,7 +161,7 @@ class Classify(VisionEnrichment):
         """Say whether a model brings labels."""
         return bool(model["labels"])
 
-    def run(self, batch: Batch, vision: Vision, config: Config) -> Done:
+    def run(self, batch: Batch, vision: Vision, config: FormValues) -> BatchResult:
         """Classify a batch."""
         model = vision.classifier(config["model"]).manifest.name
         k = _wanted(config)
@@ -185,7 +185,7 @@ class ZeroShot(VisionEnrichment):
         """Say whether a model compares pictures with texts."""
         return embeds(model["task"])
 
-    def run(self, batch: Batch, vision: Vision, config: Config) -> Done:
+    def run(self, batch: Batch, vision: Vision, config: FormValues) -> BatchResult:
         """Label a batch."""
         model = vision.services.dual_encoder(config["model"]).manifest.name
         labels, prompts = vision.label_set(model, labels_of_text(config["labels"]))
@@ -201,11 +201,11 @@ async def _ensure_may_infer(datasette: Datasette) -> None:
         await permissions.ensure(datasette, request.actor, permissions.INFER)
 
 
-def _wanted(config: Config) -> int:
+def _wanted(config: FormValues) -> int:
     return 1 if config.get("what", forms.LABEL) == forms.LABEL else forms.SHOWN_SCORES
 
 
-def _described(config: Config, scores: Callable[[Any], list[dict[str, object]]]) -> Callable[[Any], str]:
+def _described(config: FormValues, scores: Callable[[Any], list[dict[str, object]]]) -> Callable[[Any], str]:
     if config.get("what", forms.LABEL) == forms.LABEL:
         return lambda output: str(scores(output)[0]["label"])
     return lambda output: json.dumps(scores(output), ensure_ascii=False)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request
 
-    from datasette_vision.engine.inference import Intake
+    from datasette_vision.engine.inference import Inference
     from datasette_vision.engine.vision import Vision
     from datasette_vision.models.manifest import Manifest
 
@@ -42,7 +42,7 @@ class Desk:
     def __init__(self, datasette: Datasette) -> None:
         state = state_of(datasette)
         self._vision = state.vision
-        self._intake: Lazy[Intake] = Lazy(self._make_intake)
+        self._intake: Lazy[Inference] = Lazy(self._make_intake)
         self.limits = Limits(state.config)
         self.clients = Clients(state.config.trusted_proxies)
         self.measures = Measures()
@@ -62,7 +62,7 @@ class Desk:
         return self._vision.loaded
 
     @property
-    def intake(self) -> Intake:
+    def intake(self) -> Inference:
         """The way to its queues."""
         return self._intake.get()
 
@@ -92,10 +92,10 @@ class Desk:
         if self._intake.loaded:
             self.intake.close()
 
-    def _make_intake(self) -> Intake:
-        from datasette_vision.engine.inference import Intake  # heavy: NumPy
+    def _make_intake(self) -> Inference:
+        from datasette_vision.engine.inference import Inference  # heavy: NumPy
 
-        return Intake(self.vision)
+        return Inference(self.vision)
 
 
 def desk_of(datasette: Datasette) -> Desk:

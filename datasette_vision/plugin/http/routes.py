@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http import schemas
 from datasette_vision.plugin.http.bodies import read_fields
 from datasette_vision.plugin.http.context import ANSWER_TIMEOUT_S, Call, desk_of
@@ -59,7 +59,7 @@ class Route:
     # The schema of a posted body, where it is not made of kinds and parameters.
     body: Schema | None = None
     path_parameters: tuple[tuple[str, str], ...] = ()
-    example: Example | None = None
+    example: RequestExample | None = None
 
     @property
     def pattern(self) -> str:

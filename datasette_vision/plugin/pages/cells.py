@@ -13,7 +13,7 @@ from datasette_vision.plugin.http.context import desk_of
 from datasette_vision.plugin.pages import image_route as pictures
 from datasette_vision.plugin.pages import table_facts as tablefacts
 from datasette_vision.plugin.search import page as search_page
-from datasette_vision.plugin.search.request import Example, SearchRequest
+from datasette_vision.plugin.search.request import LikeRow, SearchRequest
 from datasette_vision.tables.schema import OWN_COLUMNS, PREFIX
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ async def _picture(
     full = pictures.path(datasette, database, table, column, path)
     html = LINK.format(full, PICTURE.format(source, f"{column}: {note}")) + NOTE.format(note)
     if column in facts.similar_columns:
-        like = SearchRequest(examples=(Example(path, 1.0),)).query_string()
+        like = SearchRequest(examples=(LikeRow(path, 1.0),)).query_string()
         address = f"{search_page.path(datasette, database, table)}?{like}"
         html += Markup("<br>") + NOTE.format(LINK.format(address, "find similar"))
     return html
@@ -99,7 +99,7 @@ def _similar_to(datasette: Datasette, row: Mapping[str, Any], names: list[str], 
     """Return the address of the search for what is like a row of a side table."""
     key = [name for name in names if name not in OWN_COLUMNS]
     like = SearchRequest(
-        examples=(Example(tablefacts.path_of([row[name] for name in key]), 1.0),),
+        examples=(LikeRow(tablefacts.path_of([row[name] for name in key]), 1.0),),
         model=str(row["model"]),
         column=str(row["source_column"]),
     )

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from datasette_vision.plugin.pages import table_facts as tablefacts
 from datasette_vision.plugin.search import page as search_page
-from datasette_vision.plugin.search.request import Example, SearchRequest
+from datasette_vision.plugin.search.request import LikeRow, SearchRequest
 from datasette_vision.plugin.search.searching import arguments_of
 from datasette_vision.plugin.server import permissions
 from datasette_vision.tables.schema import PREFIX
@@ -61,7 +61,7 @@ async def of_row(datasette: Datasette, database: str, table: str, row: Any) -> l
     path = facts.row_path(row)
     if not facts.embedded_columns or path is None:
         return []
-    like = SearchRequest(examples=(Example(path, 1.0),)).query_string()
+    like = SearchRequest(examples=(LikeRow(path, 1.0),)).query_string()
     address = f"{search_page.path(datasette, database, table)}?{like}"
     return [{"href": address, "label": "Find similar", "description": "Rows that are like this one in meaning"}]
 

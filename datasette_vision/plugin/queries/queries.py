@@ -169,7 +169,7 @@ class Needs:
 
 
 @dataclass
-class Run:
+class QueryRun:
     """One run of a query on a SQL thread."""
 
     connection: Connection
@@ -210,7 +210,7 @@ def current_request() -> Request | None:
 
 def stop(error: DeadlineExceeded) -> bool:
     """End the query on this thread as Datasette's own time limit does. False where none of ours runs here."""
-    run: Run | None = getattr(_thread, "run", None)
+    run: QueryRun | None = getattr(_thread, "run", None)
     if run is None:
         return False
     run.stopped = error
@@ -297,7 +297,7 @@ def _wrap_read(
 
 def _run(caller: Caller, needs: Needs, limit: Limit | None, connection: Connection, query: Callable[[], Any]) -> Any:
     """Run a query on its thread. Returns Paused when it has to run again."""
-    run = _thread.run = Run(connection)
+    run = _thread.run = QueryRun(connection)
     try:
         with acting(caller):
             result = query()

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import InvalidArgument, NotEmbedded, VisionError
-from datasette_vision.plugin.api.examples import Example
+from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http import schemas
 from datasette_vision.plugin.http.computing import embed, take
 from datasette_vision.plugin.http.context import Call
@@ -175,6 +175,6 @@ SEARCH = Route(
     },
     path_parameters=(("database", "A database."), ("table", "A table or view of it that is embedded.")),
     in_address=True,
-    example=Example("/-/vision/search/demo/emoji", query=[("q", "happy cat"), ("_size", "3")]),
+    example=RequestExample("/-/vision/search/demo/emoji", query=[("q", "happy cat"), ("_size", "3")]),
 )
 ROUTES = (SEARCH,)

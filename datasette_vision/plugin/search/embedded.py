@@ -17,7 +17,7 @@ SMALL_PICTURE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedTable:
     """A table with embeddings.
 
     `key` are the columns by which its rows are known ("rowid" where it has no primary key), `side_key` the same in the
@@ -46,7 +46,7 @@ class Embedded:
         return self.picture_columns[0] if self.picture_columns else None
 
 
-def read(connection: sqlite3.Connection, table: str) -> Embedded | None:
+def read(connection: sqlite3.Connection, table: str) -> EmbeddedTable | None:
     """Describe a table with its embeddings, or return None when it has none."""
     source = sidetables.find(connection, table)
     sources = _sources(connection, source.side.name) if source else ()
@@ -54,7 +54,7 @@ def read(connection: sqlite3.Connection, table: str) -> Embedded | None:
         return None
     columns = tuple(sidetables.columns(connection, source.table))
     blobs, pictures, small = _look(connection, source.table, columns)
-    return Embedded(
+    return EmbeddedTable(
         table=source.table,
         side_table=source.side.name,
         columns=columns,

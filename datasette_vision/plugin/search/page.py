@@ -15,7 +15,15 @@ from datasette_vision.plugin.pages import image_route as pictures
 from datasette_vision.plugin.search import api as search_api
 from datasette_vision.plugin.search import embedded as embedded_tables
 from datasette_vision.plugin.search.request import LESS, SearchRequest, encode_embedding
-from datasette_vision.plugin.search.searching import Found, Search, arguments_of, prepare, read_embedded, run, table_of
+from datasette_vision.plugin.search.searching import (
+    FoundRow,
+    Search,
+    arguments_of,
+    prepare,
+    read_embedded,
+    run,
+    table_of,
+)
 from datasette_vision.plugin.server import permissions
 from datasette_vision.plugin.server.compatibility import database_color
 
@@ -182,7 +190,7 @@ def heading(search: Search) -> str:
     return f"{text}, {search.human_filters}" if search.human_filters else text
 
 
-def _card(datasette: Datasette, search: Search, found: Found, shown: str | None, address: str) -> dict[str, Any]:
+def _card(datasette: Datasette, search: Search, found: FoundRow, shown: str | None, address: str) -> dict[str, Any]:
     database, table, asked = search.database.name, search.table, search.request
     afresh = SearchRequest(model=asked.model, column=asked.column, filters=asked.filters, size=asked.size)
     return {

@@ -27,7 +27,7 @@ Arguments = Iterable[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Example:
+class LikeRow:
     """A row to be more like (a weight above 0) or less like (below): `row` is its path, as in Datasette's addresses."""
 
     row: str
@@ -46,7 +46,7 @@ class SearchRequest:
     q: str = ""
     q_weight: float = 1.0
     but_not: str = ""
-    examples: tuple[Example, ...] = ()
+    examples: tuple[LikeRow, ...] = ()
     embedding: str = ""
     embedding_weight: float = 1.0
     model: str | None = None
@@ -65,7 +65,7 @@ class SearchRequest:
     def read(cls, arguments: Arguments, max_size: int = 1000) -> SearchRequest:
         """Read the arguments of an address, in their order. Raises InvalidArgument for one that cannot be used."""
         values: dict[str, str] = {}
-        examples: dict[str, Example] = {}
+        examples: dict[str, LikeRow] = {}
         filters = []
         for name, value in arguments:
             if name in ("_like", "_unlike"):
@@ -137,7 +137,7 @@ class SearchRequest:
     def with_example(self, row: str, weight: float) -> str:
         """Return the query string of this search with one more example, or with another weight for one it has."""
         others = tuple(example for example in self.examples if example.row != row)
-        return self.query_string(examples=(*others, *([Example(row, weight)] if weight else [])))
+        return self.query_string(examples=(*others, *([LikeRow(row, weight)] if weight else [])))
 
 
 def encode_embedding(blob: bytes) -> str:
@@ -157,11 +157,11 @@ def _plain(text: str) -> str:
     return encode_embedding(blob)
 
 
-def _example(name: str, value: str) -> Example:
+def _example(name: str, value: str) -> LikeRow:
     """Read `row` or `row:weight`. A row's path is escaped, so that there is no colon in it."""
     row, _, weight = value.partition(":")
     sign = -1 if name == "_unlike" else 1
-    return Example(row, sign * _number(name, weight) if weight else (LESS if sign < 0 else 1.0))
+    return LikeRow(row, sign * _number(name, weight) if weight else (LESS if sign < 0 else 1.0))
 
 
 def _number(name: str, text: str) -> float:

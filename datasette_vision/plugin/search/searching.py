@@ -11,7 +11,7 @@ from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, NotEmbe
 from datasette_vision.plugin.http.context import desk_of, outcomes
 from datasette_vision.plugin.search import embedded as embedded_tables
 from datasette_vision.plugin.search import sql as search_sql
-from datasette_vision.plugin.search.embedded import Embedded
+from datasette_vision.plugin.search.embedded import EmbeddedTable
 from datasette_vision.plugin.search.request import SearchRequest
 from datasette_vision.plugin.search.sql import RowKey, SearchSql, Where
 from datasette_vision.plugin.server import permissions
@@ -27,7 +27,7 @@ LABEL_COLUMNS = ("name", "title", "label", "caption", "file_name", "filename", "
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRow:
     """A row: its path in addresses, what to call it, its similarity (None when rows are merely listed), its values."""
 
     path: str
@@ -42,7 +42,7 @@ class Search:
 
     database: Database
     table: str
-    embedded: Embedded
+    embedded: EmbeddedTable
     request: SearchRequest
     column: str = ""
     model: str = ""
@@ -51,7 +51,7 @@ class Search:
     keys: tuple[RowKey, ...] = ()
     label_column: str | None = None
     labels: dict[str, str] = field(default_factory=dict)  # of the examples, by their paths
-    rows: list[Found] = field(default_factory=list)
+    rows: list[FoundRow] = field(default_factory=list)
     has_next: bool = False
     use_index: bool | None = None
 
@@ -81,7 +81,7 @@ async def table_of(datasette: Datasette, request: Request) -> tuple[Database, st
     return await permissions.viewable_table(datasette, request.actor, route, table), table
 
 
-async def read_embedded(database: Database, table: str) -> Embedded | None:
+async def read_embedded(database: Database, table: str) -> EmbeddedTable | None:
     """Describe a table with its embeddings, or return None when it has none."""
     return await database.execute_fn(lambda connection: embedded_tables.read(connection, table))
 
@@ -131,7 +131,7 @@ async def run(datasette: Datasette, http: Request, search: Search) -> None:
         path = path_from_row_pks(values, list(search.embedded.key), False)
         similarity = values.pop(sql.similarity) if sql.similarity else None
         label = values.get(search.label_column) if search.label_column else None
-        search.rows.append(Found(path, _text(label) or path, similarity, values))
+        search.rows.append(FoundRow(path, _text(label) or path, similarity, values))
 
 
 async def _execute(datasette: Datasette, database: Database, sql: SearchSql) -> Any:
@@ -151,7 +151,7 @@ async def _execute(datasette: Datasette, database: Database, sql: SearchSql) -> 
         raise InvalidInput(str(error)) from None
 
 
-def _source(embedded: Embedded, request: SearchRequest, default_model: str) -> tuple[str, str]:
+def _source(embedded: EmbeddedTable, request: SearchRequest, default_model: str) -> tuple[str, str]:
     """Choose which embeddings to search: those asked for, else the default model's, else the first by name."""
     fitting = [
         (column, model)
@@ -166,7 +166,7 @@ def _source(embedded: Embedded, request: SearchRequest, default_model: str) -> t
     return next((source for source in fitting if source[1] == default_model), fitting[0])
 
 
-def _key(embedded: Embedded, row: str, weight: float) -> RowKey:
+def _key(embedded: EmbeddedTable, row: str, weight: float) -> RowKey:
     from datasette.utils import urlsafe_components
 
     values = tuple(urlsafe_components(row))
@@ -212,7 +212,7 @@ async def _check_examples(search: Search) -> None:
         search.labels[example.row] = _text(row[1]) or example.row
 
 
-async def _label_column(database: Database, embedded: Embedded) -> str | None:
+async def _label_column(database: Database, embedded: EmbeddedTable) -> str | None:
     """Return the column that says what a row is: Datasette's label column, or one of a telling name."""
     fitting = [name for name in embedded.columns if name not in (*embedded.blob_columns, *embedded.key)]
     # Datasette 1.0 knows no label columns of views, and fails on them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datasette_vision.plugin.search.embedded import Embedded
+from datasette_vision.plugin.search.embedded import EmbeddedTable
 from datasette_vision.plugin.search.request import LESS, SearchRequest
 from datasette_vision.util.sql_names import literal, quote
 
@@ -43,7 +43,7 @@ class SearchSql:
 
 
 def build(
-    embedded: Embedded,
+    embedded: EmbeddedTable,
     request: SearchRequest,
     *,
     column: str,
@@ -71,7 +71,7 @@ def build(
 
 
 def example(
-    embedded: Embedded, column: str, model: str, key: RowKey, label_column: str | None
+    embedded: EmbeddedTable, column: str, model: str, key: RowKey, label_column: str | None
 ) -> tuple[str, dict[str, object]]:
     """Return SQL, with its parameters, for (embedding, label) of an example row."""
     builder = _Builder(embedded, SearchRequest(), column, model, (), Where())
@@ -86,7 +86,7 @@ class _Builder:
 
     def __init__(
         self,
-        embedded: Embedded,
+        embedded: EmbeddedTable,
         request: SearchRequest,
         column: str,
         model: str,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasette.database import Database
 
     from datasette_vision.bulk.embed_table import Summary
-    from datasette_vision.bulk.sync import Kept
+    from datasette_vision.bulk.sync import SyncedColumn
     from datasette_vision.config.settings import AutoEmbed as Settings
     from datasette_vision.engine.vision import Vision
     from datasette_vision.plugin.server.activity import Activity, Application
@@ -40,7 +40,7 @@ LONGEST_REST_S = 300.0
 JOIN_TIMEOUT_S = 3.0
 
 
-class AutoEmbed:
+class AutoEmbedder:
     """Keeps the tables of one Datasette in step, from the start of its server to the end."""
 
     def __init__(
@@ -88,7 +88,7 @@ class AutoEmbed:
             self._activity.stopping.set()
             self._thread.join(JOIN_TIMEOUT_S)
 
-    def kept(self) -> list[tuple[str, Kept]]:
+    def kept(self) -> list[tuple[str, SyncedColumn]]:
         """Return what is kept in step, with the name of its database."""
         return [(name, kept) for name, watched in list(self._databases.items()) for kept in watched.kept()]
 
@@ -176,13 +176,13 @@ class Watched:
         self._connection: Any = None
         self._version: int | None = None
         self._file: tuple[int, int] | None = None
-        self._kept: dict[tuple[sidetables.Source, str, str], Kept] = {}
-        self._errors: dict[tuple[sidetables.Source, str, str], int] = {}
+        self._kept: dict[tuple[sidetables.EmbeddedSource, str, str], SyncedColumn] = {}
+        self._errors: dict[tuple[sidetables.EmbeddedSource, str, str], int] = {}
         self.error: str | None = None
         # The tables that datasette vision load made: it alone sees when a file changes.
         self.loaded: set[str] = set()
 
-    def kept(self) -> list[Kept]:
+    def kept(self) -> list[SyncedColumn]:
         """Return what is kept in step."""
         return list(self._kept.values())
 
@@ -224,7 +224,7 @@ class Watched:
     def _find(self) -> None:
         """Find the columns that have been embedded."""
         from datasette_vision.bulk import photos  # heavy: NumPy, Pillow
-        from datasette_vision.bulk.sync import Kept, Means
+        from datasette_vision.bulk.sync import Means, SyncedColumn
 
         sources = [each for each in sidetables.sources(self._connection) if self._is_wanted(each.table)]
         self.loaded = {each.table.lower() for each in sources if photos.base_of(self._connection, each.table)}
@@ -241,13 +241,13 @@ class Watched:
             lambda: self._activity.keep_awake(NAME),
             self._report,
         )
-        self._kept = {key: self._kept.get(key) or Kept(*key, means) for key in sorted(found, key=str)}
+        self._kept = {key: self._kept.get(key) or SyncedColumn(*key, means) for key in sorted(found, key=str)}
 
     def _is_wanted(self, table: str) -> bool:
         tables, name = self._settings.tables, f"{self._database.name}/{table}"
         return tables is None or name.lower() in map(str.lower, tables)
 
-    def _step(self, key: tuple[sidetables.Source, str, str], kept: Kept) -> None:
+    def _step(self, key: tuple[sidetables.EmbeddedSource, str, str], kept: SyncedColumn) -> None:
         from datasette_vision.bulk.sync import FAILED
 
         try:
@@ -265,7 +265,7 @@ class Watched:
             elif before != kept.report.error:
                 logger.warning("%s: %s/%s: %s", NAME, self._database.name, kept.name, error)
 
-    def _report(self, kept: Kept, summary: Summary) -> None:
+    def _report(self, kept: SyncedColumn, summary: Summary) -> None:
         logger.info(
             "%s: %s/%s: %d embedded, %d removed, %d failed, in %.1f s%s",
             *(NAME, self._database.name, kept.name, summary.embedded, summary.removed, summary.failed),

@@ -37,7 +37,7 @@ DENY = (
 
 
 @dataclass
-class Found:
+class Denials:
     """What one request has found out: our tables by database, and for each actor (as JSON) what to deny, as JSON."""
 
     tables: dict[str, list[OwnTable]] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Found:
     over: bool = False
 
 
-_found: ContextVar[Found | None] = ContextVar("datasette_vision_found", default=None)
+_found: ContextVar[Denials | None] = ContextVar("datasette_vision_found", default=None)
 # Set while we ask Datasette itself who may see the sources.
 _asking: ContextVar[bool] = ContextVar("datasette_vision_asking", default=False)
 
@@ -54,7 +54,7 @@ def watch(application: Application) -> Application:
     """Wrap an ASGI application so that a request finds out only once who may see our tables."""
 
     async def watched(scope: Any, receive: Any, send: Any) -> None:
-        found = Found()
+        found = Denials()
         token = _found.set(found)
         try:
             await application(scope, receive, send)
@@ -106,7 +106,7 @@ async def _denied(datasette: Datasette, actor: Actor) -> str:
     """Return [database, table] of each of our tables that an actor may not see, as JSON."""
     found = _found.get()
     if found is None or found.over:
-        found = Found()
+        found = Denials()
     key = json.dumps(actor, sort_keys=True, default=repr)
     if key not in found.denied:
         if not found.tables:

@@ -14,7 +14,7 @@ from datasette_vision.config.settings import Config
 from datasette_vision.errors import ConfigError, VisionError
 from datasette_vision.plugin.queries import queries, sql_errors
 from datasette_vision.plugin.server import activity
-from datasette_vision.plugin.server.auto_embed import AutoEmbed
+from datasette_vision.plugin.server.auto_embed import AutoEmbedder
 from datasette_vision.plugin.server.shutdown import Ending
 from datasette_vision.plugin.server.timings import Timeline
 from datasette_vision.sql import registration as sql
@@ -53,7 +53,7 @@ class PluginState:
         # What is to be told that the end has come, before the models are.
         self.before_close: list[Callable[[], None]] = []
         self.activity = activity.Activity(lambda: activity.silence_begins(datasette))
-        self.auto_embed = AutoEmbed(datasette, lambda: self.config.auto_embed, self.activity, self.vision.get)
+        self.auto_embed = AutoEmbedder(datasette, lambda: self.config.auto_embed, self.activity, self.vision.get)
         self._ending = Ending(datasette, self.activity, self.close, lambda: self.config.shutdown_seconds, self._started)
         self.sql = sql.Registration(
             self.vision.get,

@@ -17,7 +17,7 @@ import datasette_vision
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.tasks.image_classification import ClassifierService
 from datasette_vision.engine.tasks.registry import register, registered
-from datasette_vision.engine.tasks.task import Check, Task, ZeroShot
+from datasette_vision.engine.tasks.task import CanonicalCheck, LabelScorer, Task
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import WrongTask
 from datasette_vision.install.trial import verify
@@ -37,11 +37,11 @@ LOUDEST = Operation(
 )
 
 
-def _no_labels(vision: ZeroShot, service: Any, output: np.ndarray, k: int | None) -> list[dict[str, object]]:
+def _no_labels(vision: LabelScorer, service: Any, output: np.ndarray, k: int | None) -> list[dict[str, object]]:
     raise WrongTask("it brings no labels")
 
 
-def _no_checks(*given: object) -> Iterator[Check]:
+def _no_checks(*given: object) -> Iterator[CanonicalCheck]:
     return iter(())
 
 

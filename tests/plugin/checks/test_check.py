@@ -16,7 +16,7 @@ from datasette.cli import cli
 from datasette_vision.config.settings import Config
 from datasette_vision.plugin.checks import checklist
 from datasette_vision.plugin.checks.checklist import ADVICE, ITEMS, OK, PROBLEM, Line
-from datasette_vision.plugin.checks.deployment import Access, Deployment, File, read
+from datasette_vision.plugin.checks.deployment import Access, DatabaseFile, Deployment, read
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests import fakes
 from tests.paths import ROOT
@@ -54,7 +54,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def file(*, writable: bool, mutable: bool) -> dict[str, Any]:
-    return {"files": [File(Path("d.db"), writable, mutable)]}
+    return {"files": [DatabaseFile(Path("d.db"), writable, mutable)]}
 
 
 # (item, what is changed of an open deployment, level, a part of what is found)

@@ -15,7 +15,7 @@ from datasette_vision.engine.vision import Vision
 from datasette_vision.images import decode as images
 from datasette_vision.plugin.pages.cells import is_embedding
 from datasette_vision.plugin.server.compatibility import IS_1_0
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.vectors import embedding as vectors
 from tests import pictures, searchtables
 
@@ -37,7 +37,7 @@ def path(tmp_path_factory: pytest.TempPathFactory, vision: Vision) -> Path:
         connection.execute("insert into loaded values (1, 'a.png', ?)", (PHOTOS["small"],))
         side = SideTable("loaded", ("id",))
         side.create(connection)
-        side.write(connection, [Row((1,), "path", "tiny-emoji", "", vectors.encode(vision.embed_text("a")))])
+        side.write(connection, [SideTableRow((1,), "path", "tiny-emoji", "", vectors.encode(vision.embed_text("a")))])
         connection.execute("create view seen as select name, photo from sizes where name = 'small'")
     connection.close()
     return path

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from datasette_vision.errors import InvalidArgument
-from datasette_vision.plugin.search.request import Example, SearchRequest, encode_embedding
+from datasette_vision.plugin.search.request import LikeRow, SearchRequest, encode_embedding
 
 BLOB = struct.pack("<4f", 0.5, -0.5, 0.5, 0.5)
 TEXT = encode_embedding(BLOB)
@@ -23,13 +23,13 @@ ADDRESSES = [
     ("", SearchRequest()),
     ("q=purple+heart", SearchRequest(q="purple heart")),
     ("q=fruit&_q_weight=0.5&_not=red", SearchRequest(q="fruit", q_weight=0.5, but_not="red")),
-    ("_like=1F34F", SearchRequest(examples=(Example("1F34F", 1.0),))),
+    ("_like=1F34F", SearchRequest(examples=(LikeRow("1F34F", 1.0),))),
     (
         "_like=1F34F%3A2&_unlike=1F34E&_unlike=1F351%3A0.25",
-        SearchRequest(examples=(Example("1F34F", 2), Example("1F34E", -0.5), Example("1F351", -0.25))),
+        SearchRequest(examples=(LikeRow("1F34F", 2), LikeRow("1F34E", -0.5), LikeRow("1F351", -0.25))),
     ),
-    ("_like=%3A1", SearchRequest(examples=(Example("", 1.0),))),  # a key that is an empty text
-    ("_like=a%2Cb~20c", SearchRequest(examples=(Example("a,b~20c", 1.0),))),
+    ("_like=%3A1", SearchRequest(examples=(LikeRow("", 1.0),))),  # a key that is an empty text
+    ("_like=a%2Cb~20c", SearchRequest(examples=(LikeRow("a,b~20c", 1.0),))),
     (f"_embedding={TEXT}", SearchRequest(embedding=TEXT)),
     (f"_embedding={TEXT}%3A0.5", SearchRequest(embedding=TEXT, embedding_weight=0.5)),
     ("_model=clip&_column=image", SearchRequest(model="clip", column="image")),

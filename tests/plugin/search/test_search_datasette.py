@@ -13,7 +13,7 @@ from datasette.app import Datasette
 
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.plugin.server.state import state_of
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.vectors import embedding as vectors
 from tests.vectors.test_index import clustered
 
@@ -35,7 +35,7 @@ def fill(connection: Any, first: int = 0, last: int = 200) -> None:
     connection.execute("create table if not exists photos (id integer primary key)")
     SIDE.create(connection)
     connection.executemany("insert into photos values (?)", ((key,) for key in keys))
-    SIDE.write(connection, (Row((key,), "image", "fake", "h", vectors.encode(MATRIX[key])) for key in keys))
+    SIDE.write(connection, (SideTableRow((key,), "image", "fake", "h", vectors.encode(MATRIX[key])) for key in keys))
 
 
 def fill_and_commit(connection: Any, first: int = 0, last: int = 200) -> None:

@@ -12,7 +12,7 @@ import pytest
 from datasette_vision.engine.vision import Vision
 from datasette_vision.plugin.search import embedded
 from datasette_vision.plugin.search import sql as search_sql
-from datasette_vision.plugin.search.request import LESS, Example, SearchRequest, encode_embedding
+from datasette_vision.plugin.search.request import LESS, LikeRow, SearchRequest, encode_embedding
 from datasette_vision.plugin.search.sql import RowKey, SearchSql, Where
 from datasette_vision.vectors import embedding as vectors
 from tests import pictures, searchtables
@@ -64,9 +64,9 @@ def expected(vision: Vision, *terms: tuple[str, float]) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.table)
 def test_tables_of_every_kind(shop: Connection, vision: Vision, kind: Kind) -> None:
     assert names(shop, build(shop, kind.table, SearchRequest(q="a cat"))) == expected(vision, ("a cat", 1))
-    like = SearchRequest(examples=(Example("", 1.0),))
+    like = SearchRequest(examples=(LikeRow("", 1.0),))
     assert names(shop, build(shop, kind.table, like, 5)) == expected(vision, ("violin", 1))
-    both = SearchRequest(q="apple", but_not="red", examples=(Example("", 0.5), Example("", LESS)))
+    both = SearchRequest(q="apple", but_not="red", examples=(LikeRow("", 0.5), LikeRow("", LESS)))
     assert names(shop, build(shop, kind.table, both, 6, 2)) == expected(
         vision, ("apple", 1), ("red", LESS), ("purple heart", 0.5), ("happy cat", LESS)
     )
@@ -78,7 +78,7 @@ def test_tables_of_every_kind(shop: Connection, vision: Vision, kind: Kind) -> N
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.table)
 def test_the_index_finds_the_same(shop: Connection, kind: Kind) -> None:
-    like = SearchRequest(q="apple", but_not="red", examples=(Example("", 0.5),))
+    like = SearchRequest(q="apple", but_not="red", examples=(LikeRow("", 0.5),))
     for request, numbers in (
         (SearchRequest(q="a cat"), ()),
         (SearchRequest(q="a cat", size=3, page=2), ()),
@@ -100,7 +100,7 @@ def test_large_tables_give_the_same(shop: Connection, kind: Kind) -> None:
     assert found is not None
     key = RowKey(tuple(str(part) for part in kind.key_of(6)), 0.5)
     for request, where in (
-        (SearchRequest(q="apple", examples=(Example("", 0.5),)), Where(('"price" < :p0',), (("p0", 5),))),
+        (SearchRequest(q="apple", examples=(LikeRow("", 0.5),)), Where(('"price" < :p0',), (("p0", 5),))),
         (SearchRequest(), Where()),
     ):
         answers = []
@@ -131,7 +131,7 @@ def test_large_tables_are_searched_by_index(shop: Connection) -> None:
 def test_a_view_is_searched_by_its_key(shop: Connection, vision: Vision) -> None:
     found = names(shop, build(shop, "cheap", SearchRequest(q="apple")))
     assert found == [name for name in expected(vision, ("apple", 1)) if name in NAMES[:4]]
-    assert names(shop, build(shop, "cheap", SearchRequest(examples=(Example("", 1.0),)), 3))[0] == "sad cat"
+    assert names(shop, build(shop, "cheap", SearchRequest(examples=(LikeRow("", 1.0),)), 3))[0] == "sad cat"
 
 
 def test_an_embedding_in_the_address(shop: Connection, vision: Vision) -> None:
@@ -193,7 +193,7 @@ def test_the_query_is_embedded_once(shop: Connection, vision: Vision, monkeypatc
     asked = []
     embed = vision.embed_text
     monkeypatch.setattr(vision, "embed_text", lambda text, *rest, **named: asked.append(text) or embed(text, *rest))
-    request = SearchRequest(q="apple", but_not="red", examples=(Example("", 1.0),), threshold=-1)
+    request = SearchRequest(q="apple", but_not="red", examples=(LikeRow("", 1.0),), threshold=-1)
     names(shop, build(shop, "photos", request, 1))
     assert sorted(asked) == ["apple", "red"]
 

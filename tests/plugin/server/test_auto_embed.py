@@ -17,7 +17,7 @@ from datasette.utils.sqlite import sqlite3
 from datasette_vision.bulk.embed_table import embed_table
 from datasette_vision.bulk.load import load
 from datasette_vision.engine.vision import Vision
-from datasette_vision.plugin.server.auto_embed import AutoEmbed
+from datasette_vision.plugin.server.auto_embed import AutoEmbedder
 from datasette_vision.plugin.server.compatibility import IS_1_0, open_reader
 from datasette_vision.plugin.server.state import state_of
 from tests import pictures
@@ -230,7 +230,7 @@ def test_a_database_that_others_write_to_all_the_time_keeps_nobody_awake(tmp_pat
 @contextlib.asynccontextmanager
 async def running(
     photos: Photos, config: Any = None, more: Sequence[Path] = (), **metadata: Any
-) -> AsyncIterator[tuple[Datasette, AutoEmbed]]:
+) -> AsyncIterator[tuple[Datasette, AutoEmbedder]]:
     """A Datasette whose tables are kept in step, without a server around it."""
     plugins = {"plugins": configured() if config is None else config, **metadata}
     datasette = Datasette([str(photos.path), *map(str, more)], **{"config" if IS_1_0 else "metadata": plugins})

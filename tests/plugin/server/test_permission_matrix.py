@@ -36,7 +36,7 @@ from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.plugin.server.permissions import INFER, METRICS
 from datasette_vision.plugin.server.state import state_of
 from datasette_vision.sql.table import FUNCTIONS
-from datasette_vision.tables.schema import Row, SideTable, content_hash
+from datasette_vision.tables.schema import SideTable, SideTableRow, content_hash
 from datasette_vision.vectors import embedding as vectors
 from tests import pictures
 
@@ -250,7 +250,7 @@ def add_side_table(connection: sqlite3.Connection, table: str, vision: Vision) -
     side.create(connection)
     embedding = vectors.encode(vision.embed_text(f"the row of {table}", MODEL))
     key = "1" if table == "zzveiled" else 1  # in a view Datasette's addresses find texts alone
-    side.write(connection, [Row((key,), "picture", MODEL, content_hash(table.encode()), embedding)])
+    side.write(connection, [SideTableRow((key,), "picture", MODEL, content_hash(table.encode()), embedding)])
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from datasette.plugins import pm
 from datasette_vision.bulk import photos
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.tables import change_log as generations
-from datasette_vision.tables.schema import Row, SideTable
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.tables.side_tables import own_tables
 
 ROOT = {"id": "root"}
@@ -28,7 +28,7 @@ HIDDEN = {"databases": {"pub": {"tables": {"hidden": {"allow": ONLY_ALICE}, "sec
 def add_side_table(connection: sqlite3.Connection, table: str) -> None:
     side = SideTable(table, ("id",))
     side.create(connection)
-    side.write(connection, [Row((1,), "name", "tiny", SECRET, None, "it could not be read")])
+    side.write(connection, [SideTableRow((1,), "name", "tiny", SECRET, None, "it could not be read")])
 
 
 @pytest.fixture
