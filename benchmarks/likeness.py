@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance
 from datasette_vision.demo.demo import read_archive
 from datasette_vision.errors import InvalidImage
 from datasette_vision.images import decode as images
-from datasette_vision.images import perceptual_hash as likeness
+from datasette_vision.images import perceptual_hash
 
 
 def coded(picture: Image.Image, image_format: str, quality: int) -> Image.Image:
@@ -73,7 +73,7 @@ def difference(a: bytes | None, b: bytes | None) -> tuple[int, int] | None:
 
 def found(pairs: list[tuple[int, int] | None]) -> str:
     there = [pair for pair in pairs if pair is not None]
-    near = sum(low <= likeness.MAX_LOW and all_ <= likeness.MAX_ALL for low, all_ in there)
+    near = sum(low <= perceptual_hash.MAX_LOW and all_ <= perceptual_hash.MAX_ALL for low, all_ in there)
     low, every = np.array(there).T
     return (
         f"{100 * near / len(there):7.3f} % grouped; bits of the lower half: median {np.median(low):.0f},"
@@ -84,26 +84,26 @@ def found(pairs: list[tuple[int, int] | None]) -> str:
 
 def main() -> None:
     pictures = list(samples(sys.argv[1] if len(sys.argv) > 1 else None))
-    hashes = [likeness.perceptual_hash(picture) for picture in pictures]
+    hashes = [perceptual_hash.perceptual_hash(picture) for picture in pictures]
     print(f"{len(pictures)} pictures, {sum(one is None for one in hashes)} of them without detail")
     for name, copy in COPIES.items():
         pairs = [
-            difference(one, likeness.perceptual_hash(copy(picture)))
+            difference(one, perceptual_hash.perceptual_hash(copy(picture)))
             for one, picture in zip(hashes, pictures, strict=True)
         ]
         print(f"{name:29}{found(pairs)}")
     others = [difference(a, b) for number, a in enumerate(hashes) for b in hashes[:number]]
     print(f"{'another picture':29}{found(others)}")
     began = time.perf_counter()
-    likeness.perceptual_hash(pictures[0])
+    perceptual_hash.perceptual_hash(pictures[0])
     print(f"a hash: {1000 * (time.perf_counter() - began):.1f} ms")
     for count in (100_000, 1_000_000):
-        random = np.random.default_rng(1).integers(0, 256, (count, likeness.BYTES), dtype=np.uint8)
+        random = np.random.default_rng(1).integers(0, 256, (count, perceptual_hash.BYTES), dtype=np.uint8)
         random[1::50] = random[::50]
         random[1::50, 3] ^= 1
         rows = [row.tobytes() for row in random]
         began = time.perf_counter()
-        groups = likeness.groups(rows)
+        groups = perceptual_hash.groups(rows)
         seconds = time.perf_counter() - began
         print(f"groups of {count:,}: {seconds:.1f} s, {(groups != np.arange(count)).sum():,} duplicates found")
 

@@ -42,10 +42,10 @@ def job(folder: Path, workers: int, model: str, models_dir: str | None) -> None:
     if workers:
         import ray
 
-        from datasette_vision.files.ray import cluster as ray_cluster
+        from datasette_vision.files.ray import cluster
         from datasette_vision.files.ray import job as ray_job
 
-        ray_cluster.settle()
+        cluster.settle()
         ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as out:
         wanted = Job((str(folder),), out, model, rows_per_file=BLOCK)

@@ -226,9 +226,9 @@ def measure_driver(blocks: int) -> None:
     import ray
     import ray.data
 
-    from datasette_vision.files.ray import cluster as ray_cluster
+    from datasette_vision.files.ray import cluster
 
-    ray_cluster.settle()
+    cluster.settle()
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     table = pa.table({"path": [f"s3://bucket/photos/{number:09}.jpg" for number in range(BLOCK)]})

@@ -26,10 +26,10 @@ import numpy as np
 
 from datasette_vision.engine.vision import Vision
 from datasette_vision.retrieval.search import Searcher
-from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables import side_tables
 from datasette_vision.tables.schema import PREFIX, SideTable, SideTableRow
 from datasette_vision.vectors import embedding as vectors
-from datasette_vision.vectors import index_file as indexfile
+from datasette_vision.vectors import index_file
 from tests import pictures
 from tests.paths import ROOT
 
@@ -184,12 +184,12 @@ def database_end(folder: Path) -> End:
         for (table,) in connection.execute("select name from sqlite_master where type = 'table'").fetchall():
             if table != LOG:
                 end[f"rows of {table}"] = _rows(connection, table)
-        for source in sidetables.sources(connection):
-            for model, column in sidetables.pairs(connection, source):
+        for source in side_tables.sources(connection):
+            for model, column in side_tables.pairs(connection, source):
                 end[f"search of {source.table}"] = _answers(folder, source.table, model, column)
     for file in sorted(folder.rglob("*.index")):
-        indexfile.verify(file)
-        saved = indexfile.load(file)
+        index_file.verify(file)
+        saved = index_file.load(file)
         end[file.name] = (saved.about | {"state": None}, type(saved.base).__name__, sorted(saved.base.labels.tolist()))
     return end
 

@@ -38,7 +38,7 @@ from datasette_vision.retrieval.index_entry import IndexEntry
 from datasette_vision.retrieval.indexes import Indexes
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.tables.schema import SideTable
-from datasette_vision.vectors import index_file as indexfile
+from datasette_vision.vectors import index_file
 from tests import kills, pictures
 from tests.kills import SCENARIOS, Scenario
 from tests.paths import ROOT
@@ -111,7 +111,7 @@ def test_a_graph_that_does_not_fit_on_the_disk_is_an_oserror(tmp_path: Path) -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(OSError, match=r"x\.index"):
-            indexfile.save(tmp_path / "x.index", {}, base, None, 64)
+            index_file.save(tmp_path / "x.index", {}, base, None, 64)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import sqlite3
 
 import numpy as np
 
-from datasette_vision.images import perceptual_hash as likeness
+from datasette_vision.images import perceptual_hash
 from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import Transactions, Writer
 
@@ -39,7 +39,7 @@ def write_groups(reader: sqlite3.Connection, writer: Writer, table: str) -> int:
         )
     }
     there = [number for number, key in enumerate(ids) if key not in gone]
-    first = likeness.groups([hashes[number] for number in there])
+    first = perceptual_hash.groups([hashes[number] for number in there])
     sizes = np.bincount(first, minlength=len(there))
     wanted = {ids[there[n]]: ids[there[one]] for n, one in enumerate(first.tolist()) if sizes[one] > 1}
     for same in equal.values():

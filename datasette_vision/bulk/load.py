@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasette_vision.bulk import duplicates, photos
-from datasette_vision.bulk import embed_table as jobs
+from datasette_vision.bulk import duplicates, embed_table, photos
 from datasette_vision.bulk.embed_table import Summary
 from datasette_vision.bulk.folders import Walk
 from datasette_vision.bulk.photo_rows import COLUMN, FileToRead, PhotoTable
@@ -89,7 +88,7 @@ def load(
         where = str(Path(base).expanduser().resolve()) if base is not None else _common(walk)
         where = photos.prepare(writer, table, where, pictures, move=base is not None)
         side = SideTable(table, ("id",))
-        jobs.prepare(writer, side, tower)
+        embed_table.prepare(writer, side, tower)
         summary = LoadSummary(total=walk.count())
         job = _Load(summary, walk, side, tower.model, where, pictures, vision, reader, finder)
         outcomes = embed(
@@ -114,7 +113,7 @@ def load(
         job.count_walk()
         if not summary.stopped:
             job.mark_gone(write)
-            summary.removed = jobs.remove_gone(write, SourceTable(reader, table), COLUMN)
+            summary.removed = embed_table.remove_gone(write, SourceTable(reader, table), COLUMN)
             summary.duplicates = duplicates.write_groups(reader, write, table)
         summary.seconds = time.monotonic() - began
         progress(summary)

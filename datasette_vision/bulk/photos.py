@@ -10,8 +10,7 @@ from typing import Any
 
 from datasette_vision.errors import InvalidArgument
 from datasette_vision.images import decode as images
-from datasette_vision.images import exif
-from datasette_vision.images import perceptual_hash as likeness
+from datasette_vision.images import exif, perceptual_hash
 from datasette_vision.images.decoder import Decoder
 from datasette_vision.tables.schema import LOADS
 from datasette_vision.util.sql_names import quote
@@ -65,7 +64,7 @@ def describe(content: bytes, pictures: Pictures, decoder: Decoder) -> Photo:
     if pictures.pixels:
         picture = seen = decoder.thumbnail(content, pictures.pixels)
     # Of the thumbnail where there is one: decoding twelve megapixels again takes longer than all the rest.
-    hashed = decoder.decode(seen, likeness.perceptual_hash, HASH_TARGET)
+    hashed = decoder.decode(seen, perceptual_hash.perceptual_hash, HASH_TARGET)
     return Photo(
         {
             "format": info["format"],

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datasette_vision.cli import search as cli_search
+from datasette_vision.cli import search
 from datasette_vision.cli.bulk import MAX_IMAGE_MB, SOME_FAILED, STOPPED
 from datasette_vision.cli.main import vision_errors, vision_group
 from datasette_vision.cli.models import models_dir_option
@@ -198,7 +198,7 @@ def import_embeddings(
         if indexed:
             for model in importer.models:
                 prepare = {"model": model, "column": importer.column, "check": False, "models_dir": None}
-                click.get_current_context().invoke(cli_search.index, database=database, table=table, **prepare)
+                click.get_current_context().invoke(search.index, database=database, table=table, **prepare)
     if summary.unmatched:
         sys.exit(SOME_FAILED)
 

@@ -103,19 +103,18 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
     always found. Up to some 500,000 embeddings of 512 numbers are compared all; beyond, they are put into a graph
     (HNSW), which takes minutes for a million.
     """
-    from datasette_vision.retrieval import index_work as indexwork
-    from datasette_vision.retrieval import recall
+    from datasette_vision.retrieval import index_work, recall
     from datasette_vision.retrieval.index_entry import file_of
     from datasette_vision.retrieval.search import Searcher
-    from datasette_vision.tables import change_log as generations
+    from datasette_vision.tables import change_log
     from datasette_vision.util.connections import snapshot
-    from datasette_vision.vectors import index_file as indexfile
+    from datasette_vision.vectors import index_file
     from datasette_vision.vectors.hnsw import HnswGraph
 
     with _opened(database, "ro") as connection, _vision(models_dir) as vision:
         searcher = Searcher(vision, improve=False)
         source = searcher.source(connection, table)
-        if generations.state(connection, source.schema, source.side.name) is None:
+        if change_log.state(connection, source.schema, source.side.name) is None:
             _note_changes(database, source)
         wanted = searcher.choose(connection, source, model, column)
         dimensions = searcher.dimensions(connection, wanted)
@@ -125,16 +124,16 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
         file = file_of(str(database.resolve()), wanted)
         if check:
             try:
-                indexfile.verify(file)
+                index_file.verify(file)
             except FileNotFoundError:
                 pass
-            except indexfile.UnusableIndex as error:
+            except index_file.UnusableIndex as error:
                 click.echo(f"{error}: it is made anew", err=True)
                 file.unlink()
         began = time.perf_counter()
         try:
             with snapshot(connection, "main"), _progress() as progress:
-                entry = indexwork.prepare(file, connection, wanted, dimensions, progress)
+                entry = index_work.prepare(file, connection, wanted, dimensions, progress)
         except OSError as error:
             raise StorageFailed(f"{file} cannot be written: {error}") from None
         assert entry.index is not None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasette_vision.config.settings import Config
-from datasette_vision.engine import services as serving
+from datasette_vision.engine import services
 from datasette_vision.engine.cache import EmbeddingCache, LabelSets
 from datasette_vision.engine.encoder import load_on
 from datasette_vision.engine.services import BulkTower, Services
@@ -50,7 +50,7 @@ class Vision:
         config: Config | None = None,
         *,
         store: ModelStore | None = None,
-        load: serving.MakeLoader = load_on,
+        load: services.MakeLoader = load_on,
     ) -> None:
         self.config = config or Config()
         models_dir = Path(self.config.models_dir).expanduser() if self.config.models_dir else None

@@ -18,7 +18,7 @@ import numpy as np
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidVector
 from datasette_vision.files.parquet import MODEL, batches, opened, shards, vectors_of
 from datasette_vision.files.storage import Place, place, storage_errors
-from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables import side_tables
 from datasette_vision.tables.row_matching import Matcher, key_of
 from datasette_vision.tables.schema import SideTable, SideTableRow, content_hash
 from datasette_vision.util.sql_names import quote
@@ -97,7 +97,7 @@ class Importer:
         self.summary = ImportSummary()
         self._connection = connection
         self._shards = [(shard, self._model(shard)) for source in plan.sources for shard in _shards_of(source)]
-        if plan.create and not sidetables.columns(connection, plan.table):
+        if plan.create and not side_tables.columns(connection, plan.table):
             connection.execute(CREATE.format(quote(plan.table)))
         self._matcher = Matcher(connection, plan.table, plan.on or plan.match)
         self._side = SideTable(plan.table, key_of(connection, plan.table))

@@ -15,9 +15,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from datasette_vision.errors import InvalidArgument, InvalidImage
-from datasette_vision.images import decode_memory as imagememory
-from datasette_vision.images import formats as imageformats
-from datasette_vision.images import tiff_tags as imagetags
+from datasette_vision.images import decode_memory, formats, tiff_tags
 from datasette_vision.images.color_modes import to_rgb
 from datasette_vision.images.data_uri import from_text
 from datasette_vision.images.formats import sniff
@@ -193,15 +191,15 @@ def _open(data: bytes, max_bytes: int | None) -> _Header:
     image_format = sniff(data)
     if image_format is None:
         raise InvalidImage(
-            imageformats.foreign(data)
-            or f"not an image of a known format ({', '.join(imageformats.FORMATS)}): "
+            formats.foreign(data)
+            or f"not an image of a known format ({', '.join(formats.FORMATS)}): "
             f"{len(data)} bytes that begin with {data[:8].hex(' ')}"
         )
-    exif, given = imageformats.split_jpeg(data) if image_format == "JPEG" else (b"", data)
-    if bomb := imagetags.tag_bomb(image_format, data) or imageformats.piece_bomb(image_format, given):
+    exif, given = formats.split_jpeg(data) if image_format == "JPEG" else (b"", data)
+    if bomb := tiff_tags.tag_bomb(image_format, data) or formats.piece_bomb(image_format, given):
         raise InvalidImage(f"corrupt {image_format} image: {bomb}")
     if image_format == "PNG":
-        given = imageformats.split_png(data)
+        given = formats.split_png(data)
     module, name = _DECODERS[image_format]
     try:
         decoder = getattr(importlib.import_module(module), name)
@@ -239,9 +237,11 @@ def _admitted(
         _admit(header, limits, target)
         if reservation is None:
             return header
-        size = imagememory.decoding(header.format, header.image, header.given, stored[0] * stored[1], header.turn != 1)
+        size = decode_memory.decoding(
+            header.format, header.image, header.given, stored[0] * stored[1], header.turn != 1
+        )
         if longest is not None:
-            size = max(size, imagememory.thumbnail(header.size, longest))
+            size = max(size, decode_memory.thumbnail(header.size, longest))
         what = f"this {header.format} image of {stored[0]}x{stored[1]} pixels"
         if reservation.held >= size or reservation.take(size, what, wait=False):
             return header
@@ -263,7 +263,7 @@ def _admit(header: _Header, limits: ImageLimits, target: int | None) -> None:
             header.image.draft(None, (2 * max(1, target),) * 2)
         except Exception as reason:
             raise _explain(header.format, header.data, "header", reason) from reason
-        if imageformats.is_read_in_strips(header.given):
+        if formats.is_read_in_strips(header.given):
             decoded = header.image.size[0] * header.image.size[1]
             allowed *= limits.strip_factor
     if pixels > allowed or decoded > limits.max_pixels:
@@ -327,7 +327,7 @@ def _exif(image_format: str, image: Any, segment: bytes, data: bytes) -> bytes:
     if image_format == "TIFF":
         return data
     # Not image.getexif(): it decodes a whole PNG to look behind its pixels, and raises on broken EXIF.
-    found = segment or image.info.get("exif") or (imageformats.png_exif(data) if image_format == "PNG" else b"")
+    found = segment or image.info.get("exif") or (formats.png_exif(data) if image_format == "PNG" else b"")
     return found if isinstance(found, bytes) else b""
 
 
@@ -337,8 +337,8 @@ def _orientation(image_format: str, image: Any, exif: bytes) -> tuple[int, int]:
         original = image.info.get("original_orientation") or 1
         return (original if 1 <= original <= 8 else 1), 1
     if image_format == "TIFF":  # Pillow turns it while loading
-        return imagetags.exif_orientation(exif), 1
-    orientation = imagetags.exif_orientation(exif)
+        return tiff_tags.exif_orientation(exif), 1
+    orientation = tiff_tags.exif_orientation(exif)
     if orientation == 1:
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or ""
         xmp = xmp.decode("latin-1") if isinstance(xmp, bytes) else xmp
@@ -351,7 +351,7 @@ def _explain(image_format: str, data: bytes, part: str, reason: Exception) -> In
     """Say in our words why a decoder gave up."""
     if isinstance(reason, MemoryError):
         return InvalidImage(f"decoding this {image_format} image needs more memory than there is")
-    missing = imageformats.truncation(image_format, data)
+    missing = formats.truncation(image_format, data)
     if missing:
         return InvalidImage(f"truncated {image_format} image: {missing}")
     detail = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasette_vision.images import formats as imageformats
+from datasette_vision.images import formats
 
 # Bytes a pixel of Pillow's modes in memory; 4 of all others.
 _SOURCE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
@@ -44,7 +44,7 @@ def decoding(image_format: str, image: Any, data: bytes, stored_pixels: int, tur
         peak = max(peak, 2 * _RGB * pixels)
     elif height > width:  # what is cut out of a tall picture to be resized is copied: see preprocess.py
         peak = max(peak, _RGB * (pixels + width * width))
-    if image_format == "JPEG" and not imageformats.is_read_in_strips(data):
+    if image_format == "JPEG" and not formats.is_read_in_strips(data):
         peak = max(peak, pixels * source + _COEFFICIENT * max(1, len(image.layer)) * stored_pixels)
     elif image_format == "TIFF":
         upright = 2 if image.tag_v2.get(0x0112, 1) != 1 else 1  # Pillow turns it, in the mode of the file

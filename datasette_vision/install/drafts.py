@@ -14,8 +14,7 @@ import numpy as np
 from datasette_vision.engine.tokenizer import Tokenizer
 from datasette_vision.errors import InstallFailed, InvalidArgument
 from datasette_vision.images.preprocess import Preprocess
-from datasette_vision.install import graphs, preprocessors, samples, trial
-from datasette_vision.install import text_towers as texttowers
+from datasette_vision.install import graphs, preprocessors, samples, text_towers, trial
 from datasette_vision.install.labels import labels_of, read_labels
 from datasette_vision.install.origins import UNKNOWN_LICENCE, Origin, Say, read_json
 from datasette_vision.install.sources import Classifier, Graphs, Towers, choose_precisions
@@ -50,7 +49,7 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, say: Say) -> Draf
     tokenizer = staging / "tokenizer.json"
     text_origin = layout.text.origin
     tokenizer_name = _beside(layout.text, ("tokenizer.json",))
-    lowered = texttowers.write_tokenizer(text_origin, tokenizer_name, tokenizer)
+    lowered = text_towers.write_tokenizer(text_origin, tokenizer_name, tokenizer)
 
     any_image = next(iter(image_files.values()))
     image = graphs.image_ports(any_image)
@@ -61,7 +60,7 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, say: Say) -> Draf
     )
     reference = text_files.get("fp32", next(iter(text_files.values())))
     row = wishes.row
-    tower = texttowers.describe(
+    tower = text_towers.describe(
         text_origin,
         tokenizer_name,
         reference,
@@ -263,7 +262,7 @@ def _scale(layout: Towers, row: CatalogRow | None, say: Say) -> dict[str, Any]:
             "logit_bias": float(config["logit_bias"]),
             "activation": "sigmoid",
         }
-    if config.get("model_type") in texttowers.SIGLIP:
+    if config.get("model_type") in text_towers.SIGLIP:
         say("  its trained scale and bias are not among these files: scores over labels will be a softmax, as CLIP's")
     return {
         "logit_scale": float(config.get("logit_scale") or CLIP_LOGIT_SCALE),

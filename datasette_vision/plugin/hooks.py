@@ -14,20 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from datasette import hookimpl
 
-from datasette_vision.cli import bulk as cli_bulk
-from datasette_vision.cli import files as cli_files
-from datasette_vision.cli import models as cli_models
-from datasette_vision.cli import search as cli_search
+from datasette_vision.cli import bulk, files, models, search
 from datasette_vision.cli.main import vision_group
 from datasette_vision.plugin.api import table
-from datasette_vision.plugin.checks import command as cli_check
+from datasette_vision.plugin.checks import command
 from datasette_vision.plugin.http import answers, crowd, routes
 from datasette_vision.plugin.http import cross_origin as crossorigin
 from datasette_vision.plugin.pages import cells, links, pages
 from datasette_vision.plugin.queries import queries, sqlite_limits
 from datasette_vision.plugin.queries.rules import rules_of
-from datasette_vision.plugin.server import permissions, recovery
-from datasette_vision.plugin.server import side_table_permissions as sidepermissions
+from datasette_vision.plugin.server import permissions, recovery, side_table_permissions
 from datasette_vision.plugin.server.state import state_of
 
 if TYPE_CHECKING:
@@ -86,11 +82,11 @@ def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
 @hookimpl
 def register_commands(cli: click.Group) -> None:
     """Add the commands of `datasette vision`."""
-    assert cli_models  # its commands are in the group because it is imported
-    assert cli_files
-    assert cli_search
-    assert cli_bulk
-    assert cli_check
+    assert models  # its commands are in the group because it is imported
+    assert files
+    assert search
+    assert bulk
+    assert command
     cli.add_command(vision_group)
 
 
@@ -145,19 +141,19 @@ def permission_allowed(datasette: Datasette, actor: dict[str, Any] | None, actio
 @hookimpl(optionalhook=True, specname="permission_resources_sql")
 def side_table_rules(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
     """Deny side tables to those who may not see their sources. Datasette 1.0 only."""
-    return sidepermissions.rules(datasette, actor, action)
+    return side_table_permissions.rules(datasette, actor, action)
 
 
 @hookimpl(optionalhook=True, specname="permission_allowed", trylast=True)  # the last word is the one that counts
 def side_table_opinion(datasette: Datasette, actor: dict[str, Any] | None, action: str, resource: Any) -> Any:
     """Deny side tables to those who may not see their sources. Datasette 0.65 only."""
-    return sidepermissions.opinion(datasette, actor, action, resource)
+    return side_table_permissions.opinion(datasette, actor, action, resource)
 
 
 @hookimpl(specname="asgi_wrapper")
 def side_table_requests(datasette: Datasette) -> Any:
     """Find out once in a request who may see side tables."""
-    return sidepermissions.watch
+    return side_table_permissions.watch
 
 
 @hookimpl

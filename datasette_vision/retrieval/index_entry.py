@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from datasette_vision.tables import change_log as generations
+from datasette_vision.tables import change_log
 from datasette_vision.tables.change_log import State
 from datasette_vision.tables.side_reader import BATCH, Embeddings
-from datasette_vision.vectors import index_file as indexfile
+from datasette_vision.vectors import index_file
 from datasette_vision.vectors.eight_bit import Flat, Mask, coded, empty
 from datasette_vision.vectors.hnsw import HnswGraph
 from datasette_vision.vectors.index import Index, View
@@ -98,7 +98,7 @@ class IndexEntry:
     ) -> None:
         """Read the whole table, as a connection sees it within one snapshot. `progress` gets (rows, of how many)."""
         place = wanted.source.schema, wanted.source.side.name
-        state = generations.state(connection, *place)
+        state = change_log.state(connection, *place)
         total = wanted.count(connection)
         rows, count = empty(dimensions, total), 0
         for labels, vectors in wanted.read(connection, dimensions):
@@ -107,7 +107,7 @@ class IndexEntry:
             rows.put(batch, count)
             count += len(batch)
             progress(count, total)
-        history = generations.recent(connection, *place, HISTORY)
+        history = change_log.recent(connection, *place, HISTORY)
         with self.lock:
             self._put(Index(rows.first(count), dimensions), state, history)
             self.saved_at = None
@@ -115,19 +115,19 @@ class IndexEntry:
     def open(self, path: Path, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int) -> bool:
         """Open what was saved and bring in what has changed since; say whether that could be done."""
         try:
-            saved = indexfile.load(path)
+            saved = index_file.load(path)
         except OSError:
             return False
         except UnusableIndex as error:
             logger.warning("%s: it is made anew", error)
             return False
         place = wanted.source.schema, wanted.source.side.name
-        state = generations.state(connection, *place)
+        state = change_log.state(connection, *place)
         if state is None or saved.about | _about(wanted, dimensions, None) != saved.about:
             return False
         before = State(*saved.about["state"])
         limit = max(HISTORY, len(saved.base) // CHANGED_PART)
-        changes = [] if before == state else generations.changes(connection, *place, before, limit)
+        changes = [] if before == state else change_log.changes(connection, *place, before, limit)
         index = Index(saved.base, dimensions, saved.alive)
         if changes is None or not _fits(index, connection, wanted, {row for _, row in changes}):
             logger.info("%s is of another state of the table: it is made anew", path)
@@ -137,7 +137,7 @@ class IndexEntry:
             self.saved_at = self.changed
             self.bring_in(connection, wanted, changes, state)
             self.history.clear()
-            self.history.extend(generations.recent(connection, *place, HISTORY))
+            self.history.extend(change_log.recent(connection, *place, HISTORY))
         return True
 
     def moment(self) -> Moment:
@@ -159,8 +159,8 @@ class IndexEntry:
             assert then.state is not None
             about = _about(wanted, then.index.dimensions, then.state)
             try:
-                indexfile.save(path, about, base, alive, then.index.dimensions)
-                base = indexfile.load(path).base
+                index_file.save(path, about, base, alive, then.index.dimensions)
+                base = index_file.load(path).base
             except OSError as error:
                 problem = error
         with self.lock:

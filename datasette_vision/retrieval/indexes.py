@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from datasette_vision.errors import Busy
-from datasette_vision.retrieval import index_work as indexwork
+from datasette_vision.retrieval import index_work
 from datasette_vision.retrieval.index_entry import IndexEntry, file_of
 from datasette_vision.retrieval.index_work import Step
-from datasette_vision.tables import change_log as generations
+from datasette_vision.tables import change_log
 from datasette_vision.tables.change_log import State
 from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.util.caller import current
@@ -146,7 +146,7 @@ class Indexes:
             return None
         rows = entry.since(state)
         if rows is None:
-            changes = generations.changes(connection, *_place(wanted), entry.state, SOME)
+            changes = change_log.changes(connection, *_place(wanted), entry.state, SOME)
             if changes is None:
                 return None
             rows = [row for _, row in changes]
@@ -202,7 +202,7 @@ class Indexes:
         self, key: tuple[str, ...], entry: IndexEntry, connection: sqlite3.Connection, wanted: Embeddings
     ) -> None:
         """Begin what is worth doing for an index in the background, unless that is under way."""
-        step = indexwork.next_step(entry)
+        step = index_work.next_step(entry)
         if not self._improves or step is None or self._stopped.is_set():
             return
         if not key[0] and step is not Step.GRAPH:
@@ -253,13 +253,13 @@ class Indexes:
         def go_on(step: str, done: int, total: int) -> bool:
             return not (stopping.is_set() or self._stopped.is_set())
 
-        while step := indexwork.next_step(entry):
+        while step := index_work.next_step(entry):
             if path is None and step is not Step.GRAPH:
                 return
             logger.info("index of %s: %s", wanted.source.table, step.value)
             if step is Step.ANEW:
                 entry = self._anew(key, entry, connect, wanted)
-            elif not indexwork.carry_out(entry, step, path, wanted, go_on, threads):
+            elif not index_work.carry_out(entry, step, path, wanted, go_on, threads):
                 return
 
     def _anew(

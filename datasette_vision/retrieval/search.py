@@ -20,8 +20,7 @@ from datasette_vision.errors import (
 from datasette_vision.images import decode as images
 from datasette_vision.retrieval.hits import Hit, IndexMismatch, from_index, from_table
 from datasette_vision.retrieval.indexes import Indexes, KeepAwake
-from datasette_vision.tables import change_log as generations
-from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables import change_log, side_tables
 from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.tables.side_tables import EmbeddedSource
 from datasette_vision.util.connections import database_path, snapshot
@@ -103,16 +102,16 @@ class Searcher:
         if dot:
             places += [(schema, after) for schema in schemas if schema.lower() == before.lower()]
         for schema, name in places:
-            found = sidetables.find(connection, name, schema)
+            found = side_tables.find(connection, name, schema)
             if found is not None:
                 return found
         for schema, name in places:
-            if sidetables.columns(connection, name, schema):
+            if side_tables.columns(connection, name, schema):
                 file = database_path(connection, schema).rpartition("/")[2] or "DATABASE"
                 raise NotEmbedded(
                     f"{name} has no embeddings yet: make them with `datasette vision embed {file} {name}`"
                 )
-        there = [found.table for schema in schemas for found in sidetables.sources(connection, schema)]
+        there = [found.table for schema in schemas for found in side_tables.sources(connection, schema)]
         shown = table if len(table) <= 64 else table[:64] + "…"
         raise NotEmbedded(f"there is no table or view {shown!r}; embedded are: {', '.join(there) or 'none'}")
 
@@ -125,7 +124,7 @@ class Searcher:
         model: str | None,
         column: str | None,
     ) -> list[Hit]:
-        state = generations.state(connection, source.schema, source.side.name)
+        state = change_log.state(connection, source.schema, source.side.name)
         wanted = self.choose(connection, source, model, column)
         dimensions = self.dimensions(connection, wanted)
         if dimensions is None:
@@ -160,7 +159,7 @@ class Searcher:
         column: str | None = None,
     ) -> Embeddings:
         """Return the embeddings that a search for this model and column is about. Raises as search() does."""
-        pairs = sidetables.pairs(connection, source)
+        pairs = side_tables.pairs(connection, source)
         if not pairs:
             raise NotEmbedded(f"{source.table} has no embeddings yet: its side table is empty")
         columns: dict[str, list[str]] = {}

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 
 from datasette_vision.errors import InvalidArgument
-from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables import side_tables
 from datasette_vision.util.sql_names import quote, rowid_name
 
 # Temporary tables, of this connection alone.
@@ -19,14 +19,14 @@ def key_of(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
 
     Raises InvalidArgument when it has none of these: a view, say, that has not been embedded yet.
     """
-    found = sidetables.find(connection, table)
+    found = side_tables.find(connection, table)
     if found is not None:
         return found.key
-    key = sidetables.primary_key(connection, table)
+    key = side_tables.primary_key(connection, table)
     if key:
         return key
     is_table = "select 1 from sqlite_master where type = 'table' and name = ? collate nocase"
-    rowid = rowid_name(sidetables.columns(connection, table))
+    rowid = rowid_name(side_tables.columns(connection, table))
     if rowid is None or connection.execute(is_table, [table]).fetchone() is None:
         raise InvalidArgument(f"{table} has no key by which its rows could be known")
     return (rowid,)
@@ -40,7 +40,7 @@ class Matcher:
     """
 
     def __init__(self, connection: sqlite3.Connection, table: str, column: str) -> None:
-        columns = sidetables.columns(connection, table)
+        columns = side_tables.columns(connection, table)
         if not columns:
             raise InvalidArgument(f"there is no table {table!r}: --create makes it, of the rows of the Parquet files")
         if column not in columns:

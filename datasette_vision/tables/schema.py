@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from datasette_vision.tables import change_log as generations
+from datasette_vision.tables import change_log
 from datasette_vision.util.sql_names import quote as quote
 
 PREFIX = "_vision_"
@@ -18,7 +18,7 @@ OWN_COLUMNS = ("source_column", "model", "content_hash", "embedding", "error", "
 # The tables that keep books and hold nothing for readers, with their columns.
 LOADS = "_visionloads"
 BOOKKEEPING = {
-    generations.LOG: ("side_table", "generation", "row", "stamp"),
+    change_log.LOG: ("side_table", "generation", "row", "stamp"),
     LOADS: ("name", "base", "pictures"),
 }
 
@@ -79,7 +79,7 @@ class SideTable:
             f"create index if not exists {quote('_vision-models-' + self.name)}"
             f" on {quote(self.name)} (model, source_column, error)"
         )
-        generations.install(connection, self.name, (*self.key_columns, "source_column", "model"))
+        change_log.install(connection, self.name, (*self.key_columns, "source_column", "model"))
 
     def _kinds(self, connection: sqlite3.Connection) -> list[str]:
         """Return the types of the key column(s), with a space before, that give them the affinity they have in the

@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
-from datasette_vision.bulk import sync as keeping
+from datasette_vision.bulk import sync
 from datasette_vision.bulk.embed_table import Summary, embed_table
 from datasette_vision.bulk.sync import Means, SyncedColumn
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument, UnknownModel
 from datasette_vision.models.store import ModelStore
-from datasette_vision.tables import diff as drift
-from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables import diff, side_tables
 from datasette_vision.tables.diff import ContentCheck, Glance, glance
 from datasette_vision.tables.rows import connected
 from datasette_vision.util.transactions import writer_on
@@ -59,13 +58,13 @@ class Place:
 
     def insert(self, table: str, *values: tuple[object, ...]) -> None:
         marks = ", ".join("?" * len(values[0]))
-        self.connection.executemany(f"insert into {drift.quote(table)} values ({marks})", values)
+        self.connection.executemany(f"insert into {diff.quote(table)} values ({marks})", values)
 
     def embed(self, table: str, **options: Any) -> Summary:
         return embed_table(self.path, table, vision=self.vision, **options)
 
-    def source(self, table: str) -> sidetables.EmbeddedSource:
-        found = sidetables.find(self.reader, table)
+    def source(self, table: str) -> side_tables.EmbeddedSource:
+        found = side_tables.find(self.reader, table)
         assert found is not None
         return found
 
@@ -74,7 +73,7 @@ class Place:
 
     def check(self, table: str, column: str = "image", kind: str = "images") -> list[Any]:
         source = self.source(table)
-        check = ContentCheck(drift.opened(self.reader, source), column, "fake", kind, 100_000)
+        check = ContentCheck(diff.opened(self.reader, source), column, "fake", kind, 100_000)
         found, done = check.run(60, 1000)
         assert done
         return found
@@ -104,7 +103,7 @@ class Place:
                 kept.changed()
             self.now += 1000
             kept.step(self.reader)
-            if kept.report.checked and kept.report.state == keeping.IN_STEP:
+            if kept.report.checked and kept.report.state == sync.IN_STEP:
                 return
         pytest.fail(f"never in step: {kept.report}")
 
@@ -146,7 +145,7 @@ def test_a_glance_counts_by_keys(photos: Place) -> None:
     photos.embed("photos")
     assert photos.glance("photos")[:4] == (11, 11, 0, 1)
     source = photos.source("photos")
-    assert drift.failures(photos.reader, source, "image", "fake", 20) == [
+    assert diff.failures(photos.reader, source, "image", "fake", 20) == [
         ("id 100", photos.execute("select error from _vision_photos where id = 100")[0][0])
     ]
 
@@ -280,7 +279,7 @@ def test_looking_and_reading_rest_in_between(photos: Place, monkeypatch: pytest.
         photos.now += 2  # the look takes two seconds
         return glance(*arguments)
 
-    monkeypatch.setattr(keeping, "glance", slow)
+    monkeypatch.setattr(sync, "glance", slow)
     for _ in range(100):
         kept.changed()
         kept.step(photos.reader)
@@ -294,7 +293,7 @@ def test_few_are_in_the_queue_at_a_time(photos: Place, counting: fakes.CountingL
     counting.batches.clear()
     photos.settle(photos.kept("photos"))
     assert sum(counting.batches) == 60
-    assert max(counting.batches) <= keeping.MAX_QUEUED
+    assert max(counting.batches) <= sync.MAX_QUEUED
 
 
 def test_what_somebody_else_is_at_is_left_to_them(photos: Place, counting: fakes.CountingLoads) -> None:
@@ -306,7 +305,7 @@ def test_what_somebody_else_is_at_is_left_to_them(photos: Place, counting: fakes
     photos.now += 1000
     kept.changed()
     kept.step(photos.reader)
-    assert kept.report.state == keeping.WAITING
+    assert kept.report.state == sync.WAITING
     assert kept.report.queued == 7
     assert counting.batches == []
     photos.now += 1000

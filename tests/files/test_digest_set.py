@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from datasette_vision.files import digest_set as known
+from datasette_vision.files import digest_set
 from datasette_vision.files.digest_set import DigestSet
 
 
@@ -31,7 +31,7 @@ def test_add_says_what_is_new() -> None:
 
 def test_many_merges(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same answers when most of the set has long been sorted away."""
-    monkeypatch.setattr(known, "FEWEST_PENDING", 3)
+    monkeypatch.setattr(digest_set, "FEWEST_PENDING", 3)
     found = DigestSet()
     for number in range(500):
         assert found.add(str(number % 250)) == (number < 250)
@@ -41,8 +41,8 @@ def test_many_merges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_digests_that_end_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy cuts zeros off the end of bytes: they must not make two texts one, nor hide one."""
-    monkeypatch.setattr(known, "_key", lambda text: text.encode().ljust(16, b"\0"))
-    monkeypatch.setattr(known, "FEWEST_PENDING", 1)
+    monkeypatch.setattr(digest_set, "_key", lambda text: text.encode().ljust(16, b"\0"))
+    monkeypatch.setattr(digest_set, "FEWEST_PENDING", 1)
     found = DigestSet(["a", "ab"])
     assert [text in found for text in ("a", "ab", "b", "abc")] == [True, True, False, False]
     assert found.contains(["a", "b", "abc"]).tolist() == [True, False, False]

@@ -17,7 +17,7 @@ pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
 from datasette_vision.engine.vision import Vision  # noqa: E402
-from datasette_vision.files import import_embeddings as importing  # noqa: E402
+from datasette_vision.files import import_embeddings  # noqa: E402
 from datasette_vision.files.parquet import ImageRow, Output, OutputForm  # noqa: E402
 from datasette_vision.retrieval.search import Searcher  # noqa: E402
 from datasette_vision.tables.schema import SideTable  # noqa: E402
@@ -124,23 +124,23 @@ def test_stopped_half_way(
     connection: sqlite3.Connection, database: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was written stays, and the next import goes on from there."""
-    monkeypatch.setattr(importing, "BATCH_ROWS", 7)
-    whole = importing.Importer._write
+    monkeypatch.setattr(import_embeddings, "BATCH_ROWS", 7)
+    whole = import_embeddings.Importer._write
     batches = iter(range(3))
 
-    def stopped(self: importing.Importer, *arguments: Any) -> importing.ImportSummary:
+    def stopped(self: import_embeddings.Importer, *arguments: Any) -> import_embeddings.ImportSummary:
         if next(batches, None) is None:
             whole(self, *arguments)
             raise KeyboardInterrupt
         return whole(self, *arguments)
 
-    monkeypatch.setattr(importing.Importer, "_write", stopped)
+    monkeypatch.setattr(import_embeddings.Importer, "_write", stopped)
     result = run(database, "photos", shards)
     assert result.exit_code == 130
     assert "Stopped: what was written stays. To go on: datasette" in result.output
     there = len(stored(connection))
     assert there in range(16, 22)
-    monkeypatch.setattr(importing.Importer, "_write", whole)
+    monkeypatch.setattr(import_embeddings.Importer, "_write", whole)
     result = run(database, "photos", shards)
     assert f"{there} unchanged" in result.output
     assert stored(connection) == expected()
@@ -354,11 +354,11 @@ def test_another_may_write_meanwhile(
     connection: sqlite3.Connection, database: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two transactions the database is free."""
-    monkeypatch.setattr(importing, "BATCH_ROWS", 7)
+    monkeypatch.setattr(import_embeddings, "BATCH_ROWS", 7)
     importer_connection = sqlite3.connect(database, isolation_level=None)
-    importer = importing.Importer(importer_connection, importing.Plan("photos", (str(shards),)))
+    importer = import_embeddings.Importer(importer_connection, import_embeddings.Plan("photos", (str(shards),)))
 
-    def told(summary: importing.ImportSummary) -> None:
+    def told(summary: import_embeddings.ImportSummary) -> None:
         other = sqlite3.connect(database, timeout=0)
         with other:
             other.execute("insert into photos (path) values ('new')")
@@ -371,9 +371,9 @@ def test_another_may_write_meanwhile(
 def test_pyarrow_is_asked_for(database: Path, connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pyarrow", "pyarrow.fs"):
         monkeypatch.setitem(sys.modules, name, None)
-    from datasette_vision.files import storage as places
+    from datasette_vision.files import storage
 
-    places._local.cache_clear()
+    storage._local.cache_clear()
     result = run(database, "photos", "x.parquet")
     assert result.exit_code == 11
     assert "pip install 'datasette-vision[parquet]'" in result.output

@@ -11,7 +11,7 @@ import pytest
 
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import ModelCorrupt
-from datasette_vision.files import model_transfer as shipping
+from datasette_vision.files import model_transfer
 from datasette_vision.models.store import ModelStore
 from tests import fakes, pictures
 
@@ -24,23 +24,23 @@ def store(tmp_path: Path) -> ModelStore:
 
 def test_it_arrives(store: ModelStore, tmp_path: Path) -> None:
     """The image tower alone, and it answers as the original."""
-    package = shipping.pack(store.find("fake"))
+    package = model_transfer.pack(store.find("fake"))
     assert "manifest.json" in package.files
     assert not any("text" in name or "tokenizer" in name for name in package.files)
-    there = shipping.unpack(package, tmp_path / "there")
-    assert shipping.has(there, "fake", package.fingerprint)
+    there = model_transfer.unpack(package, tmp_path / "there")
+    assert model_transfer.has(there, "fake", package.fingerprint)
     image = pictures.jpeg()
     assert (Vision(store=there).embed_image(image, "fake") == Vision(store=store).embed_image(image, "fake")).all()
-    assert shipping.unpack(package, tmp_path / "there").find("fake").folder == there.find("fake").folder
+    assert model_transfer.unpack(package, tmp_path / "there").find("fake").folder == there.find("fake").folder
 
 
 def test_many_at_once(store: ModelStore, tmp_path: Path) -> None:
-    package = shipping.pack(store.find("fake"))
+    package = model_transfer.pack(store.find("fake"))
     failed: list[BaseException] = []
 
     def unpack() -> None:
         try:
-            found = shipping.unpack(package, tmp_path / "there").find("fake")
+            found = model_transfer.unpack(package, tmp_path / "there").find("fake")
             found.path(found.manifest.image.file)
         except BaseException as error:
             failed.append(error)
@@ -56,20 +56,20 @@ def test_many_at_once(store: ModelStore, tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_what_decides_the_embeddings(store: ModelStore) -> None:
     manifest = store.find("fake").manifest
-    mark = shipping.fingerprint(manifest)
+    mark = model_transfer.fingerprint(manifest)
     same = dataclasses.replace(manifest, identity="x", made_with={"by": "another"}, description="d", labels=())
-    assert shipping.fingerprint(same) == mark
+    assert model_transfer.fingerprint(same) == mark
     spec = dataclasses.replace(manifest.preprocess, resample="nearest")
-    assert shipping.fingerprint(dataclasses.replace(manifest, preprocess=spec)) != mark
+    assert model_transfer.fingerprint(dataclasses.replace(manifest, preprocess=spec)) != mark
     files = tuple(dataclasses.replace(file, sha256="0" * 64) for file in manifest.files)
-    assert shipping.fingerprint(dataclasses.replace(manifest, files=files)) != mark
+    assert model_transfer.fingerprint(dataclasses.replace(manifest, files=files)) != mark
 
 
 def test_what_is_not_there(store: ModelStore) -> None:
-    mark = shipping.fingerprint(store.find("fake").manifest)
-    assert shipping.has(store, "fake", mark)
-    assert not shipping.has(store, "fake", "other")
-    assert not shipping.has(store, "nosuch", mark)
+    mark = model_transfer.fingerprint(store.find("fake").manifest)
+    assert model_transfer.has(store, "fake", mark)
+    assert not model_transfer.has(store, "fake", "other")
+    assert not model_transfer.has(store, "nosuch", mark)
 
 
 def test_a_damaged_model_is_not_sent(store: ModelStore) -> None:
@@ -77,12 +77,12 @@ def test_a_damaged_model_is_not_sent(store: ModelStore) -> None:
     path = model.folder / model.manifest.image.file
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(ModelCorrupt):
-        shipping.pack(model)
+        model_transfer.pack(model)
 
 
 def test_what_was_put_there_by_another_is_not_believed(store: ModelStore, tmp_path: Path) -> None:
     """The folder of temporary files is everybody's: what is used of it has the digests of the package."""
-    package = shipping.pack(store.find("fake"))
+    package = model_transfer.pack(store.find("fake"))
     planted = tmp_path / "there" / package.fingerprint / "fake"
     planted.mkdir(parents=True)
     manifest = json.loads(package.files["manifest.json"])
@@ -90,4 +90,4 @@ def test_what_was_put_there_by_another_is_not_believed(store: ModelStore, tmp_pa
         file["sha256"] = "0" * 64
     (planted / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(OSError, match=r"not empty|exists"):
-        shipping.unpack(package, tmp_path / "there")
+        model_transfer.unpack(package, tmp_path / "there")

@@ -27,8 +27,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from datasette_vision.config.settings import Config  # noqa: E402
 from datasette_vision.engine.vision import Vision  # noqa: E402
 from datasette_vision.errors import ConfigError, VisionError  # noqa: E402
-from datasette_vision.files import embed_files  # noqa: E402
-from datasette_vision.files import model_transfer as shipping  # noqa: E402
+from datasette_vision.files import embed_files, model_transfer  # noqa: E402
 from datasette_vision.files.embed_files import Job  # noqa: E402
 from datasette_vision.files.parquet import opened, shards  # noqa: E402
 from datasette_vision.files.ray import cluster as ray_cluster  # noqa: E402
@@ -187,8 +186,8 @@ def test_a_model_is_sent_where_there_is_none(
 ) -> None:
     """Only this process is told of the models folder: the nodes have another environment."""
     monkeypatch.setenv("DATASETTE_VISION_MODELS", str(fake_models))
-    mark = shipping.fingerprint(Vision(Config()).store.find("fake").manifest)
-    sent = shipping.default_folder() / mark
+    mark = model_transfer.fingerprint(Vision(Config()).store.find("fake").manifest)
+    sent = model_transfer.default_folder() / mark
     shutil.rmtree(sent, ignore_errors=True)
     run(config=Config())
     assert rows(out) == expected

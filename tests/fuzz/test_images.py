@@ -13,8 +13,7 @@ from PIL import Image
 
 from datasette_vision.errors import InvalidImage
 from datasette_vision.images import decode as images
-from datasette_vision.images import exif
-from datasette_vision.images import perceptual_hash as likeness
+from datasette_vision.images import exif, perceptual_hash
 from datasette_vision.images.decode import ImageLimits
 from datasette_vision.images.preprocess import Preprocess, Size
 from tests import pictures
@@ -85,7 +84,10 @@ def check(data: bytes) -> None:
         pixels = CLIP(small)
         assert pixels.shape == (3, 32, 32)
         assert np.isfinite(pixels).all()
-        assert likeness.perceptual_hash(small) is None or len(likeness.perceptual_hash(small) or b"") == likeness.BYTES
+        assert (
+            perceptual_hash.perceptual_hash(small) is None
+            or len(perceptual_hash.perceptual_hash(small) or b"") == perceptual_hash.BYTES
+        )
     for pixels_wide in (1, 24):
         try:
             made = images.thumbnail(data, pixels_wide, LIMITS)

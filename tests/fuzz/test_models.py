@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidText
-from datasette_vision.images import perceptual_hash as likeness
+from datasette_vision.images import perceptual_hash
 from datasette_vision.models.store import ModelStore
 from datasette_vision.plugin.pages import cells
 from tests.fuzz import strategies as own
@@ -77,7 +77,7 @@ def test_any_value_in_a_cell(value: Any, column: str) -> None:
 
 
 @fuzz(
-    st.lists(st.binary(min_size=likeness.BYTES, max_size=likeness.BYTES), max_size=8),
+    st.lists(st.binary(min_size=perceptual_hash.BYTES, max_size=perceptual_hash.BYTES), max_size=8),
     st.lists(st.integers(0, 127), max_size=6),
 )
 def test_groups_of_hashes(hashes: list[bytes], flips: list[int]) -> None:
@@ -86,7 +86,7 @@ def test_groups_of_hashes(hashes: list[bytes], flips: list[int]) -> None:
             near = bytearray(hashes[0])
             near[flip // 8] ^= 1 << flip % 8
             hashes = [*hashes, bytes(near)]
-    groups = likeness.groups(hashes)
+    groups = perceptual_hash.groups(hashes)
     assert len(groups) == len(hashes)
     assert all(0 <= group <= position for position, group in enumerate(groups))
     assert (groups[groups] == groups).all()

@@ -16,9 +16,8 @@ from hypothesis import example
 from hypothesis import strategies as st
 
 from datasette_vision.errors import VisionError
-from datasette_vision.images import exif
-from datasette_vision.images import tiff_tags as imagetags
-from datasette_vision.vectors import index_file as indexfile
+from datasette_vision.images import exif, tiff_tags
+from datasette_vision.vectors import index_file
 from datasette_vision.vectors.index import Index
 from datasette_vision.vectors.index_file import UnusableIndex
 from tests import pictures
@@ -64,7 +63,7 @@ ALIVE = np.arange(60) % 3 > 0
 def written_index(folder: Path, kind: str) -> bytes:
     path = folder / f"{kind}.index"
     if not path.exists():
-        indexfile.save(path, {"state": [1]}, flat(MATRIX) if kind == "flat" else graph(MATRIX), ALIVE, 64)
+        index_file.save(path, {"state": [1]}, flat(MATRIX) if kind == "flat" else graph(MATRIX), ALIVE, 64)
     return path.read_bytes()
 
 
@@ -80,13 +79,13 @@ def test_damaged_indexes(tmp_path_factory: pytest.TempPathFactory, kind: str, da
     path.write_bytes(content)
     verified = True
     try:
-        indexfile.verify(path)
+        index_file.verify(path)
     except UnusableIndex as reason:
         assert str(path) in str(reason)
         assert len(str(reason)) < len(str(path)) + 200
         verified = False
     try:
-        saved = indexfile.load(path)
+        saved = index_file.load(path)
     except UnusableIndex as reason:
         assert str(path) in str(reason)
         assert not verified
@@ -97,7 +96,7 @@ def test_damaged_indexes(tmp_path_factory: pytest.TempPathFactory, kind: str, da
     assert len(labels) == len(similarities) == 5
     if verified and len(content) == len(good):
         # Between the parts there is padding, which nothing looks at.
-        expected = Index(indexfile.load(folder / f"{kind}.index").base, 64, ALIVE).search(MATRIX[1], 5)[0]
+        expected = Index(index_file.load(folder / f"{kind}.index").base, 64, ALIVE).search(MATRIX[1], 5)[0]
         assert labels.tolist() == expected.tolist()
 
 
@@ -286,9 +285,9 @@ def test_any_exif(block: bytes) -> None:
     assert (taken.latitude is None) == (taken.longitude is None)
     if taken.at is not None:
         datetime.datetime.fromisoformat(taken.at)
-    assert 1 <= imagetags.exif_orientation(block) <= 8
+    assert 1 <= tiff_tags.exif_orientation(block) <= 8
     for image_format in ("TIFF", "AVIF"):
-        imagetags.tag_bomb(image_format, block)
+        tiff_tags.tag_bomb(image_format, block)
 
 
 @fuzz(
@@ -321,7 +320,7 @@ def test_what_a_camera_writes_is_read(
     if any(expected):
         assert found.latitude == pytest.approx(-expected[0] if is_south else expected[0], abs=1e-6)
         assert found.longitude == pytest.approx(-expected[1] if is_west else expected[1], abs=1e-6)
-    assert imagetags.exif_orientation(tags.tobytes()) == orientation
+    assert tiff_tags.exif_orientation(tags.tobytes()) == orientation
 
 
 @fuzz(
@@ -333,8 +332,8 @@ def test_reading_exif_takes_time_in_proportion(head: bytes, repeated: bytes) -> 
     def work(count: int) -> None:
         block = head + repeated * count
         exif.read(block)
-        imagetags.exif_orientation(block)
-        imagetags.tag_bomb("TIFF", block)
-        imagetags.tag_bomb("AVIF", block)
+        tiff_tags.exif_orientation(block)
+        tiff_tags.tag_bomb("TIFF", block)
+        tiff_tags.tag_bomb("AVIF", block)
 
     assert_linear(work, 20_000 // len(repeated))

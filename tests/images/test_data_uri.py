@@ -18,7 +18,7 @@ import urllib.parse
 import pytest
 
 from datasette_vision.errors import InvalidImage
-from datasette_vision.images import data_uri as imagetext
+from datasette_vision.images import data_uri
 
 ENOUGH_S = 120  # for what takes a second; before, it took minutes to weeks
 # The most memory that reading a text may take, in multiples of its length.
@@ -102,7 +102,7 @@ def test_memory_is_proportional_to_the_text(name: str) -> None:
     text = written(HOSTILE[name], 1_000_000)
     tracemalloc.start()
     try:
-        imagetext.from_text(text)
+        data_uri.from_text(text)
     except InvalidImage:
         pass
     finally:
@@ -131,7 +131,7 @@ def as_the_rules_say(text: str) -> bytes | None:
 
 def read(text: str) -> bytes | None:
     try:
-        return imagetext.from_text("data:;base64," + text)
+        return data_uri.from_text("data:;base64," + text)
     except InvalidImage:
         return None
 
@@ -161,9 +161,9 @@ def test_groups_and_lost_plus_signs_are_told_apart() -> None:
             assert read(spelling) == as_the_rules_say(spelling), repr(spelling)
 
 
-@pytest.mark.parametrize("length", [1, 100, imagetext.PERCENT_PIECE - 13])
+@pytest.mark.parametrize("length", [1, 100, data_uri.PERCENT_PIECE - 13])
 def test_escapes_are_read_as_urllib_does(length: int) -> None:
     random_ = random.Random(length)
     for _ in range(3_000 if length <= 100 else 20):  # the longest ends about where a piece does
         text = length * "x" + "".join(random_.choices("%4aF=é ", k=30))
-        assert imagetext.from_text("data:," + text) == urllib.parse.unquote_to_bytes(text)
+        assert data_uri.from_text("data:," + text) == urllib.parse.unquote_to_bytes(text)

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 
 from datasette_vision.demo import demo
 from datasette_vision.images import decode as images
-from datasette_vision.images import perceptual_hash as likeness
+from datasette_vision.images import perceptual_hash
 from tests import pictures
 
 
@@ -21,9 +21,9 @@ def distance(a: bytes | None, b: bytes | None) -> int:
 
 
 def same(pictures: list[Image.Image]) -> list[int]:
-    hashes = [likeness.perceptual_hash(picture) for picture in pictures]
+    hashes = [perceptual_hash.perceptual_hash(picture) for picture in pictures]
     assert all(hashes)
-    return likeness.groups([one for one in hashes if one]).tolist()
+    return perceptual_hash.groups([one for one in hashes if one]).tolist()
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -52,19 +52,19 @@ def test_other_pictures_are_not_taken_for_one() -> None:
 
 
 def test_a_picture_without_detail_has_no_hash() -> None:
-    assert likeness.perceptual_hash(Image.new("RGB", (640, 480), (200, 30, 30))) is None
+    assert perceptual_hash.perceptual_hash(Image.new("RGB", (640, 480), (200, 30, 30))) is None
     noisy = np.random.default_rng(1).integers(120, 124, (480, 640, 3), dtype=np.uint8)
-    assert likeness.perceptual_hash(Image.fromarray(noisy)) is None
-    assert likeness.perceptual_hash(pictures.scene()) is not None
+    assert perceptual_hash.perceptual_hash(Image.fromarray(noisy)) is None
+    assert perceptual_hash.perceptual_hash(pictures.scene()) is not None
 
 
 def test_the_bits_are_pinned() -> None:
     """They are kept in databases: another Pillow or NumPy must not change them."""
     gradient = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1)))
-    assert distance(likeness.perceptual_hash(gradient), bytes(16)) == 0
+    assert distance(perceptual_hash.perceptual_hash(gradient), bytes(16)) == 0
     falling = gradient.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    assert likeness.perceptual_hash(falling) == bytes.fromhex("84020010000800004000002000000000")
-    scene = likeness.perceptual_hash(pictures.scene(256, 192, seed=1))
+    assert perceptual_hash.perceptual_hash(falling) == bytes.fromhex("84020010000800004000002000000000")
+    scene = perceptual_hash.perceptual_hash(pictures.scene(256, 192, seed=1))
     assert distance(scene, bytes.fromhex(SCENE)) <= 2  # resampling is Pillow's
 
 
@@ -93,9 +93,9 @@ def test_groups() -> None:
         chain,
         first,
     ]
-    found = likeness.groups([value.to_bytes(16, "big") for value in values]).tolist()
+    found = perceptual_hash.groups([value.to_bytes(16, "big") for value in values]).tolist()
     assert found == [0, 1, 1, 1, 4, 5, 6, 1, 1]
-    assert likeness.groups([]).tolist() == []
+    assert perceptual_hash.groups([]).tolist() == []
 
 
 def test_groups_of_very_many() -> None:
@@ -118,13 +118,15 @@ def test_groups_of_very_many() -> None:
 
     for number in range(3000):
         differing = bits[number] ^ bits[:number]
-        close = (differing[:, :64].sum(axis=1) <= likeness.MAX_LOW) & (differing.sum(axis=1) <= likeness.MAX_ALL)
+        close = (differing[:, :64].sum(axis=1) <= perceptual_hash.MAX_LOW) & (
+            differing.sum(axis=1) <= perceptual_hash.MAX_ALL
+        )
         for earlier in np.flatnonzero(close).tolist():
             one, another = sorted((root(number), root(earlier)))
             expected[another] = one
-    assert likeness.groups(hashes).tolist() == [root(number) for number in range(3000)]
+    assert perceptual_hash.groups(hashes).tolist() == [root(number) for number in range(3000)]
 
 
 def test_thousands_of_the_same_take_no_longer() -> None:
     hashes = [bytes(16), *(near(0, 2, range(128), random.Random(seed)).to_bytes(16, "big") for seed in range(20_000))]
-    assert set(likeness.groups(hashes).tolist()) == {0}
+    assert set(perceptual_hash.groups(hashes).tolist()) == {0}

@@ -12,7 +12,7 @@ import pytest
 
 from datasette_vision.errors import ModelCorrupt
 from datasette_vision.images.preprocess import Preprocess, Size
-from datasette_vision.models import manifest as manifests
+from datasette_vision.models import manifest
 from datasette_vision.models.manifest import ImageTower, Label, Manifest, ModelFile, ModelSource, TextTower, read
 from datasette_vision.models.store import BUNDLED
 
@@ -360,4 +360,4 @@ def test_no_manifest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["clip", "a", "0", "clip-vit-b32_int8.v1", "x" * 64])
 def test_names(name: str) -> None:
-    assert manifests.NAME.fullmatch(name)
+    assert manifest.NAME.fullmatch(name)

@@ -20,19 +20,16 @@ import pytest
 
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import Busy, DeadlineExceeded
-from datasette_vision.retrieval import index_entry as indexentry
-from datasette_vision.retrieval import index_work as indexwork
-from datasette_vision.retrieval import indexes
+from datasette_vision.retrieval import index_entry, index_work, indexes
 from datasette_vision.retrieval.index_entry import IndexEntry
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.sql import registration as sql
-from datasette_vision.tables import change_log as generations
+from datasette_vision.tables import change_log
 from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.util.caller import Caller, acting
 from datasette_vision.vectors import embedding as vectors
-from datasette_vision.vectors import hnsw
-from datasette_vision.vectors import index_file as indexfile
+from datasette_vision.vectors import hnsw, index_file
 from datasette_vision.vectors.hnsw import HnswGraph
 from tests.paths import ROOT
 from tests.vectors.test_index import clustered
@@ -127,8 +124,8 @@ def check(shared: Shared, connection: sqlite3.Connection, *queries: np.ndarray) 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of more than 500 rows get a graph."""
-    monkeypatch.setattr(indexwork, "FLAT_NUMBERS", 500 * DIMENSIONS)
-    monkeypatch.setattr(indexwork, "SAVED_NUMBERS", 100 * DIMENSIONS)
+    monkeypatch.setattr(index_work, "FLAT_NUMBERS", 500 * DIMENSIONS)
+    monkeypatch.setattr(index_work, "SAVED_NUMBERS", 100 * DIMENSIONS)
 
 
 @pytest.fixture
@@ -400,7 +397,7 @@ def test_a_graph_is_made_in_the_background_and_saved(shared: Shared, graphs: Non
     shared.searcher.indexes.wait()
     assert isinstance(shared.entry.index and shared.entry.index.view.base, HnswGraph)
     check(shared, connection)
-    indexfile.verify(saved(shared))
+    index_file.verify(saved(shared))
     other = again(shared)
     check(other, connection)
     assert isinstance(other.entry.index and other.entry.index.view.base, HnswGraph)
@@ -438,7 +435,7 @@ def test_a_graph_is_extended_when_much_was_added(shared: Shared, graphs: None, r
     assert view is not None
     assert isinstance(view.base, HnswGraph)
     assert len(view.base) > 1200
-    assert len(view.tail) * DIMENSIONS * indexwork.TAIL_PART <= indexwork.FLAT_NUMBERS
+    assert len(view.tail) * DIMENSIONS * index_work.TAIL_PART <= index_work.FLAT_NUMBERS
     check(again(shared), connection)
     assert reads == ["read", "opened"]
     connection.close()
@@ -482,7 +479,7 @@ def test_a_damaged_file_is_made_anew(
         check(other, connection)
     other.searcher.indexes.wait()
     assert "made anew" in caplog.text
-    indexfile.verify(file)
+    index_file.verify(file)
     check(again(other), connection)
     connection.close()
 
@@ -579,7 +576,7 @@ def test_a_graph_of_a_database_in_memory(fake_vision: Vision, graphs: None) -> N
 
 
 def test_each_model_and_column_has_its_own(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexwork, "SAVED_NUMBERS", 10)
+    monkeypatch.setattr(index_work, "SAVED_NUMBERS", 10)
     connection = shared.connect()
     wide = clustered(50, 12)
     with transaction(connection):
@@ -760,24 +757,24 @@ def test_what_is_prepared_is_what_is_searched(shared: Shared, reads: list[str], 
     connection = shared.connect()
     source = shared.searcher.source(connection, "photos")
     wanted = Embeddings.of(connection, source, "fake", "image")
-    file = indexentry.file_of(str(shared.path), wanted)
+    file = index_entry.file_of(str(shared.path), wanted)
     steps: list[str] = []
 
     def progress(step: str, done: int, total: int) -> bool:
         steps.append(step)
         return done <= total
 
-    entry = indexwork.prepare(file, connection, wanted, DIMENSIONS, progress)
+    entry = index_work.prepare(file, connection, wanted, DIMENSIONS, progress)
     assert set(steps) == {"reading", "building the graph"}
-    assert (entry.saved_at, entry.state) == (entry.changed, generations.state(connection, "main", SIDE.name))
+    assert (entry.saved_at, entry.state) == (entry.changed, change_log.state(connection, "main", SIDE.name))
     content = file.read_bytes()
-    indexwork.prepare(file, connection, wanted, DIMENSIONS)
+    index_work.prepare(file, connection, wanted, DIMENSIONS)
     assert file.read_bytes() == content  # there was nothing to do
     for key in (5, 5000):
         connection.execute("delete from _vision_photos where id < ?", [key // 1000 + key % 1000])
         write(connection, [key], MATRIX[:1])
-        entry = indexwork.prepare(file, connection, wanted, DIMENSIONS)
-        assert indexfile.load(file).about["state"] == list(generations.state(connection, "main", SIDE.name) or ())
+        entry = index_work.prepare(file, connection, wanted, DIMENSIONS)
+        assert index_file.load(file).about["state"] == list(change_log.state(connection, "main", SIDE.name) or ())
     check(shared, connection)
     assert reads == ["read", "opened", "opened", "opened", "opened"]
     connection.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from datasette_vision.tables import change_log as generations
+from datasette_vision.tables import change_log
 from datasette_vision.tables.change_log import State
 from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.util.sql_names import quote
@@ -36,13 +36,13 @@ def row(key: object, model: str = "clip", embedding: bytes | None = b"1234", err
 
 
 def state(connection: sqlite3.Connection, side: SideTable = SIDE) -> State:
-    found = generations.state(connection, "main", side.name)
+    found = change_log.state(connection, "main", side.name)
     assert found is not None
     return found
 
 
 def changed(connection: sqlite3.Connection, since: State, side: SideTable = SIDE, limit: int = 100) -> list[int] | None:
-    found = generations.changes(connection, "main", side.name, since, limit)
+    found = change_log.changes(connection, "main", side.name, since, limit)
     return None if found is None else [row for _, row in found]
 
 
@@ -86,7 +86,7 @@ def test_each_write_is_noted(connection: sqlite3.Connection, statement: str, row
     assert after.generation == before.generation + len(rows)
     assert after.stamp != before.stamp
     assert changed(connection, before) == rows
-    assert generations.changes(connection, "main", SIDE.name, before, 100)[-1][0] == after  # type: ignore[index]
+    assert change_log.changes(connection, "main", SIDE.name, before, 100)[-1][0] == after  # type: ignore[index]
 
 
 def test_another_process_is_noted(connection: sqlite3.Connection, path: Path) -> None:
@@ -130,7 +130,7 @@ def test_more_than_asked_for_cannot_be_told(connection: sqlite3.Connection) -> N
 
 
 def test_only_the_last_changes_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generations, "KEPT", 10)
+    monkeypatch.setattr(change_log, "KEPT", 10)
     connection = sqlite3.connect(path, isolation_level=None)
     SIDE.create(connection)
     first = state(connection)
@@ -151,7 +151,7 @@ def test_a_side_table_from_before(path: Path) -> None:
         connection.execute(f'drop trigger "_vision-{name}-_vision_photos"')
     connection.execute("drop table _visionchanges")
     SIDE.write(connection, [row(1)])
-    assert generations.state(connection, "main", SIDE.name) is None
+    assert change_log.state(connection, "main", SIDE.name) is None
     SIDE.create(connection)
     before = state(connection)
     SIDE.write(connection, [row(2)])
@@ -162,7 +162,7 @@ def test_a_side_table_from_before(path: Path) -> None:
 def test_a_missing_trigger_means_that_nothing_is_known(connection: sqlite3.Connection) -> None:
     before = state(connection)
     connection.execute('drop trigger "_vision-delete-_vision_photos"')
-    assert generations.state(connection, "main", SIDE.name) is None
+    assert change_log.state(connection, "main", SIDE.name) is None
     SIDE.create(connection)
     assert state(connection) != before
     assert changed(connection, before) is None
@@ -172,7 +172,7 @@ def test_a_side_table_made_anew_is_another(connection: sqlite3.Connection) -> No
     SIDE.write(connection, [row(1)])
     before = state(connection)
     connection.execute("drop table _vision_photos")
-    assert generations.state(connection, "main", SIDE.name) is None
+    assert change_log.state(connection, "main", SIDE.name) is None
     SIDE.create(connection)
     assert state(connection).generation > before.generation
     assert changed(connection, before) is None
@@ -227,13 +227,13 @@ def test_creating_leaves_no_transaction_open(path: Path) -> None:
     SideTable("other", ("id",)).create(connection)
     assert connection.in_transaction
     connection.rollback()
-    assert generations.state(connection, "main", "_vision_other") is None
+    assert change_log.state(connection, "main", "_vision_other") is None
     connection.close()
 
 
 def test_an_attached_database(connection: sqlite3.Connection, path: Path) -> None:
     outer = sqlite3.connect(":memory:")
     outer.execute(f"attach {quote(str(path))} as 'other one'")
-    assert generations.state(outer, "other one", SIDE.name) == state(connection)
-    assert generations.state(outer, "main", SIDE.name) is None
+    assert change_log.state(outer, "other one", SIDE.name) == state(connection)
+    assert change_log.state(outer, "main", SIDE.name) is None
     outer.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables import side_tables
 from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.util.sql_names import quote
 
@@ -41,13 +41,13 @@ def test_the_key_of_the_source(
     connection: sqlite3.Connection, create: str, key: tuple[str, ...], rowid: str | None
 ) -> None:
     connection.execute(create)
-    assert sidetables.find(connection, "t") is None
+    assert side_tables.find(connection, "t") is None
     embed(connection, "t", key)
-    found = sidetables.find(connection, "T")
+    found = side_tables.find(connection, "T")
     assert found is not None
     assert (found.table, found.key, found.rowid, found.schema) == ("t", key, rowid, "main")
     assert found.is_view == create.startswith("create view")
-    assert sidetables.sources(connection) == [found]
+    assert side_tables.sources(connection) == [found]
 
 
 def test_what_is_no_side_table(connection: sqlite3.Connection) -> None:
@@ -56,7 +56,7 @@ def test_what_is_no_side_table(connection: sqlite3.Connection) -> None:
     connection.execute("create table u (id integer primary key)")
     embed(connection, "u", ("uuid",))  # of another table u, that was here before
     embed(connection, "gone", ("id",))
-    assert sidetables.sources(connection) == []
+    assert side_tables.sources(connection) == []
 
 
 def test_what_is_embedded(connection: sqlite3.Connection) -> None:
@@ -71,14 +71,14 @@ def test_what_is_embedded(connection: sqlite3.Connection) -> None:
     embed(connection, "v", ("id",))
     found = [
         (each.source.table, each.column, each.model, each.embeddings, each.errors)
-        for each in sidetables.embedded(connection)
+        for each in side_tables.embedded(connection)
     ]
     assert found == [
         ("t", "back", "clip", 2, 0),
         ("t", "image", "clip", 3, 1),
         ("t", "image", "siglip", 0, 1),
     ]
-    assert [source.table for source in sidetables.sources(connection)] == ["t", "v"]
+    assert [source.table for source in side_tables.sources(connection)] == ["t", "v"]
 
 
 def test_counting_leaves_the_embeddings_alone(connection: sqlite3.Connection) -> None:
@@ -86,9 +86,9 @@ def test_counting_leaves_the_embeddings_alone(connection: sqlite3.Connection) ->
     embed(connection, "t", ("id",))
     seen: list[str] = []
     connection.set_trace_callback(seen.append)
-    source = sidetables.sources(connection)[0]
-    sidetables.contents(connection, source)
-    sidetables.pairs(connection, source)
+    source = side_tables.sources(connection)[0]
+    side_tables.contents(connection, source)
+    side_tables.pairs(connection, source)
     connection.set_trace_callback(None)
     statements = [statement for statement in seen if statement.startswith("select model")]
     assert len(statements) == 2
@@ -102,25 +102,25 @@ def test_pairs(connection: sqlite3.Connection) -> None:
     connection.execute("create table t (image)")
     side = SideTable("t", ("rowid",))
     side.create(connection)
-    source = sidetables.sources(connection)[0]
-    assert sidetables.pairs(connection, source) == []
+    source = side_tables.sources(connection)[0]
+    assert side_tables.pairs(connection, source) == []
     expected = [("a", "x"), ("a", "y"), ("b", "w"), ("b", "x"), ("é", "z")]
     for model, column in reversed(expected):
         side.write(connection, [SideTableRow((key,), column, model, "hash", b"1234") for key in range(3)])
-    assert sidetables.pairs(connection, source) == expected
-    assert [(each.model, each.column) for each in sidetables.contents(connection, source)] == expected
+    assert side_tables.pairs(connection, source) == expected
+    assert [(each.model, each.column) for each in side_tables.contents(connection, source)] == expected
 
 
 @pytest.mark.parametrize("name", ['a"b', "a'b", "é", "a b", "", "a.b", "_vision_t"])
 def test_names_of_any_kind(connection: sqlite3.Connection, name: str) -> None:
     connection.execute(f"create table {quote(name)} ({quote(name)} primary key)")
     embed(connection, name, (name,))
-    assert [source.key for source in sidetables.sources(connection)] == [(name,)]
+    assert [source.key for source in side_tables.sources(connection)] == [(name,)]
 
 
 def test_an_attached_database(connection: sqlite3.Connection) -> None:
     connection.execute("create table t (id integer primary key)")
     embed(connection, "t", ("id",))
     connection.execute("attach ':memory:' as 'other one'")
-    assert sidetables.sources(connection, "other one") == []
-    assert sidetables.find(connection, "t", "other one") is None
+    assert side_tables.sources(connection, "other one") == []
+    assert side_tables.find(connection, "t", "other one") is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from datasette_vision.errors import InvalidLabels
-from datasette_vision.vectors import zero_shot as zeroshot
+from datasette_vision.vectors import zero_shot
 from datasette_vision.vectors.zero_shot import LabelSet, parse_labels, scores, sigmoid, softmax, top_k
 
 # Labels
@@ -116,7 +116,7 @@ def test_number_of_labels() -> None:
 
 
 def test_length_of_labels() -> None:
-    longest = '["' + "x" * (zeroshot.MAX_LABELS_CHARS - 4) + '"]'
+    longest = '["' + "x" * (zero_shot.MAX_LABELS_CHARS - 4) + '"]'
     assert len(parse_labels(longest).labels[0]) == 1_999_996
     with pytest.raises(InvalidLabels) as caught:
         parse_labels(longest + " ")

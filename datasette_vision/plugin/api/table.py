@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datasette_vision.plugin.api import api, documentation, metrics, openai, operations
-from datasette_vision.plugin.api import jobs as jobs_api
+from datasette_vision.plugin.api import api, documentation, jobs, metrics, openai, operations
 from datasette_vision.plugin.http.routes import Route
 from datasette_vision.plugin.search import api as search_api
 
@@ -15,7 +14,7 @@ def routes() -> tuple[Route, ...]:
         *operations.routes(),
         *search_api.ROUTES,
         *openai.ROUTES,
-        *jobs_api.ROUTES,
+        *jobs.ROUTES,
         *metrics.ROUTES,
         *documentation.routes(routes),
     )

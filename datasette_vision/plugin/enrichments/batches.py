@@ -17,8 +17,7 @@ from datasette_vision.bulk.pipeline import Outcome, embed
 from datasette_vision.engine.services import BulkTower
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument, InvalidInput, VisionError
-from datasette_vision.tables import columns
-from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables import columns, side_tables
 from datasette_vision.tables.file_content import Base
 from datasette_vision.tables.rows import KeyValues, SourceRow, SourceTable, connected
 from datasette_vision.tables.schema import SideTable, SideTableRow
@@ -136,7 +135,7 @@ class Batch:
 
     def _known(self, tower: BulkTower) -> Callable[[str], Vector | None] | None:
         """Return what finds embeddings by their content, where there is an index for it."""
-        source = sidetables.find(self._connection, self.source.name)
+        source = side_tables.find(self._connection, self.source.name)
         if source is None or not self._has_contents(source.side):
             return None
 

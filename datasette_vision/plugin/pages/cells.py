@@ -10,9 +10,8 @@ from markupsafe import Markup
 
 from datasette_vision.errors import InvalidImage, InvalidVector
 from datasette_vision.plugin.http.context import desk_of
-from datasette_vision.plugin.pages import image_route as pictures
-from datasette_vision.plugin.pages import table_facts as tablefacts
-from datasette_vision.plugin.search import page as search_page
+from datasette_vision.plugin.pages import image_route, table_facts
+from datasette_vision.plugin.search import page
 from datasette_vision.plugin.search.request import LikeRow, SearchRequest
 from datasette_vision.tables.schema import OWN_COLUMNS, PREFIX
 
@@ -38,7 +37,7 @@ def render(datasette: Datasette, row: Any, value: Any, column: str, table: str |
     from datasette_vision.images.decode import sniff  # heavy: Pillow
 
     kind = sniff(value)
-    if kind in pictures.MEDIA_TYPES and table is None:
+    if kind in image_route.MEDIA_TYPES and table is None:
         return _inline(kind, value, column) if len(value) <= MAX_INLINE_BYTES_WITHOUT_ROW else None
     if kind is not None:
         return _picture(datasette, row, value, column, str(table), database, kind) if table else None
@@ -65,21 +64,21 @@ async def _picture(
     datasette: Datasette, row: Any, value: bytes, column: str, table: str, database: str, kind: str
 ) -> Markup | None:
     """A thumbnail that leads to the full picture, its format and size, and a link to what is similar."""
-    facts = await tablefacts.facts(datasette, database, table)
+    facts = await table_facts.facts(datasette, database, table)
     path = facts.row_path(row)
     if path is None:
-        small = kind in pictures.MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES_WITHOUT_ROW
+        small = kind in image_route.MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES_WITHOUT_ROW
         return _inline(kind, value, column) if small else None
     # Some decoders copy the whole file to read its header.
     large = len(value) > MAX_INLINE_BYTES_WITHOUT_ROW
     note = await desk_of(datasette).render(_note, kind, value) if large else _note(kind, value)
-    inline = kind in pictures.MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES
-    source = _data(kind, value) if inline else pictures.path(datasette, database, table, column, path, 192)
-    full = pictures.path(datasette, database, table, column, path)
+    inline = kind in image_route.MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES
+    source = _data(kind, value) if inline else image_route.path(datasette, database, table, column, path, 192)
+    full = image_route.path(datasette, database, table, column, path)
     html = LINK.format(full, PICTURE.format(source, f"{column}: {note}")) + NOTE.format(note)
     if column in facts.similar_columns:
         like = SearchRequest(examples=(LikeRow(path, 1.0),)).query_string()
-        address = f"{search_page.path(datasette, database, table)}?{like}"
+        address = f"{page.path(datasette, database, table)}?{like}"
         html += Markup("<br>") + NOTE.format(LINK.format(address, "find similar"))
     return html
 
@@ -99,11 +98,11 @@ def _similar_to(datasette: Datasette, row: Mapping[str, Any], names: list[str], 
     """Return the address of the search for what is like a row of a side table."""
     key = [name for name in names if name not in OWN_COLUMNS]
     like = SearchRequest(
-        examples=(LikeRow(tablefacts.path_of([row[name] for name in key]), 1.0),),
+        examples=(LikeRow(table_facts.path_of([row[name] for name in key]), 1.0),),
         model=str(row["model"]),
         column=str(row["source_column"]),
     )
-    return f"{search_page.path(datasette, database, side_table[len(PREFIX) :])}?{like.query_string()}"
+    return f"{page.path(datasette, database, side_table[len(PREFIX) :])}?{like.query_string()}"
 
 
 def _inline(kind: str, value: bytes, column: str) -> Markup:
@@ -112,7 +111,7 @@ def _inline(kind: str, value: bytes, column: str) -> Markup:
 
 
 def _data(kind: str, value: bytes) -> str:
-    return f"data:{pictures.MEDIA_TYPES[kind]};base64,{base64.b64encode(value).decode()}"
+    return f"data:{image_route.MEDIA_TYPES[kind]};base64,{base64.b64encode(value).decode()}"
 
 
 def _note(kind: str, value: bytes) -> str:

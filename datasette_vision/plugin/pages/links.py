@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from datasette_vision.plugin.pages import table_facts as tablefacts
-from datasette_vision.plugin.search import page as search_page
+from datasette_vision.plugin.pages import table_facts
+from datasette_vision.plugin.search import page
 from datasette_vision.plugin.search.request import LikeRow, SearchRequest
 from datasette_vision.plugin.search.searching import arguments_of
 from datasette_vision.plugin.server import permissions
@@ -42,8 +42,8 @@ async def of_table(datasette: Datasette, database: str, table: str, request: Req
     """Return the entry of a table's action menu, where there is something to search or could be."""
     if table.startswith(PREFIX):
         return []
-    facts = await tablefacts.facts(datasette, database, table)
-    address = search_page.path(datasette, database, table)
+    facts = await table_facts.facts(datasette, database, table)
+    address = page.path(datasette, database, table)
     filters = SearchRequest(filters=_filters(request)).query_string()
     if facts.embedded_columns:
         address += f"?{filters}" if filters else ""
@@ -57,22 +57,22 @@ async def of_table(datasette: Datasette, database: str, table: str, request: Req
 
 async def of_row(datasette: Datasette, database: str, table: str, row: Any) -> list[Link]:
     """Return the entry of a row's action menu, where its table is embedded."""
-    facts = await tablefacts.facts(datasette, database, table)
+    facts = await table_facts.facts(datasette, database, table)
     path = facts.row_path(row)
     if not facts.embedded_columns or path is None:
         return []
     like = SearchRequest(examples=(LikeRow(path, 1.0),)).query_string()
-    address = f"{search_page.path(datasette, database, table)}?{like}"
+    address = f"{page.path(datasette, database, table)}?{like}"
     return [{"href": address, "label": "Find similar", "description": "Rows that are like this one in meaning"}]
 
 
 async def search_box(datasette: Datasette, database: str, table: str, request: Request | None) -> str | None:
     """Return a search box for the top of a table's page, where it is embedded. It searches the rows shown there."""
-    facts = await tablefacts.facts(datasette, database, table)
+    facts = await table_facts.facts(datasette, database, table)
     if not facts.embedded_columns:
         return None
     hidden = Markup("").join(HIDDEN.format(name, value) for name, value in _filters(request))
-    return SEARCH_BOX.format(search_page.path(datasette, database, table), table, hidden)
+    return SEARCH_BOX.format(page.path(datasette, database, table), table, hidden)
 
 
 def _filters(request: Request | None) -> tuple[tuple[str, str], ...]:

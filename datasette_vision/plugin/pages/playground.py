@@ -13,7 +13,7 @@ from datasette_vision.plugin.http import uploads
 from datasette_vision.plugin.http.context import Desk, desk_of, outcomes
 from datasette_vision.plugin.http.parameters import labels_of_text
 from datasette_vision.plugin.http.responses import RequestError, status_of
-from datasette_vision.plugin.search import page as search_page
+from datasette_vision.plugin.search import page
 from datasette_vision.plugin.search.request import SearchRequest, encode_embedding
 from datasette_vision.plugin.search.searchable import searchable_tables
 from datasette_vision.plugin.server import permissions
@@ -62,7 +62,7 @@ async def playground(datasette: Datasette, request: Request) -> Response:
         "labels": fields.get("labels", ""),
         "sentence": fields.get("sentence", ""),
         "models": models,
-        "tables": [(table, search_page.path(datasette, table.database, table.table)) for table in tables],
+        "tables": [(table, page.path(datasette, table.database, table.table)) for table in tables],
         "similar": _similar(datasette, tables, answers),
     }
     html = await datasette.render_template(TEMPLATE, context, request, view_name="vision_playground")
@@ -143,7 +143,7 @@ def _similar(datasette: Datasette, tables: list[Any], answers: dict[str, Any] | 
         for column, model in table.sources:
             if model in embeddings:
                 asked = SearchRequest(embedding=encode_embedding(embeddings[model]), model=model, column=column)
-                address = search_page.path(datasette, table.database, table.table)
+                address = page.path(datasette, table.database, table.table)
                 name = f"{table.table} by {model}" if len(embeddings) > 1 else table.table
                 links.append((name, f"{address}?{asked.query_string()}"))
     return links

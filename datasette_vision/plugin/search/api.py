@@ -15,7 +15,7 @@ from datasette_vision.plugin.http.inputs import EMBEDDING, IMAGE, read_inputs
 from datasette_vision.plugin.http.parameters import Parameter, text
 from datasette_vision.plugin.http.responses import answer
 from datasette_vision.plugin.http.routes import GET, POST, Route
-from datasette_vision.plugin.pages import image_route as pictures
+from datasette_vision.plugin.pages import image_route
 from datasette_vision.plugin.search.request import SearchRequest, encode_embedding
 from datasette_vision.plugin.search.searching import Search, arguments_of, prepare, read_embedded, run, table_of
 from datasette_vision.plugin.server import permissions
@@ -97,8 +97,8 @@ def _row(call: Call, search: Search, place: int) -> dict[str, Any]:
     if not search.embedded.is_view:
         addresses["url"] = f"{datasette.urls.table(database, table)}/{row.path}"
     if column is not None:
-        addresses["picture"] = pictures.path(datasette, database, table, column, row.path)
-        addresses["thumbnail"] = pictures.path(datasette, database, table, column, row.path, THUMBNAIL)
+        addresses["picture"] = image_route.path(datasette, database, table, column, row.path)
+        addresses["thumbnail"] = image_route.path(datasette, database, table, column, row.path, THUMBNAIL)
     return {
         "path": row.path,
         "label": row.label,

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables import side_tables
 from datasette_vision.util.sql_names import quote
 
 SAMPLE_ROWS = 20
@@ -48,11 +48,11 @@ class EmbeddedTable:
 
 def read(connection: sqlite3.Connection, table: str) -> EmbeddedTable | None:
     """Describe a table with its embeddings, or return None when it has none."""
-    source = sidetables.find(connection, table)
+    source = side_tables.find(connection, table)
     sources = _sources(connection, source.side.name) if source else ()
     if source is None or not sources:
         return None
-    columns = tuple(sidetables.columns(connection, source.table))
+    columns = tuple(side_tables.columns(connection, source.table))
     blobs, pictures, small = _look(connection, source.table, columns)
     return EmbeddedTable(
         table=source.table,
@@ -72,7 +72,7 @@ def read(connection: sqlite3.Connection, table: str) -> EmbeddedTable | None:
 
 def picture_columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
     """Return the columns of a table that hold pictures, judged by its first rows."""
-    return _look(connection, table, tuple(sidetables.columns(connection, table)))[1]
+    return _look(connection, table, tuple(side_tables.columns(connection, table)))[1]
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> tuple[frozenset[str], tuple[str, ...]]:
@@ -80,7 +80,7 @@ def columns_of(connection: sqlite3.Connection, table: str) -> tuple[frozenset[st
 
     What a view holds is not looked at unless it is embedded: a view may take as long as it likes for its first row.
     """
-    source = sidetables.find(connection, table)
+    source = side_tables.find(connection, table)
     sources = _sources(connection, source.side.name) if source else ()
     if (
         not sources
@@ -94,7 +94,7 @@ def columns_of(connection: sqlite3.Connection, table: str) -> tuple[frozenset[st
 
 def tables(connection: sqlite3.Connection) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
     """Return the tables and views of a database that have embeddings: (name, (column, model) pairs)."""
-    found = [(source.table, _sources(connection, source.side.name)) for source in sidetables.sources(connection)]
+    found = [(source.table, _sources(connection, source.side.name)) for source in side_tables.sources(connection)]
     return [(table, sources) for table, sources in found if sources]
 
 

@@ -11,8 +11,8 @@ from datasette_vision.errors import InvalidArgument, VisionError
 from datasette_vision.plugin.http import uploads
 from datasette_vision.plugin.http.context import desk_of, outcomes
 from datasette_vision.plugin.http.responses import RequestError, status_of
-from datasette_vision.plugin.pages import image_route as pictures
-from datasette_vision.plugin.search import api as search_api
+from datasette_vision.plugin.pages import image_route
+from datasette_vision.plugin.search import api
 from datasette_vision.plugin.search import embedded as embedded_tables
 from datasette_vision.plugin.search.request import LESS, SearchRequest, encode_embedding
 from datasette_vision.plugin.search.searching import (
@@ -166,9 +166,7 @@ async def _context(datasette: Datasette, request: Request, search: Search, addre
         "sql": sql.sql if sql else "",
         "parameters": _shown_parameters(sql.parameters if sql else {}),
         "query_path": search.query_path(datasette) if sql and may_sql else None,
-        "json_path": search_api.path(datasette, database.name, search.table)
-        + "?"
-        + asked.query_string(page=asked.page),
+        "json_path": api.path(datasette, database.name, search.table) + "?" + asked.query_string(page=asked.page),
         "first": asked.size * (asked.page - 1) + 1,
         "previous": f"{address}?{asked.query_string(page=asked.page - 1)}" if asked.page > 1 else None,
         "next": f"{address}?{asked.query_string(page=asked.page + 1)}" if search.has_next else None,
@@ -226,7 +224,9 @@ def _thumbnails(datasette: Datasette, search: Search, row: str, shown: str | Non
     if shown is None:
         return None
     database, table = search.database.name, search.table
-    small, large = (pictures.path(datasette, database, table, shown, row, size) for size in (THUMBNAIL, 2 * THUMBNAIL))
+    small, large = (
+        image_route.path(datasette, database, table, shown, row, size) for size in (THUMBNAIL, 2 * THUMBNAIL)
+    )
     return small, large
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from datasette_vision.errors import VisionError
 from datasette_vision.plugin.server.compatibility import open_reader
 from datasette_vision.plugin.server.writing import DatasetteWriter
-from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables import side_tables
 from datasette_vision.tables.rows import connected
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class AutoEmbedder:
         for name, database in list(self._datasette.databases.items()):
             if database.path and not database.is_mutable and name not in self._unwritable:
                 with contextlib.closing(open_reader(database)) as connection:
-                    self._unwritable[name] = bool(sidetables.sources(connection))
+                    self._unwritable[name] = bool(side_tables.sources(connection))
         return [name for name, has_embeddings in self._unwritable.items() if has_embeddings]
 
 
@@ -176,8 +176,8 @@ class Watched:
         self._connection: Any = None
         self._version: int | None = None
         self._file: tuple[int, int] | None = None
-        self._kept: dict[tuple[sidetables.EmbeddedSource, str, str], SyncedColumn] = {}
-        self._errors: dict[tuple[sidetables.EmbeddedSource, str, str], int] = {}
+        self._kept: dict[tuple[side_tables.EmbeddedSource, str, str], SyncedColumn] = {}
+        self._errors: dict[tuple[side_tables.EmbeddedSource, str, str], int] = {}
         self.error: str | None = None
         # The tables that datasette vision load made: it alone sees when a file changes.
         self.loaded: set[str] = set()
@@ -226,13 +226,13 @@ class Watched:
         from datasette_vision.bulk import photos  # heavy: NumPy, Pillow
         from datasette_vision.bulk.sync import Means, SyncedColumn
 
-        sources = [each for each in sidetables.sources(self._connection) if self._is_wanted(each.table)]
+        sources = [each for each in side_tables.sources(self._connection) if self._is_wanted(each.table)]
         self.loaded = {each.table.lower() for each in sources if photos.base_of(self._connection, each.table)}
         found = {
             (source, column, model)
             for source in sources
             if source.table.lower() not in self.loaded
-            for model, column in sidetables.pairs(self._connection, source)
+            for model, column in side_tables.pairs(self._connection, source)
         }
         means = Means(
             lambda: open_reader(self._database),
@@ -247,7 +247,7 @@ class Watched:
         tables, name = self._settings.tables, f"{self._database.name}/{table}"
         return tables is None or name.lower() in map(str.lower, tables)
 
-    def _step(self, key: tuple[sidetables.EmbeddedSource, str, str], kept: SyncedColumn) -> None:
+    def _step(self, key: tuple[side_tables.EmbeddedSource, str, str], kept: SyncedColumn) -> None:
         from datasette_vision.bulk.sync import FAILED
 
         try:

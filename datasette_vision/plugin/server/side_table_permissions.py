@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette_vision.plugin.server.compatibility import fresh_permission_checks
 from datasette_vision.plugin.server.permissions import Actor, is_root, may_view_table
-from datasette_vision.tables import side_tables as sidetables
+from datasette_vision.tables import side_tables
 from datasette_vision.tables.side_tables import OWN_PREFIX, OwnTable
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def opinion(datasette: Datasette, actor: Actor, action: str, resource: Any) -> A
 
 
 async def _opinion(datasette: Datasette, actor: Actor, database: str, table: str) -> bool | None:
-    own = await datasette.get_database(database).execute_fn(lambda connection: sidetables.own_table(connection, table))
+    own = await datasette.get_database(database).execute_fn(lambda connection: side_tables.own_table(connection, table))
     if own is None:
         return None
     if own.source is None:
@@ -117,7 +117,7 @@ async def _denied(datasette: Datasette, actor: Actor) -> str:
 
 async def _tables(datasette: Datasette) -> dict[str, list[OwnTable]]:
     async def of(database: Database) -> list[OwnTable]:
-        return await database.execute_fn(sidetables.own_tables)
+        return await database.execute_fn(side_tables.own_tables)
 
     databases = dict(datasette.databases)
     return dict(zip(databases, await asyncio.gather(*map(of, databases.values())), strict=True))

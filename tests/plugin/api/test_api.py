@@ -16,7 +16,7 @@ from datasette.app import Datasette
 
 from datasette_vision.engine.vision import Vision
 from datasette_vision.plugin.api.table import routes
-from datasette_vision.plugin.http import context as desks
+from datasette_vision.plugin.http import context
 from datasette_vision.plugin.http.context import desk_of
 from datasette_vision.plugin.http.cross_origin import is_ours
 from datasette_vision.plugin.http.parameters import labels_of_form
@@ -393,7 +393,7 @@ async def test_503_beyond_the_queue_and_nothing_is_lost(fake_models: Path) -> No
 async def test_busy_when_no_answer_comes(fake_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api = Api(fake_models)
     await api.get("embed", text="warm")
-    monkeypatch.setattr(desks, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(context, "ANSWER_TIMEOUT_S", 0.05)
     service = api.vision.services.dual_encoder("fake")
     go, original = threading.Event(), service.texts._run
     service.texts._run = lambda batch: go.wait(30) and original(batch)
@@ -584,7 +584,7 @@ async def test_a_request_computes_for_its_client_until_its_time_is_up(
 
 @pytest.mark.asyncio
 async def test_what_a_request_has_given_up_on_is_not_computed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desks, "ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(context, "ANSWER_TIMEOUT_S", 0.3)
     queue = await asyncio.to_thread(lambda: api.vision.services.dual_encoder("fake").texts)
     entered, go = threading.Event(), threading.Event()
     run = queue._run

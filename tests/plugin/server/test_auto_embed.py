@@ -310,13 +310,13 @@ async def test_a_folder_that_was_loaded_is_left_to_load(photos: Photos, tmp_path
 
 @pytest.mark.asyncio
 async def test_a_mistake_of_ours_ends_nothing(photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasette_vision.bulk import sync as keeping
+    from datasette_vision.bulk import sync
 
     def broken(*arguments: Any) -> Any:
         monkeypatch.undo()
         raise ZeroDivisionError
 
-    monkeypatch.setattr(keeping, "glance", broken)
+    monkeypatch.setattr(sync, "glance", broken)
     photos.insert(100)
     async with running(photos):
         await soon(lambda: 100 in photos.embedded)

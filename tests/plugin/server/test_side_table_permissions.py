@@ -13,7 +13,7 @@ from datasette.plugins import pm
 
 from datasette_vision.bulk import photos
 from datasette_vision.plugin.server.compatibility import IS_1_0
-from datasette_vision.tables import change_log as generations
+from datasette_vision.tables import change_log
 from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.tables.side_tables import own_tables
 
@@ -90,7 +90,7 @@ def test_our_tables_are_known_by_name_and_columns(path: Path) -> None:
         "_vision__vision_hidden": "_vision_hidden",
         "_vision_gone": None,
         "_visionloads": None,
-        generations.LOG: None,
+        change_log.LOG: None,
     }
 
 
