@@ -9,13 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasette_vision.errors import Unreadable
-from datasette_vision.images.decode import sniff
+from datasette_vision.images.formats import SUFFIXES, sniff
 
-# By their names: opening a million films to see that they are none would take hours on a slow disk.
-SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".avif", ".avifs", ".heic", ".heif", ".hif"),
-}
 MAGIC = re.compile(r"[*?\[]")
 HEAD_BYTES = 4096
 

@@ -16,12 +16,10 @@ from typing import Any
 from datasette_vision.errors import InvalidArgument
 from datasette_vision.files.parquet import SUFFIX, batches, opened
 from datasette_vision.files.storage import SCHEME, Place, place, storage_errors
+from datasette_vision.images.formats import SUFFIXES
 
 # What is taken of a folder. A glob takes whatever it matches.
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".avif", ".heic", ".heif", ".hif"),
-)
+IMAGE_SUFFIXES = tuple(sorted(SUFFIXES))
 
 # How others call a column of images, and one of paths, the surest first.
 CONTENT_NAMES = ("image", "bytes", "content", "img", "picture", "photo", "data", "jpg", "jpeg", "png", "webp")

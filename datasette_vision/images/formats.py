@@ -10,8 +10,31 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """A format that is read: how its files are called, and its media type where browsers show it as it is."""
+
+    suffixes: tuple[str, ...]
+    media_type: str | None = None
+
+
+# By the name that Pillow gives it; sniff() tells which one a file is.
+FORMATS = {
+    "JPEG": ImageFormat((".jpg", ".jpeg", ".jpe", ".jfif"), "image/jpeg"),
+    "PNG": ImageFormat((".png", ".apng"), "image/png"),
+    "WEBP": ImageFormat((".webp",), "image/webp"),
+    "GIF": ImageFormat((".gif",), "image/gif"),
+    "BMP": ImageFormat((".bmp", ".dib")),
+    "TIFF": ImageFormat((".tif", ".tiff")),
+    "AVIF": ImageFormat((".avif", ".avifs"), "image/avif"),
+    "HEIF": ImageFormat((".heic", ".heif", ".hif")),
+}
+# A file of another name is not opened where a folder is searched: a million films would take hours on a slow disk.
+SUFFIXES = frozenset(suffix for each in FORMATS.values() for suffix in each.suffixes)
+MEDIA_TYPES = {name: each.media_type for name, each in FORMATS.items() if each.media_type is not None}
 
 _AVIF_BRANDS = {b"avif", b"avis"}
 # ISO/IEC 23008-12 (HEIF), table of brands; mif1 and msf1 are containers whose coding only the compatible brands tell.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from datasette_vision.errors import InvalidImage, InvalidVector
+from datasette_vision.images.formats import MEDIA_TYPES
 from datasette_vision.plugin.http.context import desk_of
 from datasette_vision.plugin.pages import image_route, table_facts
 from datasette_vision.plugin.search import page
@@ -37,7 +38,7 @@ def render(datasette: Datasette, row: Any, value: Any, column: str, table: str |
     from datasette_vision.images.decode import sniff  # heavy: Pillow
 
     kind = sniff(value)
-    if kind in image_route.MEDIA_TYPES and table is None:
+    if kind in MEDIA_TYPES and table is None:
         return _inline(kind, value, column) if len(value) <= MAX_INLINE_BYTES_WITHOUT_ROW else None
     if kind is not None:
         return _picture(datasette, row, value, column, str(table), database, kind) if table else None
@@ -67,12 +68,12 @@ async def _picture(
     facts = await table_facts.facts(datasette, database, table)
     path = facts.row_path(row)
     if path is None:
-        small = kind in image_route.MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES_WITHOUT_ROW
+        small = kind in MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES_WITHOUT_ROW
         return _inline(kind, value, column) if small else None
     # Some decoders copy the whole file to read its header.
     large = len(value) > MAX_INLINE_BYTES_WITHOUT_ROW
     note = await desk_of(datasette).render(_note, kind, value) if large else _note(kind, value)
-    inline = kind in image_route.MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES
+    inline = kind in MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES
     source = _data(kind, value) if inline else image_route.path(datasette, database, table, column, path, 192)
     full = image_route.path(datasette, database, table, column, path)
     html = LINK.format(full, PICTURE.format(source, f"{column}: {note}")) + NOTE.format(note)
@@ -111,7 +112,7 @@ def _inline(kind: str, value: bytes, column: str) -> Markup:
 
 
 def _data(kind: str, value: bytes) -> str:
-    return f"data:{image_route.MEDIA_TYPES[kind]};base64,{base64.b64encode(value).decode()}"
+    return f"data:{MEDIA_TYPES[kind]};base64,{base64.b64encode(value).decode()}"
 
 
 def _note(kind: str, value: bytes) -> str:

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import Busy, InvalidArgument, VisionError
+from datasette_vision.images.formats import MEDIA_TYPES
 from datasette_vision.plugin.http.context import Desk, desk_of
 from datasette_vision.plugin.http.responses import status_of
 from datasette_vision.plugin.search.searching import read_embedded, table_of
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request, Response
 
-# What browsers show; other formats are sent as WebP.
-MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "AVIF": "image/avif"}
 SIZES = (96, 192, 288, 384, 576)
 FULL_PIXELS = 2048
 # A small file is not worth making smaller.
@@ -120,6 +119,7 @@ def _render(value: bytes, size: int | None, desk: Desk) -> tuple[bytes, str]:
     kind = images.sniff(value)
     if kind is None:
         raise InvalidArgument("this is not an image of a format that is known")
+    # What browsers do not show is sent as WebP.
     if kind in MEDIA_TYPES and (size is None or len(value) <= SMALL_BYTES):
         return value, MEDIA_TYPES[kind]
     return desk.vision.decoder.thumbnail(value, size or FULL_PIXELS), "image/webp"
