@@ -1,6 +1,6 @@
 """Do the tests notice? Changes the package in one place at a time, and runs the tests that run that place.
 
-    python tests/mutants.py --seed 1 --count 300 [--modules 'vectors,models/*'] [--list]
+    python tests/mutants.py --seed 1 --count 300 [--modules 'vectors/*,models/*'] [--list]
 
 A mutant is one changed comparison, boolean operator, sign, number, condition or return value. It survives when every
 test that runs the changed line still passes. The working tree stays as it is: everything happens in a copy of it.

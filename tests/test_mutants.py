@@ -6,6 +6,8 @@ import pytest
 
 from tests import mutants
 
+MODULE = "vectors/embedding.py"
+
 
 def changes(source: str) -> set[str]:
     return {f"{mutant.before} -> {mutant.after}" for mutant in mutants.Finder("x.py", source).found}
@@ -57,8 +59,9 @@ def test_only_the_code_that_differs_is_swapped() -> None:
 
 @pytest.mark.skipif(not (mutants.ROOT / mutants.PACKAGE).exists(), reason="the package is not in this checkout")
 def test_all_mutants_are_python() -> None:
-    for mutant in mutants.mutants("vectors.py"):
-        compile(mutant.applied((mutants.ROOT / mutants.PACKAGE / "vectors.py").read_text("utf-8")), "x.py", "exec")
+    source = (mutants.ROOT / mutants.PACKAGE / MODULE).read_text("utf-8")
+    for mutant in mutants.mutants(MODULE):
+        compile(mutant.applied(source), "x.py", "exec")
 
 
 def test_those_listed_as_equivalent_are_there_and_have_reasons() -> None:
@@ -68,6 +71,6 @@ def test_those_listed_as_equivalent_are_there_and_have_reasons() -> None:
 
 
 def test_one_that_is_no_more_is_found_out() -> None:
-    entry = {"module": "vectors.py", "code": "gone < 1", "before": "gone < 1", "after": "(gone <= 1)", "reason": "x"}
+    entry = {"module": MODULE, "code": "gone < 1", "before": "gone < 1", "after": "(gone <= 1)", "reason": "x"}
     assert mutants.unused([entry]) == [entry]
     assert mutants.unused([{**entry, "module": "gone.py"}]) != []

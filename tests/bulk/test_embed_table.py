@@ -1,4 +1,4 @@
-"""jobs.py: whole tables, whatever their key; run again, stopped, killed."""
+"""bulk/embed_table.py: whole tables, whatever their key; run again, stopped, killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""loading.py and folders.py: a folder becomes a table, and stays in step with it."""
+"""bulk/load.py and folders.py: a folder becomes a table, and stays in step with it."""
 
 from __future__ import annotations
 

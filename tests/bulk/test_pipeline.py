@@ -1,4 +1,4 @@
-"""pipeline.py: every item gets its outcome, whatever is wrong with its neighbours, in bounded memory."""
+"""bulk/pipeline.py: every item gets its outcome, whatever is wrong with its neighbours, in bounded memory."""
 
 from __future__ import annotations
 

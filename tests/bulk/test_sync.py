@@ -1,4 +1,4 @@
-"""drift.py and sync.py: what is out of step is found by keys, by lengths, by reading; nothing is done twice."""
+"""tables/diff.py and sync.py: what is out of step is found by keys, by lengths, by reading; nothing is done twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config.py: each key's good and bad values, and what is said about the bad ones."""
+"""config/settings.py: each key's good and bad values, and what is said about the bad ones."""
 
 from __future__ import annotations
 

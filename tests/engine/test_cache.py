@@ -1,4 +1,4 @@
-"""cache.py: what was used last stays, and no more of it than was allowed."""
+"""engine/cache.py: what was used last stays, and no more of it than was allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""intake.py: futures that are always answered, bounded threads and bounded pixels."""
+"""engine/inference.py: futures that are always answered, bounded threads and bounded pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""runtime.py: graphs that are as announced, and graphs that are not."""
+"""engine/runtime.py: graphs that are as announced, and graphs that are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tokenizer.py on a tokenizer of one token a byte: lengths can be counted by hand."""
+"""engine/tokenizer.py on a tokenizer of one token a byte: lengths can be counted by hand."""
 
 from __future__ import annotations
 

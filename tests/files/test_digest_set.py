@@ -1,4 +1,4 @@
-"""known.py: a compact set of texts."""
+"""files/digest_set.py: a compact set of texts."""
 
 from __future__ import annotations
 

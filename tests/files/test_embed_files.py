@@ -1,4 +1,4 @@
-"""embed_files.py and `datasette vision embed-files`, in one process."""
+"""files/embed_files.py and `datasette vision embed-files`, in one process."""
 
 from __future__ import annotations
 

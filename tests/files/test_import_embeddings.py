@@ -1,4 +1,4 @@
-"""importing.py and `datasette vision import-embeddings`: from Parquet into the side table of a table."""
+"""files/import_embeddings.py and `datasette vision import-embeddings`: from Parquet into the side table of a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""inputs.py: what an input means, and which images are in it."""
+"""plugin/http/inputs.py: what an input means, and which images are in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""shipping.py: a model on its way to a machine that does not have it."""
+"""files/model_transfer.py: a model on its way to a machine that does not have it."""
 
 from __future__ import annotations
 

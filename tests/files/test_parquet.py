@@ -1,4 +1,4 @@
-"""parquet.py: shards that are whole or not there, in a form that other tools read."""
+"""files/parquet.py: shards that are whole or not there, in a form that other tools read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ray_job.py: the same embeddings and errors on a cluster as in one process, whatever dies on the way.
+"""files/ray/job.py: the same embeddings and errors on a cluster as in one process, whatever dies on the way.
 
 The cluster is three nodes on this machine. It takes minutes, and Ray: the tests are skipped where that is missing.
 """

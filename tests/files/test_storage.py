@@ -1,4 +1,4 @@
-"""places.py: files of this machine and of object stores, by one way."""
+"""files/storage.py: files of this machine and of object stores, by one way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""exif.py: when and where, from files of every kind, and never an error."""
+"""images/exif.py: when and where, from files of every kind, and never an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""likeness.py: copies of a picture are found, other pictures are not, and a hundred thousand take no time."""
+"""perceptual_hash.py: copies of a picture are found, other pictures are not, and a hundred thousand take no time."""
 
 from __future__ import annotations
 

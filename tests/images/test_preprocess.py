@@ -1,4 +1,4 @@
-"""preprocess.py against the plain way: resize the whole picture, cut out the centre, subtract, divide."""
+"""images/preprocess.py against the plain way: resize the whole picture, cut out the centre, subtract, divide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""operators.py, and what it is for: a row's answer is the same in any batch, whoever quantised the graph."""
+"""models/operators.py, and what it is for: a row's answer is the same in any batch, whoever quantised the graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""generations.py: every write to a side table is seen, whoever does it."""
+"""tables/change_log.py: every write to a side table is seen, whoever does it."""
 
 from __future__ import annotations
 

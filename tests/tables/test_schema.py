@@ -1,4 +1,4 @@
-"""schema.py: the side table, whatever the table and its key are called."""
+"""tables/schema.py: the side table, whatever the table and its key are called."""
 
 from __future__ import annotations
 

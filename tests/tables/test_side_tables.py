@@ -1,4 +1,4 @@
-"""sidetables.py: what is embedded, found by what stands in the database."""
+"""tables/side_tables.py: what is embedded, found by what stands in the database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fair.py: who comes next, who has to make room, and threads that work in turns."""
+"""util/fair_queues.py: who comes next, who has to make room, and threads that work in turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""garbage.py: what a SQL function waits for never frees what only its own thread may free."""
+"""util/garbage.py: what a SQL function waits for never frees what only its own thread may free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lazy.py: once, however many ask."""
+"""util/lazy.py: once, however many ask."""
 
 from __future__ import annotations
 

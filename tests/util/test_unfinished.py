@@ -1,4 +1,4 @@
-"""unfinished.py: files that appear whole, and what killed processes leave of them."""
+"""util/unfinished.py: files that appear whole, and what killed processes leave of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vectors.py: bytes and numbers, pinned."""
+"""vectors/embedding.py: bytes and numbers, pinned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""indexfile.py: what was saved comes back as it was, and what is damaged is known for it."""
+"""vectors/index_file.py: what was saved comes back as it was, and what is damaged is known for it."""
 
 from __future__ import annotations
 

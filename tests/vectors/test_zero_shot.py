@@ -1,4 +1,4 @@
-"""zeroshot.py: labels as people write them, and scores at the edges of what floats hold."""
+"""vectors/zero_shot.py: labels as people write them, and scores at the edges of what floats hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""answers.py and the pace of transfers, with a client of our own and with sockets at a real server."""
+"""plugin/http/answers.py and the pace of transfers, with a client of our own and with sockets at a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""limits.py: what one request holds is given back, and who asks for too much is told so."""
+"""plugin/http/limits.py: what one request holds is given back, and who asks for too much is told so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""search_request.py: a search and its address, and back."""
+"""plugin/search/request.py: a search and its address, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""search_sql.py: the SQL finds what a calculation by hand finds, in tables of every kind."""
+"""plugin/search/sql.py: the SQL finds what a calculation by hand finds, in tables of every kind."""
 
 from __future__ import annotations
 

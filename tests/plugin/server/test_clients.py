@@ -1,4 +1,4 @@
-"""clients.py: who asks cannot be made up, and one who has many addresses is one client."""
+"""plugin/server/clients.py: who asks cannot be made up, and one who has many addresses is one client."""
 
 from __future__ import annotations
 
