@@ -220,7 +220,8 @@ def test_the_builder_gets_the_folders_that_baking_needs_and_no_other() -> None:
         module = waiting.pop()
         if module not in needed:
             needed.add(module)
-            waiting |= {imported for imported, _ in own_imports(module)}
+            # The package itself names what is public, and imports it only when it is asked for.
+            waiting |= {imported for imported, _ in own_imports(module)} if module else set()
     assert given == {folder(module) for module in needed}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -62,6 +63,8 @@ class Installer:
         target = self.models_dir / name
         whole = (target / "manifest.json").is_file() and not leftovers(self.models_dir, name)
         if whole and not request.force:  # also where nothing can be written, as in a container
+            with contextlib.suppress(InstallFailed), staging.writing(self.models_dir):
+                staging.clear_up(self.models_dir, self.say)
             return Installed(self._already_there(name, request, row), already_there=True)
         with staging.held(self.models_dir, name, self.say):
             if target.exists() and not request.force:

@@ -90,15 +90,22 @@ def recover(models_dir: Path, name: str) -> None:
 
 
 def clear_up(models_dir: Path, say: Say) -> None:
-    """Put right what killed installs of any name left, unless they are at work, and drop downloads long forgotten."""
+    """Put right what killed installs of any name left, unless they are at work.
+
+    Downloads are dropped that are in place, or that nobody came back for.
+    """
     for name in sorted({match["name"] for match, _ in all_leftovers(models_dir)}):
         with exclusive(models_dir / ".locks" / name, "", say, wait=False) as mine:
             if mine:
                 recover(models_dir, name)
     downloads = models_dir / ".downloads"
+    at_work = any(match["kind"] == "install" for match, _ in all_leftovers(models_dir))
     for path in sorted(downloads.iterdir()) if downloads.is_dir() else []:
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            status = path.stat()
+            # A download with another name is in a model's folder: who put it there was killed before it came to this.
+            is_in_place = status.st_nlink > 1 and not at_work
+            if is_in_place or time.time() - status.st_mtime > STALE_SECONDS:
                 path.unlink()
 
 

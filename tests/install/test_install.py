@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -497,6 +498,25 @@ def children() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.install.test_install", "onnxruntime", "huggingface_hub", "tokenizers"])
     return context
+
+
+@pytest.mark.parametrize("at_work", [False, True])
+def test_a_download_that_is_in_place_is_dropped_by_the_next_install(
+    installer: Installer, models_dir: Path, source: Path, at_work: bool
+) -> None:
+    """Who put it there was killed before it could; but what is being put into another folder is still needed."""
+    installer.install(request(source))
+    downloads = models_dir / ".downloads"
+    downloads.mkdir(exist_ok=True)
+    (graph, *_) = sorted((models_dir / "clip").glob("*.onnx"))
+    os.link(graph, downloads / "0123")
+    (downloads / "4567").write_bytes(b"to be resumed")
+    with contextlib.ExitStack() as stack:
+        if at_work:
+            stack.enter_context(staging.exclusive(models_dir / ".locks/other", "", lambda line: None))
+            stack.enter_context(staging.staged(models_dir, "other"))
+        assert installer.install(request(source)).already_there
+    assert sorted(path.name for path in downloads.iterdir()) == (["0123", "4567"] if at_work else ["4567"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
