@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from datasette.cli import cli
 
+import datasette_vision
 from datasette_vision.config.settings import KEYS
 from datasette_vision.sql.table import FUNCTIONS, SqlFunction
 from tests.conftest import Connection
@@ -54,3 +57,13 @@ def test_generated_parts_are_fresh() -> None:
     command = [sys.executable, "-m", "cogapp", "--check", "-p", "import sys; sys.path.insert(0, '.')", *DOCS]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr + "\nrun: make docs"
+
+
+def test_the_map_for_contributors_names_what_is_there() -> None:
+    page = (ROOT / "docs/contributing.md").read_text("utf-8")
+    package = Path(datasette_vision.__file__).parent
+    named = re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py|\.html)?|errors\.py)`", page)
+    assert len(named) > 30
+    missing = [path for path in named if not ((package / path).exists() or (ROOT / path).exists())]
+    # Folders of plugin/ are named without it.
+    assert [path for path in missing if not (package / "plugin" / path).exists()] == []
