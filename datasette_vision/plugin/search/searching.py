@@ -130,6 +130,9 @@ async def run(datasette: Datasette, http: Request, search: Search) -> None:
         values = dict(zip(results.columns, tuple(row), strict=True))
         path = path_from_row_pks(values, list(search.embedded.key), False)
         similarity = values.pop(sql.similarity) if sql.similarity else None
+        if sql.similarity and similarity is None and search.request.examples and not search.rows:
+            # Not even the nearest has a similarity: an example went between the look at it and the search.
+            raise Busy("a row that this search is like, or less like, has just changed: try again")
         label = values.get(search.label_column) if search.label_column else None
         search.rows.append(FoundRow(path, _text(label) or path, similarity, values))
 

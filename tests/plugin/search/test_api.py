@@ -14,7 +14,7 @@ import pytest
 from datasette.app import Datasette
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.plugin.search import embedded
+from datasette_vision.plugin.search import embedded, searching
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.plugin.server.state import state_of
 from datasette_vision.vectors import embedding as vectors
@@ -294,3 +294,18 @@ async def test_a_full_text_search_that_cannot_be_read(demo_path: Path, tmp_path:
         response = await datasette.client.get(f"{SEARCH}?{query}")
         assert response.status_code == 400, response.text
         assert (await datasette.client.get(f"/-/vision/demo/emoji?{query}")).status_code == 400
+
+
+@pytest.mark.asyncio
+async def test_an_example_that_goes_while_it_is_searched_for(
+    datasette: Datasette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its embedding was there a moment ago: without it every row would be as near as any other."""
+
+    async def looked_at_too_early(search: object) -> None:
+        return None
+
+    monkeypatch.setattr(searching, "_check_examples", looked_at_too_early)
+    answer = await datasette.client.get("/-/vision/search/demo/emoji?_like=NOWHERE&_size=3")
+    assert answer.status_code == 503, answer.text
+    assert "has just changed: try again" in answer.json()["error"]
