@@ -41,8 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from datasette_vision.config.settings import Config  # noqa: E402
-from datasette_vision.models.manifest import DUAL_ENCODER  # noqa: E402
 from datasette_vision.models.store import ModelStore  # noqa: E402
+from datasette_vision.models.tasks import embeds  # noqa: E402
 from tests import attacks  # noqa: E402
 from tests.attacks import ATTACKS, BY_NAME, Answer, Attack, Attacker, Site, statuses  # noqa: E402
 
@@ -467,7 +467,7 @@ class Bench:
         store = ModelStore(options.models)
         self.manifest = store.find(options.model).manifest
         self.others = tuple(name for name in store.names() if name != options.model)
-        if self.manifest.task != DUAL_ENCODER:
+        if not embeds(self.manifest.task):
             sys.exit(f"{options.model} is no dual encoder")
         self.database = folder / f"{attacks.DATABASE}.db"
         attacks.write_database(self.database, options.model, self.manifest.dimensions, giants=12, many=options.many)
