@@ -15,6 +15,9 @@ _DATA_URI = re.compile(r"data:([^,]{0,1000}),", re.IGNORECASE)
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 # Bytes of percent-encoded text that are decoded at a time.
 PERCENT_PIECE = 1 << 18
+# Characters of base64 that are looked at in one step.
+TEXT_PIECE = 1 << 16
+_BREAK_AND_SPACES = re.compile("\n +")
 # White space that no encoder writes; it is looked for in texts up to this length.
 _ODD_SPACES = tuple(mark for mark in map(chr, range(0x3001)) if mark.isspace() and mark not in " \r\n\t\f\v")
 ODD_SPACES_CHARS = 100_000
@@ -94,12 +97,25 @@ def _without_line_breaks(text: str) -> str:
         text = text.replace(line_break, "\n")
     if len(text) <= ODD_SPACES_CHARS and any(space in text for space in _ODD_SPACES):
         return "".join(line.strip() for line in text.split("\n"))
-    # A run of spaces goes by the powers of two that its length is made of, the largest first.
-    length = 1 << len(text).bit_length()
-    while length := length >> 1:
-        spaces = " " * length
-        text = text.replace(spaces + "\n", "\n").replace("\n" + spaces, "\n")
+    if "\n" not in text:
+        return text
+    # What is before a line break, read backwards, is behind it.
+    text = _without_spaces_behind_breaks(_without_spaces_behind_breaks(text)[::-1])[::-1]
     return text.replace("\n", "")
+
+
+def _without_spaces_behind_breaks(text: str) -> str:
+    pieces: list[str] = []
+    is_behind = False
+    for start in range(0, len(text), TEXT_PIECE):
+        piece = text[start : start + TEXT_PIECE]
+        if is_behind:
+            piece = piece.lstrip(" ")
+        if piece:
+            piece = _BREAK_AND_SPACES.sub("\n", piece)
+            is_behind = piece.endswith("\n")
+            pieces.append(piece)
+    return "".join(pieces)
 
 
 def _unescaped(text: str) -> str:

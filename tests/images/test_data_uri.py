@@ -167,3 +167,14 @@ def test_escapes_are_read_as_urllib_does(length: int) -> None:
     for _ in range(3_000 if length <= 100 else 20):  # the longest ends about where a piece does
         text = length * "x" + "".join(random_.choices("%4aF=é ", k=30))
         assert data_uri.from_text("data:," + text) == urllib.parse.unquote_to_bytes(text)
+
+
+@pytest.mark.parametrize("piece", [1, 5, 1 << 16])
+def test_lines_are_joined_without_the_spaces_at_their_ends(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the text is cut into pieces on the way."""
+    monkeypatch.setattr(data_uri, "TEXT_PIECE", piece)
+    draw = random.Random(1)
+    for _ in range(3000):
+        text = "".join(draw.choice("A \n\r\t ") for _ in range(draw.randrange(30)))
+        lines = re.split("[\n\r\t]", text.strip())
+        assert data_uri._without_line_breaks(text) == "".join(line.strip(" ") for line in lines)
