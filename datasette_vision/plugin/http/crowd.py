@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from datasette_vision.errors import Busy
 from datasette_vision.plugin.http.context import desk_of
@@ -82,7 +83,13 @@ def _too_long_to_read(scope: Any) -> RequestError | None:
     """Say what of a request takes Datasette long to read, while nobody else's is worked on."""
     if sum(len(value) for name, value in scope["headers"] if name == b"cookie") > MAX_COOKIE_BYTES:
         return RequestError(431, f"expected cookies of at most {MAX_COOKIE_BYTES:,} bytes, found more")
-    wheres = scope.get("query_string", b"").count(b"_where=")
+    query = scope.get("query_string", b"")
+    # Names may be written with escapes, so they are counted as Datasette reads them.
+    wheres = (
+        sum(name == b"_where" for name, _ in parse_qsl(query, keep_blank_values=True))
+        if query.count(b"&") >= MAX_WHERES
+        else 0
+    )
     if wheres > MAX_WHERES:
         return RequestError(400, f"expected at most {MAX_WHERES} times _where in an address, found {wheres:,}")
     return None
