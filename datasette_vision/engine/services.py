@@ -82,6 +82,8 @@ class Services:
         self._load = load
         self._lock = threading.Lock()
         self._services: dict[str, Service] = {}
+        # The model of a task that has only one, by the task.
+        self._only: dict[str, str] = {}
         self._unloader: Unloader | None = None
 
     def get(self, name: str) -> Service:
@@ -108,12 +110,14 @@ class Services:
         """
         [form] = [form for form, each in operations() if each.name == operation]
         if name is None:
+            name = self._only.get(form.task)
+        if name is None:  # found once: it takes reading every manifest, and SQL asks for each row
             names = [entry["name"] for entry in self.describe("") if entry.get("task") == form.task]
             if not names:
                 raise UnknownModel(f"vision_{operation}() needs a model for {form.task}, and none is installed")
             if len(names) > 1:
                 raise InvalidArgument(f"which model? {', '.join(map(str, names))} are for {form.task}")
-            name = str(names[0])
+            name = self._only[form.task] = str(names[0])
         service = self.get(name)
         if service.manifest.task != form.task:
             raise WrongTask(f"{name!r} is for {service.manifest.task}, and {operation} for {form.task}")

@@ -105,6 +105,14 @@ def test_its_models_are_models_like_others(models: Path) -> None:
     assert verify(ModelStore(models).find("loud")) != []
 
 
+def test_the_only_model_of_a_task_is_looked_for_once(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes reading every manifest, and SQL asks for each row."""
+    with Vision(Config(models_dir=str(models), default_model="fake")) as vision:
+        word = vision.ask("loudest", pictures.png())
+        monkeypatch.setattr(vision.services, "describe", lambda default: pytest.fail("looked for again"))
+        assert vision.ask("loudest", pictures.png()) == word
+
+
 def test_afterwards_it_is_gone() -> None:
     assert "loudness" not in FORMS
     assert "vision_loudest" not in {function.name for function in functions()}
