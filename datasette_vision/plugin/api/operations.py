@@ -48,12 +48,12 @@ async def _answer(operation: Operation, call: Call) -> Response:
     futures: list[Future[Any]] = [intake.ask(operation.name, item.content, name) for item in inputs]
     outputs = in_place(call, await outcomes(futures))
 
-    def told() -> Sequence[object]:
+    def answers() -> Sequence[object]:
         return [
             each if isinstance(each, VisionError) else vision.answer(service, operation.name, each) for each in outputs
         ]
 
-    found = await call.desk.call(told)
+    found = await call.desk.call(answers)
     written = [
         written_error(each) if isinstance(each, VisionError) else dumps({operation.name: each}) for each in found
     ]

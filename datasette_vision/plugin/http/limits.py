@@ -131,6 +131,14 @@ class Room:
         else:
             self._clients.pop(client, None)
 
+    def move_to(self, room: Room, client: str, before: int, after: int) -> None:
+        """Hold `after` in another room, or in this one, in the place of `before` here. Raises as move() does."""
+        if room is self:
+            self.move(client, before, after)
+            return
+        room.move(client, 0, after)
+        self.move(client, before, 0)
+
 
 class Share:
     """What one request holds of the limits."""
@@ -177,13 +185,8 @@ class Share:
         Up to SMALL_BYTES come out of the room for small requests.
         """
         room = self._limits.small if total <= SMALL_BYTES else self._limits.large
-        if room is self._room:
-            room.move(self._client, self.bytes, total)
-        else:
-            room.move(self._client, 0, total)
-            self._room.move(self._client, self.bytes, 0)
-            self._room = room
-        self.bytes = total
+        self._room.move_to(room, self._client, self.bytes, total)
+        self._room, self.bytes = room, total
 
     def take_inputs(self, *, texts: int = 0, images: int = 0) -> None:
         """Hold a place for each input. Raises a 413, a 429, or Busy when all places are taken.
@@ -197,12 +200,10 @@ class Share:
             )
         places = self._limits.few if self.inputs + count <= self._limits.few_inputs else self._limits.many
         try:
-            places.move(self._client, self.inputs if places is self._places else 0, self.inputs + count)
+            self._places.move_to(places, self._client, self.inputs, self.inputs + count)
         except Busy:
             raise Busy(f"{places.held:,} inputs are waiting already (max_queue): try again in a moment") from None
-        if places is not self._places:
-            self._places.move(self._client, self.inputs, 0)
-            self._places = places
+        self._places = places
         self.inputs += count
         self.charge(texts=texts, images=images)
 
