@@ -557,12 +557,16 @@ class Hunt:
 
     def _stored(self, file: str) -> dict[str, Any] | None:
         """Return what the cache has of a test module, where nothing that its tests run has changed."""
-        stored = CACHE / f"{Path(file).stem}.json"
+        stored = self._cached(file)
         if not stored.exists():
             return None
         content = json.loads(stored.read_bytes())
         same = all(self._digest(path) == digest for path, digest in content["digests"].items())
         return content["tests"] if same else None
+
+    @staticmethod
+    def _cached(file: str) -> Path:
+        return CACHE / file.replace("/", "-").replace(".py", ".json")
 
     def _traced(self, session: Session, file: str, nodeids: Sequence[str]) -> dict[str, Any]:
         began = time.monotonic()
@@ -577,7 +581,7 @@ class Hunt:
         paths = {f"{PACKAGE}/{module}" for _, _, lines in tests.values() for module in lines}
         digests = {path: self._digest(path) for path in sorted(paths | {file})}
         CACHE.mkdir(parents=True, exist_ok=True)
-        (CACHE / f"{Path(file).stem}.json").write_text(json.dumps({"digests": digests, "tests": tests}))
+        self._cached(file).write_text(json.dumps({"digests": digests, "tests": tests}))
         return tests
 
     def _digest(self, path: str) -> str:
