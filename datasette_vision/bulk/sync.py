@@ -1,8 +1,9 @@
 """Keeps one embedded column in step with its table: when to look, when to read, and what to embed.
 
 A look compares keys, and embeds what is new. A check reads values, to find what was changed in place. Both rest 19
-times as long as they took: together they use a twentieth of a core, however large the table. What they find is embedded
-at once, a few rows at a time in the queue, so that whoever else uses the model is served in between.
+times as long as they used the processor, and at least as long as they took: together they use a twentieth of a core,
+however large the table, and look as often on a busy machine as on a quiet one. What they find is embedded at once, a
+few rows at a time in the queue, so that others who use the model are served in between.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from datasette_vision.tables.rows import Connect
 from datasette_vision.tables.side_tables import EmbeddedSource
 from datasette_vision.util.transactions import Writer
 
-RESTS = 19.0  # seconds, for each second of looking or checking
+RESTS = 19.0  # seconds, for each second of the processor's that looking or checking takes
 SLICE_S = 0.1
 KEYS = 200  # in one SQL statement, and embedded together
 SHOWN_FAILURES = 20
@@ -64,6 +65,7 @@ class Means:
     awake: Callable[[], AbstractContextManager[threading.Event]]
     on_done: Callable[[SyncedColumn, Summary], None] = lambda kept, summary: None
     clock: Callable[[], float] = time.monotonic
+    processor_clock: Callable[[], float] = time.thread_time
 
 
 class SyncedColumn:
@@ -108,7 +110,7 @@ class SyncedColumn:
 
         Raises what embed_table() raises, and InvalidArgument for a column of names of files.
         """
-        began = self._means.clock()
+        began, processor_began = self._means.clock(), self._means.processor_clock()
         if began < self._rests_until:
             return
         if self._look_due:
@@ -118,7 +120,8 @@ class SyncedColumn:
         else:
             return
         if not self._urgent:
-            self.rest(RESTS * (self._means.clock() - began))
+            used_s = self._means.processor_clock() - processor_began
+            self.rest(max(RESTS * used_s, self._means.clock() - began))
         if wanted is not None:
             self._embed(connection, wanted)
         self.report.error = None
