@@ -92,16 +92,25 @@ def _without_line_breaks(text: str) -> str:
     In time proportional to the text, and never long in one step, so that other threads have their turns: one regular
     expression for this is quadratic on a run of spaces, and a loop over millions of lines takes seconds.
     """
-    text = text.strip()
-    for line_break in "\r\t\f\v":
-        text = text.replace(line_break, "\n")
+    text = _replaced_piecewise(text.strip(), "\r\t\f\v", "\n")
     if len(text) <= ODD_SPACES_CHARS and any(space in text for space in _ODD_SPACES):
         return "".join(line.strip() for line in text.split("\n"))
     if "\n" not in text:
         return text
     # What is before a line break, read backwards, is behind it.
     text = _without_spaces_behind_breaks(_without_spaces_behind_breaks(text)[::-1])[::-1]
-    return text.replace("\n", "")
+    return _replaced_piecewise(text, "\n", "")
+
+
+def _replaced_piecewise(text: str, marks: str, by: str) -> str:
+    """Replace each of `marks`. One call of str.replace() for all of the text would hold Python's lock for too long."""
+    pieces = []
+    for start in range(0, len(text), TEXT_PIECE):
+        piece = text[start : start + TEXT_PIECE]
+        for mark in marks:
+            piece = piece.replace(mark, by)
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def _without_spaces_behind_breaks(text: str) -> str:
