@@ -81,6 +81,7 @@ class SyncedColumn:
         self._seen: Glance | None = None
         self._look_due = True
         self._check_due = True
+        self._looked_last = False
         self._check: ContentCheck | None = None
         self._urgent = False
         self._wrote = False
@@ -106,22 +107,26 @@ class SyncedColumn:
         self._rests_until = self._means.clock() + seconds
 
     def step(self, connection: sqlite3.Connection) -> None:
-        """Do what there is to do now, if anything: a look, or a part of a check.
+        """Do what there is to do now, if anything: a look, or a part of a check. With both due, they take turns.
 
         Raises what embed_table() raises, and InvalidArgument for a column of names of files.
         """
         began, processor_began = self._means.clock(), self._means.processor_clock()
         if began < self._rests_until:
             return
-        if self._look_due:
+        has_to_check = self._seen is not None and (self._check is not None or self._check_due)
+        if self._look_due and not (has_to_check and self._looked_last):
+            self._looked_last = True
             wanted = self._look(connection)
-        elif self._check is not None or self._check_due:
+        elif has_to_check:
+            self._looked_last = False
             wanted = self._go_on_checking(connection)
         else:
             return
         if not self._urgent:
             used_s = self._means.processor_clock() - processor_began
             self.rest(max(RESTS * used_s, self._means.clock() - began))
+        self.report.checked = not (self._look_due or self._check_due or self._check)
         if wanted is not None:
             self._embed(connection, wanted)
         self.report.error = None
@@ -161,7 +166,6 @@ class SyncedColumn:
         keys, done = self._check.run(SLICE_S, KEYS)
         if done:
             self._check, self._urgent = None, False
-            self.report.checked = not self._check_due
         return has_key(self.source, keys) if keys else None
 
     def _embed(self, connection: sqlite3.Connection, where: str) -> None:

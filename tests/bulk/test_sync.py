@@ -250,6 +250,20 @@ def test_what_is_new_changed_and_gone(photos: Place, counting: fakes.CountingLoa
     assert "not an image of a known format" in reason
 
 
+def test_values_are_read_while_rows_keep_coming(photos: Place) -> None:
+    """Each step finds the database changed: what changed in place must not wait for that to end."""
+    photos.settle(kept := photos.kept("photos"))
+    photos.execute("update photos set image = ? where id = 3", changed_in_place(PICTURES[2]))
+    (before,) = photos.execute("select content_hash from _vision_photos where id = 3")
+    for number in range(200, 205):
+        photos.insert("photos", (number, "new", PICTURES[0]))
+        kept.changed()
+        photos.now += 1000
+        kept.step(photos.reader)
+    (after,) = photos.execute("select content_hash from _vision_photos where id = 3")
+    assert after != before
+
+
 def test_nothing_to_do_writes_nothing_and_wakes_nobody(photos: Place) -> None:
     photos.insert("photos", (101, "bad", b"hello"))  # tried once, and not again
     photos.settle(kept := photos.kept("photos"))
@@ -273,7 +287,7 @@ def test_another_length_is_found_at_the_next_look(photos: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processor_s", "looks_at"),
+    ("processor_s", "works_at"),
     [
         (2.0, [0, 40, 80]),  # a twentieth of a core
         (0.2, [0, 6, 12, 18, 24, 30, 36, 42, 48, 54, 60, 66, 72, 78, 84, 90, 96]),  # a busy machine: it waits its turn
@@ -281,23 +295,24 @@ def test_another_length_is_found_at_the_next_look(photos: Place) -> None:
     ],
 )
 def test_looking_and_reading_rest_in_between(
-    photos: Place, monkeypatch: pytest.MonkeyPatch, processor_s: float, looks_at: list[float]
+    photos: Place, monkeypatch: pytest.MonkeyPatch, processor_s: float, works_at: list[float]
 ) -> None:
     kept = photos.kept("photos")
-    looks: list[float] = []
+    began_at: list[float] = []
+    run = ContentCheck.run
 
-    def slow(*arguments: Any) -> Glance:
-        looks.append(photos.now)
-        photos.now += 2  # the look takes two seconds
+    def work() -> None:
+        began_at.append(photos.now)
+        photos.now += 2  # seconds that it takes
         photos.processor_s += processor_s
-        return glance(*arguments)
 
-    monkeypatch.setattr(sync, "glance", slow)
+    monkeypatch.setattr(sync, "glance", lambda *arguments: (work(), glance(*arguments))[1])
+    monkeypatch.setattr(ContentCheck, "run", lambda *arguments: (work(), run(*arguments))[1])
     for _ in range(100):
         kept.changed()
         kept.step(photos.reader)
         photos.now += 1
-    assert [look for look in looks if look < 100] == looks_at
+    assert [moment for moment in began_at if moment < 100] == works_at
 
 
 def test_few_are_in_the_queue_at_a_time(photos: Place, counting: fakes.CountingLoads) -> None:
@@ -321,6 +336,8 @@ def test_what_somebody_else_is_at_is_left_to_them(photos: Place, counting: fakes
     assert kept.report.state == sync.WAITING
     assert kept.report.queued == 7
     assert counting.batches == []
+    photos.now += 1000
+    kept.step(photos.reader)  # values are read
     photos.now += 1000
     kept.step(photos.reader)  # they have not gone on
     assert sum(counting.batches) == 7
