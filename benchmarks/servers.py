@@ -22,8 +22,7 @@ from datasette_vision.plugin.server.compatibility import IS_1_0
 class Server:
     """A running Datasette. One connection is kept open, as a notebook's browser keeps it."""
 
-    def __init__(self, port: int, started_s: float, pid: int) -> None:
-        self.started_s = started_s
+    def __init__(self, port: int, pid: int) -> None:
         self.port = port
         self.pid = pid
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -61,27 +60,20 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(*arguments: str, plugins: bool = True, plugin: dict[str, Any] | None = None) -> Iterator[Server]:
-    """Start `datasette serve --memory` with these arguments, with all installed plugins or with none.
-
-    `plugin` is the configuration of this one.
-    """
+def serve(*arguments: str, plugin: dict[str, Any] | None = None) -> Iterator[Server]:
+    """Start `datasette serve --memory` with these arguments; `plugin` is the configuration of this plugin."""
     if plugin is not None:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump({"plugins": {"datasette-vision": plugin}}, file)
             file.flush()
-            with serve(*arguments, "--config" if IS_1_0 else "--metadata", file.name, plugins=plugins) as server:
+            with serve(*arguments, "--config" if IS_1_0 else "--metadata", file.name) as server:
                 yield server
         return
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    environment = dict(os.environ)
-    if not plugins:
-        environment["DATASETTE_LOAD_PLUGINS"] = ""
     command = [sys.executable, "-m", "datasette", "serve", "--memory", "--port", str(port), *arguments]
-    began = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while True:
             if process.poll() is not None:
@@ -93,7 +85,7 @@ def serve(*arguments: str, plugins: bool = True, plugin: dict[str, Any] | None =
                 connection.close()
                 break
             time.sleep(0.005)
-        yield Server(port, time.perf_counter() - began, process.pid)
+        yield Server(port, process.pid)
     finally:
         process.terminate()
         process.wait(30)
