@@ -132,7 +132,7 @@ def _auto_embed(value: Any) -> AutoEmbed | None:
 
 def _rate_limit(value: Any) -> int | RateLimits:
     if not isinstance(value, Mapping):
-        return values.whole(1, 1_000_000)(value)
+        return PER_MINUTE.read(value)
     return RateLimits(**_read(value, RATE_LIMIT_KEYS, "rate_limit."))
 
 
@@ -144,54 +144,37 @@ def _models(value: Any) -> Mapping[str, ModelConfig]:
     )
 
 
-THREADS = ConfigKey(
-    "threads",
-    "cores that one inference uses; all of them by default",
-    "a whole number from 1 to 256",
-    values.whole(1, 256),
-)
-REPLICAS = ConfigKey(
-    "replicas", "batches that a model computes at a time", "a whole number from 1 to 64", values.whole(1, 64)
-)
-PROVIDERS = ConfigKey(
-    "providers",
-    "execution providers of ONNX Runtime, the best first, as CUDAExecutionProvider; the CPU by default",
-    "a list of names of execution providers",
-    values.names,
-)
-MAX_BATCH_SIZE = ConfigKey(
-    "max_batch_size", "inputs computed together at most", "a whole number from 1 to 4096", values.whole(1, 4096)
-)
-MAX_QUEUE = ConfigKey(
-    "max_queue",
-    "inputs that may wait for a model; more are refused at once",
-    "a whole number from 1 to 1000000",
-    values.whole(1, 1_000_000),
-)
-UNLOAD_AFTER = ConfigKey(
-    "unload_after",
-    "seconds without use after which a model leaves memory, to be loaded again when asked for; never by default",
-    "a number above 0, at most 1000000",
-    values.positive(1_000_000),
-)
-ALLOW_BLOCK = "an allow block of Datasette: true, false or an object"
+MODEL_NAME = values.Reader("the name of a model", values.name)
+MODEL_NAMES = values.Reader("a list of names of models", values.names)
+ALLOW_BLOCK = values.Reader("an allow block of Datasette: true, false or an object", values.allow)
+PER_MINUTE = values.whole(1, 1_000_000)
 TABLES = 'a list of "database/table"'
 AUTO_EMBED_KEYS = (
     ConfigKey("tables", "the tables", f"{TABLES}, or true (all)", _tables),
-    ConfigKey("interval", "seconds between two looks", "a number above 0, at most 86400", values.positive(86_400)),
+    ConfigKey("interval", "seconds between two looks", *values.positive(86_400)),
 )
-PER_MINUTE = "a whole number from 1 to 1000000"
 RATE_LIMIT_KEYS = (
-    ConfigKey("images", "images a minute", PER_MINUTE, values.whole(1, 1_000_000)),
-    ConfigKey("texts", "texts, labels and embeddings a minute", PER_MINUTE, values.whole(1, 1_000_000)),
+    ConfigKey("images", "images a minute", *PER_MINUTE),
+    ConfigKey("texts", "texts, labels and embeddings a minute", *PER_MINUTE),
+    ConfigKey("burst_seconds", "seconds that a client who asks for nothing saves up", *values.positive(86_400)),
+)
+MODEL_KEYS = (
+    ConfigKey("threads", "cores that one inference uses; all of them by default", *values.whole(1, 256)),
     ConfigKey(
-        "burst_seconds",
-        "seconds that a client who asks for nothing saves up",
-        "a number above 0, at most 86400",
-        values.positive(86_400),
+        "providers",
+        "execution providers of ONNX Runtime, the best first, as CUDAExecutionProvider; the CPU by default",
+        "a list of names of execution providers",
+        values.names,
+    ),
+    ConfigKey("replicas", "batches that a model computes at a time", *values.whole(1, 64)),
+    ConfigKey("max_batch_size", "inputs computed together at most", *values.whole(1, 4096)),
+    ConfigKey("max_queue", "inputs that may wait for a model; more are refused at once", *values.whole(1, 1_000_000)),
+    ConfigKey(
+        "unload_after",
+        "seconds without use after which a model leaves memory, to be loaded again when asked for; never by default",
+        *values.positive(1_000_000),
     ),
 )
-MODEL_KEYS = (THREADS, PROVIDERS, REPLICAS, MAX_BATCH_SIZE, MAX_QUEUE, UNLOAD_AFTER)
 KEYS = (
     ConfigKey(
         "models_dir",
@@ -199,67 +182,41 @@ KEYS = (
         "a path",
         values.name,
     ),
-    ConfigKey("default_model", "model used where a function names none", "the name of a model", values.name),
+    ConfigKey("default_model", "model used where a function names none", *MODEL_NAME),
     ConfigKey(
         "default_classifier",
         "model that vision_classify() uses where none is named; by default default_model",
-        "the name of a model",
-        values.name,
+        *MODEL_NAME,
     ),
-    ConfigKey("preload", "models to load in the background at start", "a list of names of models", values.names),
+    ConfigKey("preload", "models to load in the background at start", *MODEL_NAMES),
     *MODEL_KEYS,
-    ConfigKey(
-        "cache_mb",
-        "memory for embeddings computed before",
-        "a whole number from 0 to 1000000",
-        values.whole(0, 1_000_000),
-    ),
-    ConfigKey(
-        "max_image_mb", "size of an image file at most, in MB", "a number above 0, at most 2000", values.positive(2000)
-    ),
+    ConfigKey("cache_mb", "memory for embeddings computed before", *values.whole(0, 1_000_000)),
+    ConfigKey("max_image_mb", "size of an image file at most, in MB", *values.positive(2000)),
     ConfigKey(
         "max_image_megapixels",
         "pixels of an image at most, in millions; a baseline JPEG, decoded at a reduced size, may have 4 times as many",
-        "a number above 0, at most 2000",
-        values.positive(2000),
+        *values.positive(2000),
     ),
     ConfigKey(
         "image_memory_mb",
         "memory that decoding images may take at a time, in MB; by default a third of what the process may have, which"
         " the container or the machine tells. An image that needs more is refused: at its peak, one of 12 megapixels"
         " takes 52 MB as PNG, 147 as WebP, 160 as AVIF, and as JPEG hardly any",
-        "a whole number from 1 to 1000000",
-        values.whole(1, 1_000_000),
+        *values.whole(1, 1_000_000),
     ),
-    ConfigKey(
-        "max_text_chars",
-        "characters of a text at most",
-        "a whole number from 1 to 10000000",
-        values.whole(1, 10_000_000),
-    ),
+    ConfigKey("max_text_chars", "characters of a text at most", *values.whole(1, 10_000_000)),
     ConfigKey(
         "max_labels",
         "labels of a zero-shot classification at most: each is embedded the first time",
-        "a whole number from 1 to 100000",
-        values.whole(1, 100_000),
+        *values.whole(1, 100_000),
     ),
-    ConfigKey(
-        "max_request_mb",
-        "size of an HTTP request at most, in MB",
-        "a number above 0, at most 2000",
-        values.positive(2000),
-    ),
-    ConfigKey(
-        "max_inputs",
-        "inputs of an HTTP request at most",
-        "a whole number from 1 to 1000000",
-        values.whole(1, 1_000_000),
-    ),
+    ConfigKey("max_request_mb", "size of an HTTP request at most, in MB", *values.positive(2000)),
+    ConfigKey("max_inputs", "inputs of an HTTP request at most", *values.whole(1, 1_000_000)),
     ConfigKey(
         "rate_limit",
         "inputs a minute over HTTP, SQL included, for each actor, or address of who has none; as an object, images and"
         " texts are counted apart, and burst_seconds (60) is how long a client saves up; unlimited by default",
-        "a whole number from 1 to 1000000, or an object of images, texts and burst_seconds",
+        f"{PER_MINUTE.expected}, or an object of images, texts and burst_seconds",
         _rate_limit,
     ),
     ConfigKey(
@@ -273,14 +230,12 @@ KEYS = (
     ConfigKey(
         "allow",
         "who may have a model compute (the permission vision-infer); by default whoever may see the instance",
-        ALLOW_BLOCK,
-        values.allow,
+        *ALLOW_BLOCK,
     ),
     ConfigKey(
         "allow_metrics",
         "who may read the metrics (the permission vision-metrics); by default root alone",
-        ALLOW_BLOCK,
-        values.allow,
+        *ALLOW_BLOCK,
     ),
     ConfigKey(
         "shutdown_seconds",

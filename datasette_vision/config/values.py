@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 # An allow block of Datasette: everybody, nobody, or whose properties match.
 Allow: TypeAlias = bool | Mapping[str, Any]
@@ -14,7 +14,14 @@ FLY: Final = "fly"
 Proxies: TypeAlias = int | tuple[str, ...] | Literal["fly"]
 
 
-def whole(minimum: int, maximum: int) -> Callable[[Any], int]:
+class Reader(NamedTuple):
+    """How a value is read: what is expected, in words, and a function that raises ValueError for anything else."""
+
+    expected: str
+    read: Callable[[Any], Any]
+
+
+def whole(minimum: int, maximum: int) -> Reader:
     """Return what reads a whole number from `minimum` to `maximum`."""
 
     def read(value: Any) -> int:
@@ -22,10 +29,10 @@ def whole(minimum: int, maximum: int) -> Callable[[Any], int]:
             raise ValueError
         return value
 
-    return read
+    return Reader(f"a whole number from {minimum} to {maximum}", read)
 
 
-def positive(maximum: float) -> Callable[[Any], float]:
+def positive(maximum: int) -> Reader:
     """Return what reads a number above 0, up to `maximum`."""
 
     def read(value: Any) -> float:
@@ -33,12 +40,12 @@ def positive(maximum: float) -> Callable[[Any], float]:
             raise ValueError
         return value
 
-    return read
+    return Reader(f"a number above 0, at most {maximum}", read)
 
 
 def shutdown(value: Any) -> float:
     """Read the time that an orderly end may take."""
-    if positive(3600)(value) <= 2:  # two of them are for closing
+    if positive(3600).read(value) <= 2:  # two of them are for closing
         raise ValueError
     return float(value)
 
@@ -71,7 +78,7 @@ def proxies(value: Any) -> Proxies:
     if value == FLY:
         return FLY
     if not isinstance(value, list):
-        return whole(1, 10)(value)
+        return whole(1, 10).read(value)
     networks = names(value)
     if not networks:
         raise ValueError
