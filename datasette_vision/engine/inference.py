@@ -19,7 +19,6 @@ import numpy as np
 
 from datasette_vision.engine.batcher import ANSWER_TIMEOUT_S
 from datasette_vision.engine.runtime import default_threads
-from datasette_vision.engine.tasks.dual_encoder import EncoderService
 from datasette_vision.engine.tasks.task import Scores, Service
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import Busy, VisionError
@@ -69,23 +68,15 @@ class Inference:
 
     def embed_image(self, image: bytes | str, model: str | None = None) -> Future[Vector]:
         """Queue an image, or text that is one: a future of its embedding, *not* normalised, or of a VisionError."""
-        outcome: Future[Vector] = Future()
-        find = self._vision.services.dual_encoder
-        self._images.submit(self._queue_image, image, lambda: find(self._name(model)), outcome)
-        return outcome
+        return self._image(image, lambda: self._vision.services.dual_encoder(self._name(model)))
 
     def classify_image(self, image: bytes | str, model: str | None = None) -> Future[Vector | Scores]:
         """Queue an image for a classifier: a future of what Vision.label() takes, or of a VisionError."""
-        outcome: Future[Vector | Scores] = Future()
-        self._images.submit(self._queue_image, image, lambda: self._vision.classifier(model), outcome)
-        return outcome
+        return self._image(image, lambda: self._vision.classifier(model))
 
     def ask(self, operation: str, image: bytes | str, model: str | None = None) -> Future[Any]:
         """Queue an image for an operation of a task: a future of what Vision.answer() takes, or of a VisionError."""
-        outcome: Future[Any] = Future()
-        find = self._vision.services.for_operation
-        self._images.submit(self._queue_image, image, lambda: find(operation, model), outcome)
-        return outcome
+        return self._image(image, lambda: self._vision.services.for_operation(operation, model))
 
     def label_set(self, model: str, text: str) -> Future[tuple[LabelSet, Matrix]]:
         """Queue the prompts of labels: a future of what Vision.label_set() returns, and keeps, or of a VisionError."""
@@ -98,6 +89,11 @@ class Inference:
         self._closed = True
         for pool in (self._texts, self._images, self._calls):
             pool.close()
+
+    def _image(self, image: bytes | str, find: Callable[[], Service]) -> Future[Any]:
+        outcome: Future[Any] = Future()
+        self._images.submit(self._queue_image, image, find, outcome)
+        return outcome
 
     def _name(self, model: str | None) -> str:
         return model or self._vision.config.default_model
@@ -125,10 +121,7 @@ class Inference:
             if not outcome.cancelled():
                 with _errors_to(outcome):
                     self._check()
-                    self._queue_text(service, text, key, outcome)
-
-    def _queue_text(self, service: EncoderService, text: str, key: bytes, outcome: Future[Vector]) -> None:
-        _follow(service.texts.submit(service.tokenise(text), self._vision.keeping(key)), outcome)
+                    _follow(service.texts.submit(service.tokenise(text), self._vision.keeping(key)), outcome)
 
     def _queue_image(self, image: bytes | str, find: Callable[[], Service], outcome: Future[Any]) -> None:
         if outcome.cancelled():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import VisionError
 from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http import schemas
 from datasette_vision.plugin.http.computing import embed as embed_inputs
-from datasette_vision.plugin.http.computing import in_place, take
+from datasette_vision.plugin.http.computing import outputs, take
 from datasette_vision.plugin.http.context import Call, outcomes
 from datasette_vision.plugin.http.inputs import EMBEDDING, IMAGE, TEXT, input_of, read_inputs
 from datasette_vision.plugin.http.parameters import ENCODING_FORMAT, LABELS, MODEL, K, Parameter
@@ -35,11 +34,13 @@ async def embed(call: Call) -> Response:
     take(call, inputs)
     found = await embed_inputs(call, inputs, model)
     manifest = call.desk.encoder(model)
-    if len(found) <= INLINE_EMBEDDINGS:
-        written = _written_embeddings(found, encoding)
-    else:
-        written = await call.desk.call(_written_embeddings, found, encoding)
-    return results(call, {"model": manifest.name, "dimensions": manifest.dimensions}, written, found)
+    return await results(
+        call,
+        {"model": manifest.name, "dimensions": manifest.dimensions},
+        found,
+        lambda vector: f'{{"embedding":{written_embedding(vector, encoding)}}}',
+        on_thread=len(found) > INLINE_EMBEDDINGS,
+    )
 
 
 async def classify(call: Call) -> Response:
@@ -49,12 +50,10 @@ async def classify(call: Call) -> Response:
     take(call, inputs)
     vision, intake = call.desk.vision, call.desk.intake
     name = (await call.desk.call(vision.classifier, model)).manifest.name
-    futures: list[Future[Any]] = [intake.classify_image(item.content, name) for item in inputs]
-    found = in_place(call, await outcomes(futures))
-    labelled = await call.desk.call(
-        lambda: [each if isinstance(each, VisionError) else vision.label(each, name, k) for each in found]
+    found = await outputs(call, [intake.classify_image(item.content, name) for item in inputs])
+    return await results(
+        call, {"model": name}, found, lambda output: dumps({"labels": vision.label(output, name, k)}), on_thread=True
     )
-    return results(call, {"model": name}, [_labels(each) for each in labelled], labelled)
 
 
 async def zero_shot(call: Call) -> Response:
@@ -70,8 +69,12 @@ async def zero_shot(call: Call) -> Response:
         raise label_set
     labels, prompts = label_set
     found = await embed_inputs(call, inputs, name)
-    scored = [each if isinstance(each, VisionError) else vision.score(each, labels, prompts, name, k) for each in found]
-    return results(call, {"model": name}, [_labels(each) for each in scored], scored)
+    return await results(
+        call,
+        {"model": name},
+        found,
+        lambda embedding: dumps({"labels": vision.score(embedding, labels, prompts, name, k)}),
+    )
 
 
 async def similarity(call: Call) -> Response:
@@ -84,11 +87,8 @@ async def similarity(call: Call) -> Response:
     first, *others = await embed_inputs(call, inputs, model)
     if isinstance(first, VisionError):
         raise type(first)(f"query: {first}")
-    cosines = [each if isinstance(each, VisionError) else vectors.cosine(first, each) for each in others]
-    written = [
-        written_error(each) if isinstance(each, VisionError) else dumps({"similarity": each}) for each in cosines
-    ]
-    return results(call, {"model": call.desk.encoder(model).name}, written, cosines)
+    head = {"model": call.desk.encoder(model).name}
+    return await results(call, head, others, lambda other: dumps({"similarity": vectors.cosine(first, other)}))
 
 
 async def models(call: Call) -> Response:
@@ -105,13 +105,26 @@ def count_labels(call: Call, model: str, text: str) -> None:
         call.share.charge(texts=len(parse_labels(text, vision.config.max_labels).labels))
 
 
-def results(
-    call: Call, head: dict[str, Any], written: Sequence[str], found: Sequence[object | VisionError]
+async def results(
+    call: Call,
+    head: dict[str, Any],
+    found: Sequence[Any],
+    write: Callable[[Any], str],
+    *,
+    on_thread: bool = False,
 ) -> Response:
-    """Return the response to several inputs: `written` holds a JSON object each, in their order.
+    """Return the response to several inputs, in their order: what `write` makes of each, as JSON, or its VisionError.
 
-    When there is nothing but errors the whole is one, with the status of the first.
+    When there is nothing but errors the whole is one, with the status of the first. `on_thread` is for what would hold
+    up the event loop.
     """
+
+    def written() -> str:
+        return ",".join(
+            dumps({"error": str(each), "status": each.http_status}) if isinstance(each, VisionError) else write(each)
+            for each in found
+        )
+
     errors = [each for each in found if isinstance(each, VisionError)]
     status = 200
     whole: dict[str, Any] = {"ok": True, **head}
@@ -119,14 +132,8 @@ def results(
         status = errors[0].http_status
         whole = error_body([str(error) for error in errors], status)
     # What is written already is not read and written once more: embeddings are long.
-    return answer(call.datasette, f'{dumps(whole)[:-1]},"results":[{",".join(written)}]}}', status)
-
-
-def _written_embeddings(found: Sequence[Vector | VisionError], encoding: str) -> list[str]:
-    return [
-        written_error(each) if isinstance(each, VisionError) else f'{{"embedding":{written_embedding(each, encoding)}}}'
-        for each in found
-    ]
+    listed = await call.desk.call(written) if on_thread else written()
+    return answer(call.datasette, f'{dumps(whole)[:-1]},"results":[{listed}]}}', status)
 
 
 def written_embedding(vector: Vector, encoding: str) -> str:
@@ -135,15 +142,6 @@ def written_embedding(vector: Vector, encoding: str) -> str:
         return f'"{base64.b64encode(vector.astype("<f4").tobytes()).decode()}"'
     # Nine digits bring every float32 back, and take a third of the time of the shortest that do.
     return "[" + ",".join(["%.9g" % value for value in vector.tolist()]) + "]"  # noqa: UP031
-
-
-def _labels(each: object) -> str:
-    return written_error(each) if isinstance(each, VisionError) else dumps({"labels": each})
-
-
-def written_error(error: VisionError) -> str:
-    """Return what is said of an input that cannot be used."""
-    return dumps({"error": str(error), "status": error.http_status})
 
 
 QUERY = Parameter(

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from datasette_vision.errors import VisionError
 from datasette_vision.models.tasks import Operation, operations
-from datasette_vision.plugin.api.api import results, written_error
+from datasette_vision.plugin.api.api import results
 from datasette_vision.plugin.http import schemas
-from datasette_vision.plugin.http.computing import in_place, take
-from datasette_vision.plugin.http.context import Call, outcomes
+from datasette_vision.plugin.http.computing import outputs, take
+from datasette_vision.plugin.http.context import Call
 from datasette_vision.plugin.http.inputs import IMAGE, read_inputs
 from datasette_vision.plugin.http.parameters import MODEL
 from datasette_vision.plugin.http.responses import dumps
@@ -45,16 +42,9 @@ async def _answer(operation: Operation, call: Call) -> Response:
     vision, intake = call.desk.vision, call.desk.intake
     service = await call.desk.call(vision.services.for_operation, operation.name, model)
     name = service.manifest.name
-    futures: list[Future[Any]] = [intake.ask(operation.name, item.content, name) for item in inputs]
-    outputs = in_place(call, await outcomes(futures))
+    found = await outputs(call, [intake.ask(operation.name, item.content, name) for item in inputs])
 
-    def answers() -> Sequence[object]:
-        return [
-            each if isinstance(each, VisionError) else vision.answer(service, operation.name, each) for each in outputs
-        ]
+    def write(output: Any) -> str:
+        return dumps({operation.name: vision.answer(service, operation.name, output)})
 
-    found = await call.desk.call(answers)
-    written = [
-        written_error(each) if isinstance(each, VisionError) else dumps({operation.name: each}) for each in found
-    ]
-    return results(call, {"model": name}, written, found)
+    return await results(call, {"model": name}, found, write, on_thread=True)

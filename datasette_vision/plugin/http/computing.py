@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from datasette_vision.errors import EngineFailure, InvalidInput, VisionError
 from datasette_vision.plugin.http.context import Call, outcomes
-from datasette_vision.plugin.http.inputs import IMAGE, TEXT, Input
+from datasette_vision.plugin.http.inputs import EMBEDDING, IMAGE, TEXT, Input
 
 if TYPE_CHECKING:
     from datasette_vision.vectors.embedding import Vector
@@ -36,37 +36,30 @@ async def embed(call: Call, inputs: Sequence[Input], model: str | None) -> list[
     intake = call.desk.intake
     dimensions = (await call.desk.call(call.desk.encoder, model)).dimensions
     texts = iter(intake.embed_texts([str(item.content) for item in inputs if item.kind == TEXT], model))
-    futures: list[Future[Any]] = []
-    for item in inputs:
-        if item.kind == TEXT:
-            futures.append(next(texts))
-        elif item.kind == IMAGE:
-            futures.append(intake.embed_image(item.content, model))
-        else:
-            futures.append(_done(vectors.decode, item.content, dimensions))
+    futures: list[Future[Any]] = [
+        next(texts) if item.kind == TEXT else intake.embed_image(item.content, model)
+        for item in inputs
+        if item.kind != EMBEDDING
+    ]
+    computed = iter(await outputs(call, futures))
     found: list[Vector | VisionError] = []
-    for outcome in in_place(call, await outcomes(futures)):
+    for item in inputs:
         try:
-            found.append(outcome if isinstance(outcome, VisionError) else vectors.normalise(outcome))
+            content: Any = item.content
+            vector = vectors.decode(content, dimensions) if item.kind == EMBEDDING else next(computed)
+            found.append(vector if isinstance(vector, VisionError) else vectors.normalise(vector))
         except VisionError as error:
+            call.desk.measures.error(call.route, error)
             found.append(error)
     return found
 
 
-def _done(function: Any, *arguments: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    try:
-        future.set_result(function(*arguments))
-    except VisionError as error:
-        future.set_exception(error)
-    return future
-
-
-def in_place(call: Call, results: Sequence[T | VisionError]) -> list[T | VisionError]:
-    """Return the results. Raises the first error that is not one input's own."""
+async def outputs(call: Call, futures: Sequence[Future[T]]) -> list[T | VisionError]:
+    """Wait for what becomes of inputs. Raises the first error that is not one input's own, or Busy."""
+    results = await outcomes(futures)
     for result in results:
         if isinstance(result, VisionError):
             if not isinstance(result, (InvalidInput, EngineFailure)):
                 raise result
             call.desk.measures.error(call.route, result)
-    return list(results)
+    return results
