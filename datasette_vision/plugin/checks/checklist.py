@@ -1,12 +1,12 @@
 """What an operator sees to before strangers may use a server: one table, which a command reads out and the docs show.
 
-Each Item has a function that looks at a Deployment and says what it finds. `datasette vision check` runs them, and
-docs/security.md is made of their texts, so that the two cannot differ.
+Each item is a function that looks at a Deployment and says what it finds, under the texts that go with it. `datasette
+vision check` runs the functions, and docs/security.md is made of the texts, so that the two cannot differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -21,10 +21,9 @@ BARE_BYTES = 130_000_000
 LARGEST_REQUESTS = 4
 # Of the memory, what the cache of embeddings may take.
 CACHE_PART = 4
-# What decoding takes of each pixel at the least: RGB, and a copy of it.
-BYTES_A_PIXEL = 6
 
 Finding = tuple[str, str]
+Check = Callable[[Deployment], Finding]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class ChecklistItem:
     wanted: str
     why: str
     setting: str
-    check: Callable[[Deployment], Finding]
+    check: Check
 
 
 @dataclass(frozen=True)
@@ -54,24 +53,48 @@ class Line:
 
 def read_out(deployment: Deployment) -> Iterator[Line]:
     """Yield what is found of each item; of a configuration that cannot be used, nothing but that."""
-    for item in ITEMS:
-        yield Line(item, *item.check(deployment))
+    for each in ITEMS:
+        yield Line(each, *each.check(deployment))
         if deployment.config_error is not None:
             return
 
 
+def item(name: str, wanted: str, why: str, setting: str) -> Callable[[Check], ChecklistItem]:
+    """Make a line of the checklist of the function that looks whether it holds."""
+    return lambda check: ChecklistItem(name, wanted, why, setting, check)
+
+
+@item(
+    "configuration",
+    "The configuration can be read, and the models it names are installed.",
+    "A server with a mistake in its configuration does not start.",
+    "what the message names; `datasette vision verify` checks the models' files",
+)
 def _configuration(deployment: Deployment) -> Finding:
     if deployment.config_error is not None:
         return PROBLEM, deployment.config_error
     return OK, "the configuration can be read, and the models that it names are installed"
 
 
+@item(
+    "databases",
+    "Every database can be read.",
+    "A file that is damaged, or locked, answers every page with an error.",
+    "`sqlite3 FILE 'pragma integrity_check'`, or a backup",
+)
 def _databases(deployment: Deployment) -> Finding:
     if deployment.unreadable:
         return PROBLEM, "; ".join(f"{name} cannot be read: {reason}" for name, reason in deployment.unreadable)
     return OK, f"{_count(len(deployment.files), 'database file')} can be read"
 
 
+@item(
+    "hidden-by-sql",
+    "Nobody runs SQL on a database in which something is hidden from them.",
+    "SQL reads every table of its database: the permission to see a table is not asked.",
+    '`"databases": {"NAME": {"allow_sql": {"id": "*"}}}`, or `--setting default_allow_sql off`; on 1.0 also'
+    ' `"permissions": {"execute-sql": {"id": "*"}}`',
+)
 def _hidden_sql(deployment: Deployment) -> Finding:
     access = deployment.access
     readable = _of(access.hidden, access.sql)
@@ -82,6 +105,12 @@ def _hidden_sql(deployment: Deployment) -> Finding:
     return OK, "nothing is hidden from those who may run SQL"
 
 
+@item(
+    "crossdb",
+    "`--crossdb` is off where a database or table is hidden.",
+    "It attaches all databases to `_memory`, whose permission to run SQL then opens them all.",
+    'no `--crossdb`, or `"databases": {"_memory": {"allow_sql": {"id": "*"}}}`',
+)
 def _crossdb(deployment: Deployment) -> Finding:
     if not deployment.serve.get("crossdb"):
         return OK, "databases are not joined"
@@ -91,6 +120,12 @@ def _crossdb(deployment: Deployment) -> Finding:
     return OK, "with --crossdb, and nothing is hidden from those who may run SQL on _memory"
 
 
+@item(
+    "download",
+    "Nobody downloads a database in which something is hidden from them.",
+    "An immutable database can be downloaded whole.",
+    "`--setting allow_download off`",
+)
 def _download(deployment: Deployment) -> Finding:
     access = deployment.access
     fetched = _of(access.hidden, access.downloads)
@@ -101,30 +136,63 @@ def _download(deployment: Deployment) -> Finding:
     return OK, "no database can be downloaded without an actor"
 
 
+@item(
+    "default-deny",
+    "Where something is hidden, what is not allowed is denied.",
+    "A list of what is hidden does not know of the table that is added tomorrow.",
+    '`--default-deny` on 1.0; on 0.65 `"allow": {"id": "*"}` for the database, and `"allow": true` for tables',
+)
 def _default_deny(deployment: Deployment) -> Finding:
     if not deployment.hides:
         return OK, "everything is public"
     if deployment.serve.get("default_deny") or not deployment.access.instance:
         return OK, "what is not allowed is denied"
-    if not deployment.is_1_0:
-        return ADVICE, "some tables are hidden, and whatever is added later is public; Datasette 0.65 has no other way"
-    return ADVICE, "some tables are hidden, and whatever is added later is public"
+    excuse = "" if deployment.is_1_0 else "; Datasette 0.65 has no other way"
+    return ADVICE, f"some tables are hidden, and whatever is added later is public{excuse}"
 
 
+@item(
+    "originals",
+    "Original files are shown to those who may know where they were taken.",
+    "EXIF holds the place, the time, the camera's number and often a name. Thumbnails hold none of it.",
+    "`datasette vision load` without `--originals`, or an `allow` block for the table",
+)
 def _originals(deployment: Deployment) -> Finding:
-    public = sorted(set(deployment.originals) & set(deployment.access.visible))
-    if public:
+    if public := _public(deployment, deployment.originals):
         return ADVICE, f"{_names(public)} holds files as the camera wrote them, with the place and the owner's name"
     return OK, "no table that anyone may see holds original files"
 
 
+@item(
+    "places",
+    "Coordinates are shown to those who may know them.",
+    "`datasette vision load` notes latitude and longitude, which lead to the photographer's home.",
+    "`update photos set latitude = null, longitude = null`, or an `allow` block for the table",
+)
 def _places(deployment: Deployment) -> Finding:
-    public = sorted(set(deployment.located) & set(deployment.access.visible))
-    if public:
+    if public := _public(deployment, deployment.located):
         return ADVICE, f"anyone may read in {_names(public)} where photos were taken"
     return OK, "no table that anyone may see says where photos were taken"
 
 
+@item(
+    "who-computes",
+    "You know who may have a model compute.",
+    "Computing is what a request costs; everything else is answered from the database.",
+    "`allow` (the permission `vision-infer`)",
+)
+def _compute(deployment: Deployment) -> Finding:
+    if deployment.access.infer:
+        return OK, "anyone may compute: the limits below are all there is between a stranger and the cores"
+    return OK, "nobody without an actor may compute"
+
+
+@item(
+    "rate-limit",
+    "Each client has only so many inputs computed.",
+    "Queues are fair to clients, and a client with a thousand addresses is a thousand clients.",
+    "`rate_limit`, and a limit of connections at the platform",
+)
 def _rate_limit(deployment: Deployment) -> Finding:
     if not deployment.access.infer:
         return OK, "nobody without an actor may compute"
@@ -140,6 +208,12 @@ def _rate_limit(deployment: Deployment) -> Finding:
     return OK, "a client has " + " and ".join(f"{rate:,} {kind}" for kind, rate in rates.items()) + " a minute computed"
 
 
+@item(
+    "proxies",
+    "Clients are told apart by addresses that they cannot make up.",
+    "Whoever may choose an address has as many rates as addresses; whoever shares a proxy's, shares its rate.",
+    '`trusted_proxies`: the number of proxies in front, their networks, or `"fly"`',
+)
 def _proxies(deployment: Deployment) -> Finding:
     trusted = deployment.config.trusted_proxies
     is_local = deployment.serve.get("host") in (None, "127.0.0.1", "::1", "localhost") or deployment.serve.get("uds")
@@ -158,18 +232,24 @@ def _proxies(deployment: Deployment) -> Finding:
     return OK, "proxies that are trusted say which address a client has"
 
 
-def _compute(deployment: Deployment) -> Finding:
-    if deployment.access.infer:
-        return OK, "anyone may compute: the limits below are all there is between a stranger and the cores"
-    return OK, "nobody without an actor may compute"
-
-
+@item(
+    "metrics",
+    "The metrics are read by those who run the server.",
+    "They say what is asked, of which models, and when.",
+    "`allow_metrics`",
+)
 def _metrics(deployment: Deployment) -> Finding:
     if deployment.access.metrics:
         return ADVICE, "anyone may read the metrics: how much is asked, of which models, and when"
     return OK, "nobody without an actor may read the metrics"
 
 
+@item(
+    "other-models",
+    "Every installed model may be loaded by a stranger.",
+    "A model is loaded when its name is used, and its memory counts.",
+    "`datasette vision remove NAME`, a `models_dir` of its own, or `unload_after`",
+)
 def _models(deployment: Deployment) -> Finding:
     others = sorted(set(deployment.weights) - set(deployment.config.named_models()))
     if not others or not deployment.access.infer:
@@ -181,6 +261,12 @@ def _models(deployment: Deployment) -> Finding:
     return OK, found
 
 
+@item(
+    "memory",
+    "What the limits allow fits in the memory of the machine.",
+    "A process that outgrows its memory is killed, with all requests in it.",
+    "`cache_mb`, `max_request_mb`, a smaller model, or more memory",
+)
 def _memory(deployment: Deployment) -> Finding:
     config, available = deployment.config, deployment.memory_bytes
     if available is None:
@@ -198,6 +284,12 @@ def _memory(deployment: Deployment) -> Finding:
     return OK, f"{shown}: {_mb(needed)} of {_mb(available)}, and {_mb(available - needed)} are left for images"
 
 
+@item(
+    "cache",
+    "The cache of embeddings leaves memory for the rest.",
+    "It grows to its limit and stays there.",
+    "`cache_mb`",
+)
 def _cache(deployment: Deployment) -> Finding:
     size, available = deployment.config.cache_mb * 1_000_000, deployment.memory_bytes
     if available is not None and size * CACHE_PART > available:
@@ -205,6 +297,12 @@ def _cache(deployment: Deployment) -> Finding:
     return OK, f"embeddings take {_mb(size)} at most"
 
 
+@item(
+    "sql-time",
+    "A query of a stranger ends soon.",
+    "It holds one of the few threads for SQL until then.",
+    "`--setting sql_time_limit_ms 1000`",
+)
 def _sql_time(deployment: Deployment) -> Finding:
     limit = deployment.settings["sql_time_limit_ms"]
     if not deployment.access.sql:
@@ -216,6 +314,12 @@ def _sql_time(deployment: Deployment) -> Finding:
     return OK, f"a query runs for {limit / 1000:g} s at most"
 
 
+@item(
+    "sql-threads",
+    "There are threads for SQL.",
+    "With none, queries run where requests are answered.",
+    "`--setting num_sql_threads 3`",
+)
 def _sql_threads(deployment: Deployment) -> Finding:
     threads = deployment.settings["num_sql_threads"]
     if threads == 0:
@@ -225,6 +329,12 @@ def _sql_threads(deployment: Deployment) -> Finding:
     return OK, f"{threads} threads run SQL"
 
 
+@item(
+    "rows",
+    "Answers of SQL are bounded.",
+    "Rows with embeddings or images are held in memory until they are sent.",
+    "`--setting max_returned_rows 1000`, `--setting max_csv_mb 100`",
+)
 def _rows(deployment: Deployment) -> Finding:
     rows, csv = deployment.settings["max_returned_rows"], deployment.settings["max_csv_mb"]
     if rows > 10_000:
@@ -234,6 +344,12 @@ def _rows(deployment: Deployment) -> Finding:
     return OK, f"a page has {rows:,} rows at most, a CSV {csv} MB"
 
 
+@item(
+    "facets",
+    "Counting columns is bounded.",
+    "A facet reads the whole table.",
+    "`--setting suggest_facets off`, `--setting allow_facet off`, `--setting facet_time_limit_ms 200`",
+)
 def _facets(deployment: Deployment) -> Finding:
     limit = deployment.settings["facet_time_limit_ms"]
     if not deployment.settings["allow_facet"]:
@@ -245,6 +361,12 @@ def _facets(deployment: Deployment) -> Finding:
     return OK, f"anyone may have any column counted, for {limit} ms at most"
 
 
+@item(
+    "debug",
+    "No page tells how it was made.",
+    "`?_trace=1` shows the SQL of a page, `?_context=1` all that its template knows.",
+    "`--setting trace_debug off`, `--setting template_debug off`",
+)
 def _debug(deployment: Deployment) -> Finding:
     shown = [name for name in ("trace_debug", "template_debug") if deployment.settings.get(name)]
     if "template_debug" in shown and not deployment.hides:
@@ -254,6 +376,12 @@ def _debug(deployment: Deployment) -> Finding:
     return OK, "no page tells how it was made"
 
 
+@item(
+    "secret",
+    "Cookies and tokens are signed with a secret that stays, and that nobody guesses.",
+    "Whoever knows it is whoever they like.",
+    "`DATASETTE_SECRET`, 32 random bytes in hexadecimal",
+)
 def _secret(deployment: Deployment) -> Finding:
     secret = deployment.serve.get("secret")
     if not secret:
@@ -263,6 +391,12 @@ def _secret(deployment: Deployment) -> Finding:
     return OK, "a secret is set"
 
 
+@item(
+    "cors",
+    "Pages of other origins read only what everyone may read.",
+    "With `--cors`, browsers let any page read answers. They send no cookie along, but a page can send a token.",
+    "no `--cors`, or tokens restricted to what they are for",
+)
 def _cors(deployment: Deployment) -> Finding:
     if not deployment.serve.get("cors"):
         return OK, "pages of other origins may not read answers"
@@ -274,6 +408,12 @@ def _cors(deployment: Deployment) -> Finding:
     return OK, "pages of every origin may read what everyone may read; no cookie is sent with --cors"
 
 
+@item(
+    "robots",
+    "Crawlers are kept from pages that cost something.",
+    "A search for what is similar to each of a million rows is a million links.",
+    "`datasette install datasette-block-robots`",
+)
 def _robots(deployment: Deployment) -> Finding:
     if "datasette-block-robots" in deployment.plugins:
         return OK, "crawlers are asked to stay away"
@@ -282,12 +422,24 @@ def _robots(deployment: Deployment) -> Finding:
     return ADVICE, "crawlers follow every link: facets, sorted pages, searches for what is similar"
 
 
+@item(
+    "user",
+    "The server is a user of its own.",
+    "What a mistake can do ends where its user's permissions end.",
+    "`User=` of systemd, `USER` of a Dockerfile; ours are set",
+)
 def _superuser(deployment: Deployment) -> Finding:
     if deployment.superuser:
         return ADVICE, "this runs as root"
     return OK, "this does not run as root"
 
 
+@item(
+    "models-dir",
+    "The server cannot write to its models.",
+    "Their files are checked when they are loaded, against a manifest beside them.",
+    "`chown root` and `chmod -R go-w` for the folder",
+)
 def _models_dir(deployment: Deployment) -> Finding:
     if deployment.models_dir is None or not deployment.models_dir.is_dir():
         return OK, "there is no folder of installed models: only the bundled one serves"
@@ -296,6 +448,12 @@ def _models_dir(deployment: Deployment) -> Finding:
     return OK, f"the user that runs this may only read {deployment.models_dir}"
 
 
+@item(
+    "files",
+    "The server writes to databases only where it has to.",
+    "A database that cannot be written to cannot be changed, whatever happens.",
+    "`-i FILE`, or read-only for the user of the server",
+)
 def _files(deployment: Deployment) -> Finding:
     writable = sorted(str(file.path) for file in deployment.files if file.writable and file.mutable)
     if not writable or deployment.config.auto_embed is not None:
@@ -303,6 +461,12 @@ def _files(deployment: Deployment) -> Finding:
     return ADVICE, f"Datasette may write to {_names(writable)}"
 
 
+@item(
+    "auto-embed",
+    "What `auto_embed` keeps in step can be written to.",
+    "It needs the file and its folder. Rows that others add are embedded whoever added them.",
+    "`auto_embed`, and the permissions `insert-row` and `create-table`",
+)
 def _auto_embed(deployment: Deployment) -> Finding:
     if deployment.config.auto_embed is None:
         return OK, "nothing is embedded by itself"
@@ -312,6 +476,12 @@ def _auto_embed(deployment: Deployment) -> Finding:
     return OK, "whoever may add rows to a table has them embedded; no rate limit counts those"
 
 
+@item(
+    "shutdown",
+    "The platform waits longer than `shutdown_seconds`.",
+    "Work that is cut short is done again; a database that is cut short has to be recovered.",
+    "`shutdown_seconds`; `docker stop --time`, `kill_timeout` of fly.toml, `TimeoutStopSec` of systemd",
+)
 def _shutdown(deployment: Deployment) -> Finding:
     wanted, given = deployment.config.shutdown_seconds, deployment.kill_after_s
     if given is None and "K_SERVICE" in deployment.environ:
@@ -323,6 +493,12 @@ def _shutdown(deployment: Deployment) -> Finding:
     return OK, f"shutdown_seconds is {wanted:g}, and the platform waits {given:g} s"
 
 
+@item(
+    "unload",
+    "Idle models leave memory before the process ends.",
+    "An unused model holds its memory until it is unloaded.",
+    "`unload_after`",
+)
 def _unload(deployment: Deployment) -> Finding:
     unload, sleep = deployment.config.unload_after, _seconds(_scale_to_zero(deployment))
     if unload is not None and sleep is not None and unload >= sleep:
@@ -333,6 +509,12 @@ def _unload(deployment: Deployment) -> Finding:
     return OK, "models stay in memory" if unload is None else f"a model leaves memory {unload:g} s after its last use"
 
 
+@item(
+    "sleep",
+    "The platform starts the process again when somebody asks.",
+    "datasette-scale-to-zero ends it after some silence.",
+    "`duration` of datasette-scale-to-zero; without the plugin on Cloud Run and under systemd",
+)
 def _scale_to_zero_check(deployment: Deployment) -> Finding:
     if "datasette-scale-to-zero" not in deployment.plugins:
         return OK, "datasette-scale-to-zero is not installed"
@@ -361,6 +543,11 @@ def _seconds(duration: str | None) -> float | None:
     return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
 
 
+def _public(deployment: Deployment, tables: Iterable[str]) -> list[str]:
+    """Return those of some tables that anyone may see."""
+    return sorted(set(tables) & set(deployment.access.visible))
+
+
 def _of(tables: list[str], databases: list[str]) -> list[str]:
     return [table for table in tables if table.partition("/")[0] in databases]
 
@@ -378,215 +565,8 @@ def _mb(size: int) -> str:
 
 
 ITEMS = (
-    ChecklistItem(
-        "configuration",
-        "The configuration can be read, and the models it names are installed.",
-        "A server with a mistake in its configuration does not start.",
-        "what the message names; `datasette vision verify` checks the models' files",
-        _configuration,
-    ),
-    ChecklistItem(
-        "databases",
-        "Every database can be read.",
-        "A file that is damaged, or locked, answers every page with an error.",
-        "`sqlite3 FILE 'pragma integrity_check'`, or a backup",
-        _databases,
-    ),
-    ChecklistItem(
-        "hidden-by-sql",
-        "Nobody runs SQL on a database in which something is hidden from them.",
-        "SQL reads every table of its database: the permission to see a table is not asked.",
-        '`"databases": {"NAME": {"allow_sql": {"id": "*"}}}`, or `--setting default_allow_sql off`; on 1.0 also'
-        ' `"permissions": {"execute-sql": {"id": "*"}}`',
-        _hidden_sql,
-    ),
-    ChecklistItem(
-        "crossdb",
-        "`--crossdb` is off where a database or table is hidden.",
-        "It attaches all databases to `_memory`, whose permission to run SQL then opens them all.",
-        'no `--crossdb`, or `"databases": {"_memory": {"allow_sql": {"id": "*"}}}`',
-        _crossdb,
-    ),
-    ChecklistItem(
-        "download",
-        "Nobody downloads a database in which something is hidden from them.",
-        "An immutable database can be downloaded whole.",
-        "`--setting allow_download off`",
-        _download,
-    ),
-    ChecklistItem(
-        "default-deny",
-        "Where something is hidden, what is not allowed is denied.",
-        "A list of what is hidden does not know of the table that is added tomorrow.",
-        '`--default-deny` on 1.0; on 0.65 `"allow": {"id": "*"}` for the database, and `"allow": true` for tables',
-        _default_deny,
-    ),
-    ChecklistItem(
-        "originals",
-        "Original files are shown to those who may know where they were taken.",
-        "EXIF holds the place, the time, the camera's number and often a name. Thumbnails hold none of it.",
-        "`datasette vision load` without `--originals`, or an `allow` block for the table",
-        _originals,
-    ),
-    ChecklistItem(
-        "places",
-        "Coordinates are shown to those who may know them.",
-        "`datasette vision load` notes latitude and longitude, which lead to the photographer's home.",
-        "`update photos set latitude = null, longitude = null`, or an `allow` block for the table",
-        _places,
-    ),
-    ChecklistItem(
-        "who-computes",
-        "You know who may have a model compute.",
-        "Computing is what a request costs; everything else is answered from the database.",
-        "`allow` (the permission `vision-infer`)",
-        _compute,
-    ),
-    ChecklistItem(
-        "rate-limit",
-        "Each client has only so many inputs computed.",
-        "Queues are fair to clients, and a client with a thousand addresses is a thousand clients.",
-        "`rate_limit`, and a limit of connections at the platform",
-        _rate_limit,
-    ),
-    ChecklistItem(
-        "proxies",
-        "Clients are told apart by addresses that they cannot make up.",
-        "Whoever may choose an address has as many rates as addresses; whoever shares a proxy's, shares its rate.",
-        '`trusted_proxies`: the number of proxies in front, their networks, or `"fly"`',
-        _proxies,
-    ),
-    ChecklistItem(
-        "metrics",
-        "The metrics are read by those who run the server.",
-        "They say what is asked, of which models, and when.",
-        "`allow_metrics`",
-        _metrics,
-    ),
-    ChecklistItem(
-        "other-models",
-        "Every installed model may be loaded by a stranger.",
-        "A model is loaded when its name is used, and its memory counts.",
-        "`datasette vision remove NAME`, a `models_dir` of its own, or `unload_after`",
-        _models,
-    ),
-    ChecklistItem(
-        "memory",
-        "What the limits allow fits in the memory of the machine.",
-        "A process that outgrows its memory is killed, with all requests in it.",
-        "`cache_mb`, `max_request_mb`, a smaller model, or more memory",
-        _memory,
-    ),
-    ChecklistItem(
-        "cache",
-        "The cache of embeddings leaves memory for the rest.",
-        "It grows to its limit and stays there.",
-        "`cache_mb`",
-        _cache,
-    ),
-    ChecklistItem(
-        "sql-time",
-        "A query of a stranger ends soon.",
-        "It holds one of the few threads for SQL until then.",
-        "`--setting sql_time_limit_ms 1000`",
-        _sql_time,
-    ),
-    ChecklistItem(
-        "sql-threads",
-        "There are threads for SQL.",
-        "With none, queries run where requests are answered.",
-        "`--setting num_sql_threads 3`",
-        _sql_threads,
-    ),
-    ChecklistItem(
-        "rows",
-        "Answers of SQL are bounded.",
-        "Rows with embeddings or images are held in memory until they are sent.",
-        "`--setting max_returned_rows 1000`, `--setting max_csv_mb 100`",
-        _rows,
-    ),
-    ChecklistItem(
-        "facets",
-        "Counting columns is bounded.",
-        "A facet reads the whole table.",
-        "`--setting suggest_facets off`, `--setting allow_facet off`, `--setting facet_time_limit_ms 200`",
-        _facets,
-    ),
-    ChecklistItem(
-        "debug",
-        "No page tells how it was made.",
-        "`?_trace=1` shows the SQL of a page, `?_context=1` all that its template knows.",
-        "`--setting trace_debug off`, `--setting template_debug off`",
-        _debug,
-    ),
-    ChecklistItem(
-        "secret",
-        "Cookies and tokens are signed with a secret that stays, and that nobody guesses.",
-        "Whoever knows it is whoever they like.",
-        "`DATASETTE_SECRET`, 32 random bytes in hexadecimal",
-        _secret,
-    ),
-    ChecklistItem(
-        "cors",
-        "Pages of other origins read only what everyone may read.",
-        "With `--cors`, browsers let any page read answers. They send no cookie along, but a page can send a token.",
-        "no `--cors`, or tokens restricted to what they are for",
-        _cors,
-    ),
-    ChecklistItem(
-        "robots",
-        "Crawlers are kept from pages that cost something.",
-        "A search for what is similar to each of a million rows is a million links.",
-        "`datasette install datasette-block-robots`",
-        _robots,
-    ),
-    ChecklistItem(
-        "user",
-        "The server is a user of its own.",
-        "What a mistake can do ends where its user's permissions end.",
-        "`User=` of systemd, `USER` of a Dockerfile; ours are set",
-        _superuser,
-    ),
-    ChecklistItem(
-        "models-dir",
-        "The server cannot write to its models.",
-        "Their files are checked when they are loaded, against a manifest beside them.",
-        "`chown root` and `chmod -R go-w` for the folder",
-        _models_dir,
-    ),
-    ChecklistItem(
-        "files",
-        "The server writes to databases only where it has to.",
-        "A database that cannot be written to cannot be changed, whatever happens.",
-        "`-i FILE`, or read-only for the user of the server",
-        _files,
-    ),
-    ChecklistItem(
-        "auto-embed",
-        "What `auto_embed` keeps in step can be written to.",
-        "It needs the file and its folder. Rows that others add are embedded whoever added them.",
-        "`auto_embed`, and the permissions `insert-row` and `create-table`",
-        _auto_embed,
-    ),
-    ChecklistItem(
-        "shutdown",
-        "The platform waits longer than `shutdown_seconds`.",
-        "Work that is cut short is done again; a database that is cut short has to be recovered.",
-        "`shutdown_seconds`; `docker stop --time`, `kill_timeout` of fly.toml, `TimeoutStopSec` of systemd",
-        _shutdown,
-    ),
-    ChecklistItem(
-        "unload",
-        "Idle models leave memory before the process ends.",
-        "An unused model holds its memory until it is unloaded.",
-        "`unload_after`",
-        _unload,
-    ),
-    ChecklistItem(
-        "sleep",
-        "The platform starts the process again when somebody asks.",
-        "datasette-scale-to-zero ends it after some silence.",
-        "`duration` of datasette-scale-to-zero; without the plugin on Cloud Run and under systemd",
-        _scale_to_zero_check,
-    ),
-)
+    _configuration, _databases, _hidden_sql, _crossdb, _download, _default_deny, _originals, _places, _compute,
+    _rate_limit, _proxies, _metrics, _models, _memory, _cache, _sql_time, _sql_threads, _rows, _facets, _debug,
+    _secret, _cors, _robots, _superuser, _models_dir, _files, _auto_embed, _shutdown, _unload,
+    _scale_to_zero_check,
+)  # fmt: skip
