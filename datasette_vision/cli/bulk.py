@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datasette_vision.cli.main import vision_errors, vision_group
+from datasette_vision.cli.exit_codes import vision_errors
 from datasette_vision.cli.models import models_dir_option, say
 from datasette_vision.cli.progress import ProgressBar
 from datasette_vision.config.settings import BUNDLED_MODEL, Config
@@ -52,7 +52,7 @@ def bulk_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@vision_group.command()
+@click.command()
 @click.argument("database", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("table")
 @click.option("--column", "columns", multiple=True, help="Column to embed, more than once for several.")
@@ -105,7 +105,7 @@ def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, **o
         sys.exit(SOME_FAILED)
 
 
-@vision_group.command()
+@click.command()
 @click.argument("database", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--table", default="photos", show_default=True, help="Table to load into, made if need be.")

@@ -17,7 +17,7 @@ import click
 
 from datasette_vision.cli import search
 from datasette_vision.cli.bulk import MAX_IMAGE_MB, SOME_FAILED, STOPPED
-from datasette_vision.cli.main import vision_errors, vision_group
+from datasette_vision.cli.exit_codes import vision_errors
 from datasette_vision.cli.models import models_dir_option
 from datasette_vision.cli.progress import ProgressBar
 from datasette_vision.config.settings import BUNDLED_MODEL, Config
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PAGE_SIZE = 16_384
 
 
-@vision_group.command("embed-files")
+@click.command("embed-files")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--output", "-o", required=True, metavar="OUT", help="Folder of Parquet files, here or in a store.")
 @click.option("-m", "--model", default=BUNDLED_MODEL, show_default=True, help="Model to embed with.")
@@ -147,7 +147,7 @@ def _concurrency(text: str | None) -> tuple[int, int | None]:
     return found
 
 
-@vision_group.command("import-embeddings")
+@click.command("import-embeddings")
 @click.argument("database", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("table")
 @click.argument("parquet", nargs=-1, required=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from datasette_vision.cli.main import vision_errors, vision_group
+from datasette_vision.cli.exit_codes import vision_errors
 from datasette_vision.config.settings import BUNDLED_MODEL
 from datasette_vision.errors import ModelCorrupt, VisionError
 
@@ -27,7 +27,7 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-@vision_group.command()
+@click.command()
 @click.argument("source")
 @click.option("--name", help="Name of the model in SQL. By default that of the catalogue, or made of SOURCE.")
 @click.option(
@@ -83,7 +83,7 @@ def install(source: str, models_dir: Path | None, **wishes: Any) -> None:
     click.echo(f"Use it in SQL: select {function}, '{manifest.name}')")
 
 
-@vision_group.command()
+@click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @models_dir_option
 @vision_errors
@@ -110,7 +110,7 @@ def verify(names: tuple[str, ...], models_dir: Path | None) -> None:
         sys.exit(failed.exit_code)
 
 
-@vision_group.command()
+@click.command()
 @click.argument("name")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @models_dir_option
@@ -127,7 +127,7 @@ def remove(name: str, yes: bool, models_dir: Path | None) -> None:
     click.echo(f"{name} is removed")
 
 
-@vision_group.command()
+@click.command()
 @click.option("--all", "catalogue", is_flag=True, help="The catalogue: what can be installed by name.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @models_dir_option

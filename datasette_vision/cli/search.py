@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datasette_vision.cli.main import vision_errors, vision_group
+from datasette_vision.cli.exit_codes import vision_errors
 from datasette_vision.cli.models import models_dir_option
 from datasette_vision.config.settings import Config
 from datasette_vision.errors import StorageFailed
@@ -34,7 +34,7 @@ model_option = click.option("-m", "--model", default="", help="Model. By default
 column_option = click.option("--column", default="", help="Column. By default the one that is embedded.")
 
 
-@vision_group.command()
+@click.command()
 @database_argument
 @click.argument("table")
 @click.argument("query", required=False)
@@ -87,7 +87,7 @@ def search(
         click.echo("nothing found", err=True)
 
 
-@vision_group.command()
+@click.command()
 @database_argument
 @click.argument("table")
 @model_option

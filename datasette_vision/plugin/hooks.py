@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from datasette import hookimpl
 
-from datasette_vision.cli import bulk, files, models, search
 from datasette_vision.cli.main import vision_group
 from datasette_vision.plugin.api import table
 from datasette_vision.plugin.checks import command
@@ -82,12 +81,7 @@ def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
 @hookimpl
 def register_commands(cli: click.Group) -> None:
     """Add the commands of `datasette vision`."""
-    assert models  # its commands are in the group because it is imported
-    assert files
-    assert search
-    assert bulk
-    assert command
-    cli.add_command(vision_group)
+    cli.add_command(vision_group(command.check))
 
 
 @hookimpl

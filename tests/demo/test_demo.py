@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision.cli.main import serve_arguments
+from datasette_vision.cli.demo import serve_arguments
 from datasette_vision.demo import demo
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidImage, VisionError

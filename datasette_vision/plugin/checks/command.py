@@ -9,14 +9,14 @@ from collections import Counter
 
 import click
 
-from datasette_vision.cli.main import vision_errors, vision_group
+from datasette_vision.cli.exit_codes import vision_errors
 
 MEGABYTE = 1_000_000
 WIDTH = 100
 NAME_WIDTH = 15
 
 
-@vision_group.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--json", "as_json", is_flag=True, help="Write JSON: a list of name, level, found, why and setting.")
 @click.option("--memory-mb", type=click.FloatRange(1), help="Memory that the server may use.  [default: as here]")
 @click.option(
