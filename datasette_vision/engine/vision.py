@@ -20,7 +20,7 @@ from datasette_vision.engine.services import BulkTower, Services
 from datasette_vision.engine.tasks.dual_encoder import EncoderService
 from datasette_vision.engine.tasks.registry import task_of
 from datasette_vision.engine.tasks.task import Pixels, Scores, Service
-from datasette_vision.errors import InvalidImage, InvalidText, InvalidVector, VisionError, WrongTask
+from datasette_vision.errors import InvalidText, VisionError, WrongTask
 from datasette_vision.images import budget
 from datasette_vision.images import decode as images
 from datasette_vision.images.decoder import Decoder
@@ -154,26 +154,10 @@ class Vision:
     def embed_image_or_embedding(self, value: bytes, model: str | None = None) -> Vector:
         """Return the unit-length embedding of `value`, which is an image file or an embedding of the model already.
 
-        Bytes of an embedding's size and of unit length are an embedding; what begins like an image is one; other bytes
-        of an embedding's size are an embedding that is not normalised. Raises InvalidImage for anything else.
+        What is which, vectors.embedding.unless_image() says. Raises as it and embed_image() do.
         """
-        dimensions = self._dual_encoder(model).manifest.dimensions
-        embedding = None
-        if len(value) == 4 * dimensions:
-            try:
-                embedding = vectors.decode(value, dimensions)
-            except InvalidVector:
-                pass  # then it can only be an image
-            else:
-                if abs(float(np.linalg.norm(embedding.astype(np.float64))) - 1) < 0.01:
-                    return embedding
-        if images.sniff(value) is None:
-            if embedding is not None:
-                return vectors.normalise(embedding)
-            raise InvalidImage(
-                f"expected an image, or an embedding of {4 * dimensions} bytes, found {len(value)} bytes of neither"
-            )
-        return self.embed_image(value, model)
+        embedding = vectors.unless_image(value, self._dual_encoder(model).manifest.dimensions)
+        return self.embed_image(value, model) if embedding is None else embedding
 
     # Bulk work: see pipeline.py
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidVector
 from datasette_vision.files.parquet import MODEL, batches, opened, shards, vectors_of
 from datasette_vision.files.storage import Place, place, storage_errors
@@ -164,8 +162,7 @@ class Importer:
             error = error or "there is no embedding"
         else:
             try:
-                length = float(np.linalg.norm(vector.astype(np.float64)))
-                blob = vectors.encode(vector if abs(length - 1) < UNIT else vectors.normalise(vector))
+                blob = vectors.encode(vector if vectors.is_unit(vector, UNIT) else vectors.normalise(vector))
                 error = None
             except InvalidVector as reason:
                 error = str(reason)

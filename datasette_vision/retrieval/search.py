@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
-
-import numpy as np
 
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import (
     Busy,
     DimensionMismatch,
     InvalidArgument,
-    InvalidImage,
-    InvalidVector,
     NotEmbedded,
     VisionError,
 )
-from datasette_vision.images import decode as images
 from datasette_vision.retrieval.hits import Hit, IndexMismatch, from_index, from_table
 from datasette_vision.retrieval.indexes import Indexes, KeepAwake
 from datasette_vision.tables import change_log, side_tables
@@ -197,19 +191,5 @@ class Searcher:
         """Return the unit-length embedding of a query."""
         if isinstance(query, str):
             return self._vision.embed_text(query, wanted.model)
-        embedding: Vector | None = None
-        with contextlib.suppress(InvalidVector):
-            embedding = vectors.decode(query)
-        unit = embedding is not None and abs(float(np.linalg.norm(embedding.astype(np.float64))) - 1) < 0.01
-        if embedding is not None and len(embedding) == dimensions and unit:
-            return embedding
-        if images.sniff(query) is not None:
-            return self._vision.embed_image(query, wanted.model)
-        if embedding is not None and len(embedding) == dimensions:
-            return vectors.normalise(embedding)
-        if unit:
-            assert embedding is not None
-            raise DimensionMismatch(
-                f"expected an embedding of {dimensions} floats, as {wanted.model!r} makes, found {len(embedding)}"
-            )
-        raise InvalidImage(f"expected an image or an embedding, found {len(query)} bytes of neither")
+        embedding = vectors.unless_image(query, dimensions)
+        return self._vision.embed_image(query, wanted.model) if embedding is None else embedding

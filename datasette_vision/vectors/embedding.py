@@ -7,6 +7,7 @@ sqlite-vec and datasette-faiss. In Python it is a one-dimensional float32 array.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidVector
+from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidImage, InvalidVector
+from datasette_vision.images.formats import sniff
 
 Vector = NDArray[np.float32]
 Matrix = NDArray[np.float32]
@@ -49,6 +51,35 @@ def decode(blob: bytes, dimensions: int | None = None) -> Vector:
     if not np.isfinite(vector).all():
         raise InvalidVector("expected an embedding of finite floats, found a NaN or an infinity in it")
     return vector
+
+
+def unless_image(data: bytes, dimensions: int) -> Vector | None:
+    """Return the unit-length embedding (dimensions,) that `data` is, or None when it is an image file.
+
+    Bytes of an embedding's size and of unit length are an embedding; what begins like an image is one; other bytes of
+    an embedding's size are an embedding that is not normalised. Raises DimensionMismatch for a unit-length embedding of
+    another size, InvalidImage for what is neither, InvalidVector for one that is zero everywhere.
+    """
+    embedding = None
+    with contextlib.suppress(InvalidVector):
+        embedding = decode(data)
+    fits = embedding is not None and len(embedding) == dimensions
+    if embedding is not None and fits and is_unit(embedding):
+        return embedding
+    if sniff(data) is not None:
+        return None
+    if embedding is not None and fits:
+        return normalise(embedding)
+    if embedding is not None and is_unit(embedding):
+        raise DimensionMismatch(f"expected an embedding of {dimensions} floats, found one of {len(embedding)}")
+    raise InvalidImage(
+        f"expected an image, or an embedding of {4 * dimensions} bytes, found {len(data)} bytes of neither"
+    )
+
+
+def is_unit(vector: Vector, tolerance: float = 0.01) -> bool:
+    """Say whether an embedding (d,) has a length of 1: what models and vision_embed() write, and little else does."""
+    return abs(float(np.linalg.norm(vector.astype(np.float64))) - 1) < tolerance
 
 
 def normalise(vectors: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -9,8 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidVector
+from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidImage, InvalidVector
 from datasette_vision.vectors import embedding as vectors
+from tests import pictures
 
 NOT_FINITE = "expected an embedding of finite floats, found a NaN or an infinity in it"
 MAX = float(np.finfo(np.float32).max)
@@ -307,3 +308,44 @@ def test_base64_needs_no_padding(size: int) -> None:
     text = base64.b64encode(values.tobytes()).decode()
     for given in (text, text.rstrip("="), f" {text.rstrip('=')}\n"):
         assert vectors.from_base64(given).tolist() == values.tolist()
+
+
+# An image or an embedding
+
+
+def test_what_is_an_embedding_among_images() -> None:
+    unit = f32(0.6, 0.8)
+    assert vectors.unless_image(vectors.encode(unit), 2).tobytes() == unit.tobytes()
+    assert vectors.unless_image(vectors.encode(3 * unit), 2).tolist() == pytest.approx(unit.tolist())
+    assert vectors.unless_image(pictures.png(), 2) is None
+    gif = b"GIF89a\x80\x3f"  # of unit length, though it begins like an image
+    assert vectors.unless_image(gif, 2).tobytes() == gif
+    assert vectors.unless_image(b"GIF89a\x80\x40", 2) is None  # as long as an embedding, but not of unit length
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (vectors.encode([0.6, 0.8]), DimensionMismatch, "expected an embedding of 3 floats, found one of 2"),
+        (
+            vectors.encode([6, 8]),
+            InvalidImage,
+            "expected an image, or an embedding of 12 bytes, found 8 bytes of neither",
+        ),
+        (b"nothing", InvalidImage, "expected an image, or an embedding of 12 bytes, found 7 bytes of neither"),
+        (b"", InvalidImage, "expected an image, or an embedding of 12 bytes, found 0 bytes of neither"),
+        (bytes(12), InvalidVector, "expected an embedding with a direction, found one that is zero everywhere"),
+        (vectors.encode([math.nan, 1, 1]), InvalidImage, "expected an image, or an embedding of 12 bytes, found 12"),
+    ],
+)
+def test_what_is_neither(data: bytes, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        vectors.unless_image(data, 3)
+
+
+def test_unit_length_is_told_with_a_tolerance() -> None:
+    assert vectors.is_unit(f32(1.009, 0))
+    assert not vectors.is_unit(f32(1.011, 0))
+    assert not vectors.is_unit(f32(0.989, 0))
+    assert not vectors.is_unit(f32(1.009, 0), 0.001)
+    assert not vectors.is_unit(f32(MAX, MAX))

@@ -55,10 +55,10 @@ def is_embedding(value: bytes, column: str) -> bool:
         return False
     try:
         vector = vectors.decode(value)
-        length = float((vector.astype("float64") ** 2).sum() ** 0.5)
     except InvalidVector:
         return False
-    return abs(length - 1) < 0.01 or ("embedding" in column.lower() and 1e-3 < length < 1e6)
+    length = float((vector.astype("float64") ** 2).sum() ** 0.5)
+    return vectors.is_unit(vector) or ("embedding" in column.lower() and 1e-3 < length < 1e6)
 
 
 async def _picture(
