@@ -12,6 +12,7 @@ from datasette_vision.errors import (
     NotEmbedded,
     VisionError,
 )
+from datasette_vision.retrieval import choice
 from datasette_vision.retrieval.hits import Hit, IndexMismatch, from_index, from_table
 from datasette_vision.retrieval.indexes import Indexes, KeepAwake
 from datasette_vision.tables import change_log, side_tables
@@ -71,9 +72,8 @@ class Searcher:
         """Return the k rows of a table closest to a text, an image or an embedding, best first.
 
         It searches what the connection sees. `table` may have the name of an attached database before it and a dot.
-        Without `model` it is the default model where the table is embedded with it, else the only one it is embedded
-        with; without `column`, the only one that is embedded. Raises NotEmbedded where there is nothing to search,
-        InvalidArgument where something has to be chosen, DimensionMismatch for an embedding of another size,
+        What is searched without `model` or `column`, choice.choose() says. Raises NotEmbedded where there is nothing to
+        search, InvalidArgument where something has to be chosen, DimensionMismatch for an embedding of another size,
         InvalidImage and InvalidVector, Busy while the table is being read for the first time, and what embedding
         raises.
         """
@@ -154,29 +154,8 @@ class Searcher:
     ) -> Embeddings:
         """Return the embeddings that a search for this model and column is about. Raises as search() does."""
         pairs = side_tables.pairs(connection, source)
-        if not pairs:
-            raise NotEmbedded(f"{source.table} has no embeddings yet: its side table is empty")
-        columns: dict[str, list[str]] = {}
-        for of_model, of_column in pairs:
-            columns.setdefault(of_model, []).append(of_column)
-        what = ", ".join(f"{name} ({', '.join(own)})" for name, own in columns.items())
-        default = self._vision.config.default_model
-        if not model:
-            if default not in columns and len(columns) > 1:
-                raise InvalidArgument(f"expected the name of a model for {source.table}, which is embedded by: {what}")
-            model = default if default in columns else next(iter(columns))
-        elif model not in columns:
-            raise NotEmbedded(f"{source.table} has no embeddings by {model!r}; embedded by: {what}")
-        if not column:
-            if len(columns[model]) > 1:
-                raise InvalidArgument(
-                    f"expected the name of a column of {source.table}, embedded are: {', '.join(columns[model])}"
-                    f" (as the last argument: vision_search(table, query, k, model, column))"
-                )
-            column = columns[model][0]
-        elif column not in columns[model]:
-            raise NotEmbedded(f"{source.table} has no embeddings of {column!r} by {model!r}; embedded by: {what}")
-        return Embeddings.of(connection, source, model, column)
+        chosen = choice.choose(source.table, pairs, self._vision.config.default_model, model, column)
+        return Embeddings.of(connection, source, *chosen)
 
     def dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
         """Return the size of these embeddings: what the model makes, or what is there where it is not installed."""

@@ -282,8 +282,8 @@ def test_one_of_several_models_has_to_be_chosen(photos: Connection) -> None:
     for model in ("fake-wide", "elsewhere"):
         embed(photos.connection, PHOTOS, [(1,)], directions(1, 12), model)
     assert photos.error("vision_search('photos', 'x')") == (
-        "vision_search(): expected the name of a model for photos, which is embedded by:"
-        " elsewhere (image), fake-wide (image)"
+        "vision_search(): photos has embeddings by more than one model or of more than one column,"
+        " name which to search: elsewhere (image), fake-wide (image)"
     )
 
 
@@ -298,8 +298,8 @@ def test_embeddings_of_a_model_that_is_not_installed(photos: Connection) -> None
 def test_columns(photos: Connection) -> None:
     embed(photos.connection, PHOTOS, [(7,)], MATRIX[:1], column="back")
     assert photos.error("vision_search('photos', 'x')") == (
-        "vision_search(): expected the name of a column of photos, embedded are: back, image"
-        " (as the last argument: vision_search(table, query, k, model, column))"
+        "vision_search(): photos has embeddings by more than one model or of more than one column,"
+        " name which to search: fake (back, image)"
     )
     assert rowids(search(photos, "x", 10, "", "back")) == [7]
     assert rowids(search(photos, vectors.encode(MATRIX[41]), 10, "fake", "image")) == best(MATRIX[41])
@@ -311,7 +311,7 @@ def test_columns(photos: Connection) -> None:
         ("'nothing', 'x'", "there is no table or view 'nothing'; embedded are: photos"),
         ("'plain', 'x'", "plain has no embeddings yet: make them with `datasette vision embed {file} plain`"),
         ("'photos', 'x', 10, 'clip'", "photos has no embeddings by 'clip'; embedded by: fake (image)"),
-        ("'photos', 'x', 10, '', 'y'", "photos has no embeddings of 'y' by 'fake'; embedded by: fake (image)"),
+        ("'photos', 'x', 10, '', 'y'", "photos has no embeddings of 'y'; embedded by: fake (image)"),
         ("'photos', 'x', 0", "expected k to be a whole number of at least 1, found 0"),
         ("'photos', 'x', 1.5", "expected k to be a whole number of at least 1, found 1.5"),
         ("'photos', 'x', 100001", "expected k to be a whole number from 1 to 100,000, found 100,001"),
@@ -321,7 +321,7 @@ def test_columns(photos: Connection) -> None:
         ("'photos', 'x', 1, '', 5", "expected the name of a column as TEXT, found an INTEGER"),
         (
             "'photos', vision_from_json('[1, 0, 0]')",
-            "expected an embedding of 8 floats, as 'fake' makes, found 3",
+            "expected an embedding of 8 floats, found one of 3",
         ),
     ],
 )

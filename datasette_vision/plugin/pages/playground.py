@@ -140,7 +140,7 @@ def _similar(datasette: Datasette, tables: list[Any], answers: dict[str, Any] | 
     embeddings = answers["embeddings"] if answers else {}
     links = []
     for table in tables:
-        for column, model in table.sources:
+        for model, column in table.pairs:
             if model in embeddings:
                 asked = SearchRequest(embedding=encode_embedding(embeddings[model]), model=model, column=column)
                 address = page.path(datasette, table.database, table.table)

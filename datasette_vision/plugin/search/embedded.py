@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datasette_vision.tables import side_tables
@@ -21,9 +20,9 @@ class EmbeddedTable:
     """A table with embeddings.
 
     `key` are the columns by which its rows are known ("rowid" where it has no primary key), `side_key` the same in the
-    side table; `rowid` names its row number, where it has one. `sources` are the (column, model) pairs that were
-    embedded, by name. `picture_columns` are the columns that hold pictures, `blob_columns` those that hold BLOBs of any
-    kind. With `is_large` there are too many embeddings to compare with each every time.
+    side table; `rowid` names its row number, where it has one. `pairs` are the (model, column) pairs that it has
+    embeddings of, by name. `picture_columns` are the columns that hold pictures, `blob_columns` those that hold BLOBs
+    of any kind. With `is_large` there are too many embeddings to compare with each every time.
     """
 
     table: str
@@ -32,7 +31,7 @@ class EmbeddedTable:
     key: tuple[str, ...]
     side_key: tuple[str, ...]
     rowid: str | None
-    sources: tuple[tuple[str, str], ...]
+    pairs: tuple[tuple[str, str], ...]
     blob_columns: tuple[str, ...]
     picture_columns: tuple[str, ...]
     small_pictures: bool
@@ -49,8 +48,8 @@ class EmbeddedTable:
 def read(connection: sqlite3.Connection, table: str) -> EmbeddedTable | None:
     """Describe a table with its embeddings, or return None when it has none."""
     source = side_tables.find(connection, table)
-    sources = _sources(connection, source.side.name) if source else ()
-    if source is None or not sources:
+    pairs = side_tables.pairs(connection, source) if source else []
+    if source is None or not pairs:
         return None
     columns = tuple(side_tables.columns(connection, source.table))
     blobs, pictures, small = _look(connection, source.table, columns)
@@ -61,7 +60,7 @@ def read(connection: sqlite3.Connection, table: str) -> EmbeddedTable | None:
         key=source.key,
         side_key=source.side.key_columns,
         rowid=source.rowid,
-        sources=sources,
+        pairs=tuple(pairs),
         blob_columns=blobs,
         picture_columns=pictures,
         small_pictures=small,
@@ -81,39 +80,21 @@ def columns_of(connection: sqlite3.Connection, table: str) -> tuple[frozenset[st
     What a view holds is not looked at unless it is embedded: a view may take as long as it likes for its first row.
     """
     source = side_tables.find(connection, table)
-    sources = _sources(connection, source.side.name) if source else ()
+    pairs = side_tables.pairs(connection, source) if source else []
     if (
-        not sources
+        not pairs
         and connection.execute(
             "select 1 from sqlite_master where type = 'view' and name = ? collate nocase", (table,)
         ).fetchone()
     ):
         return frozenset(), ()
-    return frozenset(column for column, _ in sources), picture_columns(connection, table)
+    return frozenset(column for _, column in pairs), picture_columns(connection, table)
 
 
-def tables(connection: sqlite3.Connection) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
-    """Return the tables and views of a database that have embeddings: (name, (column, model) pairs)."""
-    found = [(source.table, _sources(connection, source.side.name)) for source in side_tables.sources(connection)]
-    return [(table, sources) for table, sources in found if sources]
-
-
-def _sources(connection: sqlite3.Connection, side_table: str) -> tuple[tuple[str, str], ...]:
-    """Return the pairs of column and model, by name: one look into the index for each, whatever the number of rows."""
-
-    def names(column: str, condition: str, *parameters: str) -> Iterator[str]:
-        name = ""
-        while True:
-            (name,) = connection.execute(
-                f"select min({column}) from {quote(side_table)} where {condition} {column} > ?", (*parameters, name)
-            ).fetchone()
-            if name is None:
-                return
-            yield name
-
-    return tuple(
-        (column, model) for model in names("model", "") for column in names("source_column", "model = ? and", model)
-    )
+def tables(connection: sqlite3.Connection) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the tables and views of a database that have embeddings: (name, (model, column) pairs)."""
+    found = [(source.table, side_tables.pairs(connection, source)) for source in side_tables.sources(connection)]
+    return [(table, pairs) for table, pairs in found if pairs]
 
 
 def _highest_row(connection: sqlite3.Connection, side_table: str) -> int:

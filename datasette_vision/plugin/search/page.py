@@ -56,7 +56,7 @@ async def search_page(datasette: Datasette, request: Request) -> Response:
         search.request = SearchRequest.read(_with_filters(request), datasette.setting("max_returned_rows"))
         if request.method == "GET" and sorted(search.request.arguments()) != sorted(arguments_of(request)):
             return Response.redirect(f"{address}?{search.request.query_string()}")
-        await prepare(datasette, request, search)
+        await prepare(datasette, request, search, or_first=True)
         if request.method == "POST":
             return Response.redirect(f"{address}?{await _uploaded(datasette, request, search)}", status=303)
         await run(datasette, request, search)
@@ -142,8 +142,10 @@ async def _context(datasette: Datasette, request: Request, search: Search, addre
     shown = search.embedded.picture_column(search.column) if search.column else None
     sql = search.sql() if search.model else None
     may_sql = await permissions.may_execute_sql(datasette, request.actor, database.name)
-    models = list(dict.fromkeys(model for _, model in search.embedded.sources))
-    columns = list(dict.fromkeys(column for column, _ in search.embedded.sources))
+    # The API takes no first of several: what this page shows has its name there.
+    named = {"model": search.model, "column": search.column} if len(search.embedded.pairs) > 1 and sql else {}
+    models = list(dict.fromkeys(model for model, _ in search.embedded.pairs))
+    columns = list(dict.fromkeys(column for _, column in search.embedded.pairs))
     return {
         **frame,
         "may_infer": await permissions.may(datasette, request.actor, permissions.INFER),
@@ -166,7 +168,9 @@ async def _context(datasette: Datasette, request: Request, search: Search, addre
         "sql": sql.sql if sql else "",
         "parameters": _shown_parameters(sql.parameters if sql else {}),
         "query_path": search.query_path(datasette) if sql and may_sql else None,
-        "json_path": api.path(datasette, database.name, search.table) + "?" + asked.query_string(page=asked.page),
+        "json_path": api.path(datasette, database.name, search.table)
+        + "?"
+        + asked.query_string(page=asked.page, **named),
         "first": asked.size * (asked.page - 1) + 1,
         "previous": f"{address}?{asked.query_string(page=asked.page - 1)}" if asked.page > 1 else None,
         "next": f"{address}?{asked.query_string(page=asked.page + 1)}" if search.has_next else None,

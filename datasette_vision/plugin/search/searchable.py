@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Searchable:
-    """A table with embeddings: `sources` are the (column, model) pairs that were embedded."""
+    """A table with embeddings: `pairs` are the (model, column) pairs that it has them of."""
 
     database: str
     table: str
-    sources: tuple[tuple[str, str], ...]
+    pairs: list[tuple[str, str]]
 
 
 async def searchable_tables(datasette: Datasette, actor: dict[str, Any] | None) -> list[Searchable]:
@@ -27,8 +27,8 @@ async def searchable_tables(datasette: Datasette, actor: dict[str, Any] | None) 
     for name, database in datasette.databases.items():
         tables = await database.execute_fn(embedded.tables)
         found += [
-            Searchable(name, table, sources)
-            for table, sources in tables
+            Searchable(name, table, pairs)
+            for table, pairs in tables
             if await may_view_table(datasette, actor, name, table)
         ]
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
-from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, NotEmbedded, NotPermitted, VisionError
+from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, NotPermitted, VisionError
 from datasette_vision.plugin.http.context import desk_of, outcomes
 from datasette_vision.plugin.search import embedded as embedded_tables
 from datasette_vision.plugin.search import sql as search_sql
@@ -17,6 +17,7 @@ from datasette_vision.plugin.search.sql import RowKey, SearchSql, Where
 from datasette_vision.plugin.server import permissions
 from datasette_vision.plugin.server.compatibility import filter_arguments, query_path
 from datasette_vision.plugin.server.state import state_of
+from datasette_vision.retrieval.choice import choose
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -91,13 +92,15 @@ def arguments_of(request: Request) -> list[tuple[str, str]]:
     return parse_qsl(request.query_string, keep_blank_values=True)
 
 
-async def prepare(datasette: Datasette, http: Request, search: Search) -> None:
-    """Work out what a search means in its table: model, filters, examples.
+async def prepare(datasette: Datasette, http: Request, search: Search, *, or_first: bool = False) -> None:
+    """Work out what a search means in its table: model and column (`or_first`: see choose()), filters, examples.
 
     Raises VisionError, or what Datasette's filters raise.
     """
-    config = state_of(datasette).config
-    search.column, search.model = _source(search.embedded, search.request, config.default_model)
+    asked, default = search.request, state_of(datasette).config.default_model
+    search.model, search.column = choose(
+        search.table, search.embedded.pairs, default, asked.model, asked.column, or_first=or_first
+    )
     search.label_column = await _label_column(search.database, search.embedded)
     clauses, parameters, search.human_filters = await filter_arguments(
         datasette, http, search.database.name, search.table, search.request.filters, search.embedded.columns
@@ -152,21 +155,6 @@ async def _execute(datasette: Datasette, database: Database, sql: SearchSql) -> 
     except (sqlite3.Error, datasette_sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
         # The last two are of parameters that SQLite has no place for.
         raise InvalidInput(str(error)) from None
-
-
-def _source(embedded: EmbeddedTable, request: SearchRequest, default_model: str) -> tuple[str, str]:
-    """Choose which embeddings to search: those asked for, else the default model's, else the first by name."""
-    fitting = [
-        (column, model)
-        for column, model in embedded.sources
-        if request.column in (None, column) and request.model in (None, model)
-    ]
-    if not fitting:
-        there = ", ".join(f"{column} with {model}" for column, model in embedded.sources)
-        if request.model and request.model not in {model for _, model in embedded.sources}:
-            raise NotEmbedded(f"{embedded.table} is not embedded with {request.model!r}; it is embedded: {there}")
-        raise NotEmbedded(f"{embedded.table}: {request.column!r} is not embedded; embedded are: {there}")
-    return next((source for source in fitting if source[1] == default_model), fitting[0])
 
 
 def _key(embedded: EmbeddedTable, row: str, weight: float) -> RowKey:

@@ -143,7 +143,7 @@ async def test_a_picture_or_an_embedding_is_posted(datasette: Datasette, vision:
             "Invalid _through - could not find corresponding foreign key",
         ),
         (f"{SEARCH}?q=x&_size=0", 400, "_size: expected a whole number from 1 to 1000, found '0'"),
-        (f"{SEARCH}?q=x&_model=nope", 404, "emoji is not embedded with 'nope'"),
+        (f"{SEARCH}?q=x&_model=nope", 404, "emoji has no embeddings by 'nope'; embedded by: tiny-emoji (image)"),
         (f"{SEARCH}?q=x&nope=1", 400, "emoji has no column 'nope' to filter by"),
         ("/-/vision/search/demo/nowhere?q=x", 404, "Table not found"),
         ("/-/vision/search/nowhere/emoji?q=x", 404, "Database not found"),

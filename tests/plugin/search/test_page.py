@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import json
 import re
 import shutil
 import sqlite3
@@ -12,13 +13,16 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
+from click.testing import CliRunner
 from datasette.app import Datasette
+from datasette.cli import cli
 
 from datasette_vision.engine.vision import Vision
 from datasette_vision.plugin.search.request import encode_embedding
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.vectors import embedding as vectors
 from tests import searchtables
+from tests.conftest import Connection
 from tests.searchtables import KINDS, NAMES
 
 PAGE = "/-/vision/demo/emoji"
@@ -244,8 +248,8 @@ async def test_tables_that_are_not_embedded_say_how(datasette: Datasette) -> Non
 @pytest.mark.parametrize(
     ("query", "status", "message"),
     [
-        ("?q=x&_model=nope", 404, "emoji is not embedded with 'nope'; it is embedded: image with tiny-emoji"),
-        ("?q=x&_column=nope", 404, "emoji: 'nope' is not embedded; embedded are: image with tiny-emoji"),
+        ("?q=x&_model=nope", 404, "emoji has no embeddings by 'nope'; embedded by: tiny-emoji (image)"),
+        ("?q=x&_column=nope", 404, "emoji has no embeddings of 'nope'; embedded by: tiny-emoji (image)"),
         ("?_like=nope", 400, "emoji 'nope' is not embedded, or not there"),
         ("?_like=a%2Cb", 400, "no row of emoji is known as 'a,b': its key is hexcode"),
         ("?q=x&nope=1", 400, "emoji has no column 'nope' to filter by; it has hexcode, emoji, name, group_name"),
@@ -366,6 +370,53 @@ async def test_two_models_and_two_columns(demo_path: Path, tmp_path: Path, fake_
     assert "by tiny-emoji" in page.text
     assert re.search(r'name="_model">\s*<option>fake</option><option selected>tiny-emoji</option>', page.text)
     assert re.search(r'name="_column">\s*<option>keywords</option><option selected>image</option>', page.text)
+
+
+@pytest.mark.asyncio
+async def test_of_two_columns_only_the_page_shows_one_unasked(demo_path: Path, tmp_path: Path, vision: Vision) -> None:
+    """In SQL, over the API and on the command line it is the same mistake, told in the same words."""
+    path = tmp_path / "two.db"
+    path.write_bytes(demo_path.read_bytes())
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(
+            "insert into _vision_emoji select hexcode, 'keywords', model, content_hash, embedding, null, embedded_at"
+            " from _vision_emoji limit 5"
+        )
+    connection.close()
+    datasette = make(path)
+    ambiguous = (
+        "emoji has embeddings by more than one model or of more than one column,"
+        " name which to search: tiny-emoji (image, keywords)"
+    )
+
+    page = await get(datasette, "/-/vision/two/emoji?q=cat")
+    assert page.status == 200
+    assert re.search(r'name="_column">\s*<option selected>image</option><option>keywords</option>', page.text)
+    as_json = (await datasette.client.get(page.one(r'id="vision-json" href="([^"]+)"'))).json()
+    assert (as_json["ok"], as_json["model"], as_json["column"]) == (True, "tiny-emoji", "image")
+    assert [row["label"] for row in as_json["rows"]] == page.labels
+
+    response = await datasette.client.get("/-/vision/search/two/emoji?q=cat")
+    assert (response.status_code, response.json()["error"]) == (400, ambiguous)
+    named = (await datasette.client.get("/-/vision/search/two/emoji?q=cat&_column=keywords")).json()
+    assert len(named["rows"]) == 5
+
+    for query, arguments, expected in (
+        ("'emoji', 'cat'", [], ambiguous),
+        ("'emoji', 'cat', 10, '', 'keywords'", ["--column", "keywords"], None),
+    ):
+        outcome = Connection(vision, path)
+        if expected is None:
+            assert len(json.loads(outcome.one(f"vision_search({query})"))) == 5
+        else:
+            assert outcome.error(f"vision_search({query})") == f"vision_search(): {expected}"
+        outcome.connection.close()
+        done = CliRunner().invoke(cli, ["vision", "search", str(path), "emoji", "cat", "--json", *arguments])
+        if expected is None:
+            assert len(json.loads(done.stdout)) == 5
+        else:
+            assert f"Error: {expected}\n" in done.output
 
 
 @pytest.mark.asyncio

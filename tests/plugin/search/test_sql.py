@@ -45,7 +45,7 @@ def build(shop: Connection, table: str, request: SearchRequest, *numbers: int, *
         RowKey(tuple(str(part) for part in (kind.key_of(number) if kind else (number + 1,))), example.weight)
         for number, example in zip(numbers, request.examples, strict=True)
     )
-    column = found.sources[0][0]
+    column = found.pairs[0][1]
     return search_sql.build(found, request, column=column, model=MODEL, keys=keys, **options)  # type: ignore[arg-type]
 
 
@@ -219,9 +219,10 @@ def test_every_model_is_found_wherever_its_rows_are(tmp_path: Path, vision: Visi
         )
     found = embedded.read(connection.connection, "photos")
     assert found is not None
-    assert found.sources == (("image", "a"), ("image", "clip"), ("name", "clip"), ("image", MODEL), ("other", "z"))
+    assert found.pairs == (("a", "image"), ("clip", "image"), ("clip", "name"), (MODEL, "image"), ("z", "other"))
     plan = connection.connection.execute(
-        "explain query plan select min(source_column) from _vision_photos where model = ? and source_column > ?",
+        "explain query plan select model, source_column from _vision_photos where model = ? and source_column > ?"
+        " order by model, source_column limit 1",
         ("a", ""),
     ).fetchall()
     assert "SEARCH" in plan[0][3]
