@@ -467,8 +467,9 @@ def new_code(before: CodeType, after: CodeType) -> Iterator[tuple[CodeType, Code
     inner_after = [value for value in after.co_consts if isinstance(value, CodeType)]
     if before != after:
         yield before, after
-    for one, other in zip(inner_before, inner_after, strict=True):
-        yield from new_code(one, other)
+    if len(inner_before) == len(inner_after):  # else the mutant is one without a function inside this one
+        for one, other in zip(inner_before, inner_after, strict=True):
+            yield from new_code(one, other)
 
 
 def swap(mutant: Mutant, path: Path, source: str) -> bool:
