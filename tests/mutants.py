@@ -244,7 +244,7 @@ class Finder(ast.NodeVisitor):
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, bool):
             self._add(node, ast.Constant(not node.value))
-        elif isinstance(node.value, (int, float)):
+        elif isinstance(node.value, (int, float)) and self._function:  # a module's are chosen by measurement
             self._add(node, ast.Constant(node.value + 1))
             if node.value > 0:
                 self._add(node, ast.Constant(node.value - 1))
