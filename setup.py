@@ -105,6 +105,7 @@ setup(
             "pytest>=8.3",
             "pytest-asyncio>=0.25",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "sqlite-utils>=3.36",
             "sqlite-vec>=0.1",
