@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        manifest = bake(arguments.model, folder, precision=arguments.precision, progress=print)
+        manifest = bake(arguments.model, folder, precision=arguments.precision, on_progress=print)
         output = "embedding" if manifest["task"] == "dual-encoder" else "logits"
         inputs = {"image": ["pixel_values"], "text": ["input_ids", "attention_mask"]}
         for tower in ("image", "text"):

@@ -5,13 +5,13 @@ Needs the extra `bake`. Nothing here is imported unless a model is baked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasette_vision.engine.runtime import without_telemetry
 from datasette_vision.errors import InstallFailed, InvalidArgument
 from datasette_vision.models.tasks import FORMS
+from datasette_vision.util.progress import OnProgress, no_progress
 
 PRECISIONS = ("auto", "fp32", "int8")
 
@@ -24,14 +24,14 @@ def bake(
     precision: str = "auto",
     threshold: float = 0.99,
     calibration: Path | None = None,
-    progress: Callable[[str], None] = lambda message: None,
+    on_progress: OnProgress[str] = no_progress,
 ) -> dict[str, Any]:
     """Export the PyTorch model in folder `source` (transformers or sentence-transformers layout) into `staging`.
 
     Writes image.onnx and, for a dual encoder, text.onnx and tokenizer.json; returns the manifest without its keys
     name, files, source and canonical. Every precision is compared with the original over the images in `calibration`
     (or bundled ones) and bundled texts: "auto" keeps the fastest whose worst cosine reaches `threshold`, "int8" the
-    best quantised one above a cosine of 0.9. `progress` is told what goes on, a line at a time.
+    best quantised one above a cosine of 0.9. `on_progress` gets a line of text for each step.
     Raises InstallFailed or SourceNotFound, saying what is not supported or not there, or InvalidArgument.
     """
     if precision not in PRECISIONS:
@@ -46,7 +46,7 @@ def bake(
         raise InstallFailed(
             f"exporting a PyTorch model needs {error.name or error}: pip install 'datasette-vision[bake]'"
         ) from error
-    progress("loading the PyTorch model")
+    on_progress("loading the PyTorch model")
     original = sources.load(source, task)
-    wish = towers.Wish(precision, threshold, progress)
+    wish = towers.Wish(precision, threshold, on_progress)
     return baking.Baker(original, staging, wish).bake(pictures(calibration))

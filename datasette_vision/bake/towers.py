@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from datasette_vision.bake.fuse import fuse
 from datasette_vision.bake.graph import OnnxGraph
 from datasette_vision.bake.prove import FP32, Measured, ModelInputs, choose, exact, measure
 from datasette_vision.errors import EngineFailure, InstallFailed, ModelCorrupt
+from datasette_vision.util.progress import OnProgress
 
 # PyTorch is given so many inputs of one shape at once: its threads then wait less for each other.
 BATCH = 8
-
-OnProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Wish:
 
     precision: str
     threshold: float
-    progress: OnProgress
+    on_progress: OnProgress[str]
 
 
 @dataclass(frozen=True)
@@ -70,23 +68,23 @@ def bake_tower(tower: TowerToBake, wish: Wish, staging: Path, work: Path) -> tup
 
     Raises InstallFailed when no graph gives the original's answers, or none of the precision that was asked for.
     """
-    say = wish.progress
-    say(f"{tower.name} tower: computing {len(tower.samples)} answers with PyTorch")
+    on_progress = wish.on_progress
+    on_progress(f"{tower.name} tower: computing {len(tower.samples)} answers with PyTorch")
     reference = tower.reference()
-    say(f"{tower.name} tower: exporting")
+    on_progress(f"{tower.name} tower: exporting")
     exported = work / f"{tower.name}-exported.onnx"
     tower.export(exported)
     plain = _translate(tower, exported, reference, work)
     exported.unlink()
     candidates = {FP32: plain}
     if wish.precision != FP32:
-        say(f"{tower.name} tower: quantising")
+        on_progress(f"{tower.name} tower: quantising")
         candidates |= quantise.candidates(plain, tower.samples, work)
-    say(f"{tower.name} tower: comparing and timing {', '.join(candidates)}")
+    on_progress(f"{tower.name} tower: comparing and timing {', '.join(candidates)}")
     measured = measure(candidates, tower.output, tower.samples, reference, tower.timed)
     kept = choose(measured, wish.precision, wish.threshold)
     OnnxGraph(kept.path).save(staging / f"{tower.name}.onnx", weights_apart=True)
-    say(
+    on_progress(
         f"{tower.name} tower: kept {kept.name}: worst cosine {kept.worst_cosine:.5f}, {kept.milliseconds:.1f} ms,"
         f" {kept.size / 1e6:.0f} MB"
     )

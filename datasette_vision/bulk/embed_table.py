@@ -13,7 +13,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from datasette_vision.tables.file_content import Base
 from datasette_vision.tables.rows import Connect, KeyValues, SourceRow, SourceTable, Wanted, connected, opened
 from datasette_vision.tables.schema import OWN_COLUMNS, SideTable, SideTableRow
 from datasette_vision.util import memory
+from datasette_vision.util.progress import OnProgress, no_progress
 from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import Transactions, Writer, writer_on
 from datasette_vision.vectors import embedding as vectors
@@ -90,7 +91,7 @@ def embed_table(
     workers: int | None = None,
     max_queued: int | None = None,
     writer: Writer | None = None,
-    progress: Callable[[Summary], None] = lambda summary: None,
+    on_progress: OnProgress[Summary] = no_progress,
     stop: threading.Event | None = None,
 ) -> Summary:
     """Embed what is new or changed of a column into `_vision_<table>`, remove what is gone, and say what was done.
@@ -107,7 +108,7 @@ def embed_table(
 
     `database` is a path, or a function that opens connections, in autocommit mode and usable on any thread, where a
     process has to go through an SQLite of its choice; `writer` writes, by default on one more of them. Nothing is
-    locked while inference runs: a transaction takes what is ready, some times a second. `progress` gets the summary,
+    locked while inference runs: a transaction takes what is ready, some times a second. `on_progress` gets the summary,
     ever the same object, after each row. When `stop` is set, what is ready is written and the summary says `stopped`;
     what is ready is also written when an exception passes, be it KeyboardInterrupt.
 
@@ -154,7 +155,7 @@ def embed_table(
                 if outcome.computed and summary.computed % TRIM_EVERY == 0:
                     memory.trim()
                 summary.seconds = time.monotonic() - began
-                progress(summary)
+                on_progress(summary)
                 if stop is not None and stop.is_set():
                     summary.stopped = True
                     break
@@ -162,7 +163,7 @@ def embed_table(
         if prune and not summary.stopped:
             summary.removed = remove_gone(writer, source, chosen)
         summary.seconds = time.monotonic() - began
-        progress(summary)
+        on_progress(summary)
         return summary
 
 

@@ -27,6 +27,7 @@ from datasette_vision.engine.vision import Vision
 from datasette_vision.tables.file_content import read_image
 from datasette_vision.tables.rows import SourceTable, connected
 from datasette_vision.tables.schema import SideTable, SideTableRow
+from datasette_vision.util.progress import OnProgress, no_progress
 from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import Transactions, Writer, writer_on
 from datasette_vision.vectors import embedding as vectors
@@ -60,7 +61,7 @@ def load(
     pictures: Pictures = Pictures(pixels=512),  # noqa: B008
     base: Path | str | None = None,
     workers: int | None = None,
-    progress: Callable[[LoadSummary], None] = lambda summary: None,
+    on_progress: OnProgress[LoadSummary] = no_progress,
     stop: threading.Event | None = None,
 ) -> LoadSummary:
     """Bring the image files in `paths` (folders, files, globs) into a table, which is made if need be, and embed them.
@@ -72,8 +73,8 @@ def load(
     Paths in the table are relative to `base`: by default the folder that is loaded first, or what several have in
     common. Files elsewhere have absolute paths. A `base` given later says where the folder is now.
 
-    `progress` and `stop` are as for embed_table(). Raises Unreadable for a path where there is nothing, InvalidArgument
-    for a table that is another's, and what embed_table() raises.
+    `on_progress` and `stop` are as for embed_table(). Raises Unreadable for a path where there is nothing,
+    InvalidArgument for a table that load() did not make, and what embed_table() raises.
     """
     began = time.monotonic()
     walk = Walk(paths)
@@ -106,7 +107,7 @@ def load(
                 job.take(outcome)
                 transactions.add(outcome)
                 summary.seconds = time.monotonic() - began
-                progress(summary)
+                on_progress(summary)
                 if stop is not None and stop.is_set():
                     summary.stopped = True
                     break
@@ -116,7 +117,7 @@ def load(
             summary.removed = embed_table.remove_gone(write, SourceTable(reader, table), COLUMN)
             summary.duplicates = duplicates.write_groups(reader, write, table)
         summary.seconds = time.monotonic() - began
-        progress(summary)
+        on_progress(summary)
         return summary
 
 

@@ -172,7 +172,7 @@ class SyncedColumn:
         report = self.report
         embedded, removed = report.embedded, report.removed
 
-        def progress(summary: Summary) -> None:
+        def on_progress(summary: Summary) -> None:
             report.queued = max(0, summary.total - summary.done)
             report.embedded = embedded + summary.embedded
             report.removed = removed + summary.removed
@@ -192,7 +192,7 @@ class SyncedColumn:
                 workers=WORKERS,
                 max_queued=MAX_QUEUED,
                 writer=self._means.writer,
-                progress=progress,
+                on_progress=on_progress,
                 stop=stop,
             )
         # What was written is a change of the database, and so it is looked at again.

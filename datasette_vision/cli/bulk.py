@@ -82,7 +82,7 @@ def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, **o
     failed = False
     with _vision(**options) as (vision, model), _stoppable() as stop, _sqlite_errors(database):
         for column in columns or (None,):
-            with ProgressBar(f"Embedding {column or table}", quiet=quiet) as progress:
+            with ProgressBar(f"Embedding {column or table}", quiet=quiet) as on_progress:
                 summary = embed_table(
                     database,
                     table,
@@ -93,7 +93,7 @@ def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, **o
                     base=base,
                     where=where,
                     force=force,
-                    progress=progress,
+                    on_progress=on_progress,
                     stop=stop.event,
                 )
             if not quiet:
@@ -145,7 +145,7 @@ def load(
     pictures = Pictures(0 if originals or paths_only else thumbnails or THUMBNAIL_PIXELS, originals)
     table, base, quiet = (options.pop(name) for name in ("table", "base", "quiet"))
     with _vision(**options) as (vision, model), _stoppable() as stop, _sqlite_errors(database):
-        with ProgressBar("Loading", quiet=quiet) as progress:
+        with ProgressBar("Loading", quiet=quiet) as on_progress:
             summary = load_files(
                 database,
                 paths,
@@ -154,7 +154,7 @@ def load(
                 model=model,
                 pictures=pictures,
                 base=base,
-                progress=progress,
+                on_progress=on_progress,
                 stop=stop.event,
             )
         if not quiet:

@@ -84,7 +84,7 @@ def _write_demo(database: Path, metadata: Path, route: str) -> None:
     try:
         with click.progressbar(length=100, label="Embedding emoji", file=sys.stderr) as bar:
             count = demos.write_database(
-                database, vision, lambda done, total: bar.update(100 * done // total - bar.pos)
+                database, vision, lambda progress: bar.update(100 * progress.done // progress.total - bar.pos)
             )
         temporary = metadata.with_name(f".{metadata.name}-{os.getpid()}")
         temporary.write_text(json.dumps(demos.metadata(database.stem, route), indent=2) + "\n", "utf-8")

@@ -117,8 +117,8 @@ def _embed_here(
 
     vision = Vision(config_for_bulk(config, workers=workers, batch_size=batch_size))
     try:
-        with ProgressBar("Embedding", quiet=quiet) as progress:
-            return embed_files.embed_files(job, vision, workers=workers and workers + 2, told=progress)
+        with ProgressBar("Embedding", quiet=quiet) as on_progress:
+            return embed_files.embed_files(job, vision, workers=workers and workers + 2, on_progress=on_progress)
     finally:
         vision.close()
 
@@ -184,8 +184,8 @@ def import_embeddings(
             connection.execute(f"pragma page_size = {PAGE_SIZE}")
         base = _base(wishes.pop("base"))
         importer = Importer(connection, Plan(table=table, sources=parquet, base=base, **wishes))
-        with ProgressBar(f"Importing into {table}", quiet=quiet) as progress:
-            summary = importer.run(progress)
+        with ProgressBar(f"Importing into {table}", quiet=quiet) as on_progress:
+            summary = importer.run(on_progress)
         rate = summary.done / summary.seconds if summary.seconds else 0.0
         click.echo(
             f"{summary.imported:,} imported, {summary.unchanged:,} unchanged, {summary.failed:,} with an error,"

@@ -9,7 +9,7 @@ import sqlite3
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from datasette_vision.cli.exit_codes import vision_errors
 from datasette_vision.cli.models import models_dir_option
 from datasette_vision.config.settings import Config
 from datasette_vision.errors import StorageFailed
+from datasette_vision.util.progress import OnProgress, Progress, no_progress
 
 if TYPE_CHECKING:
     from datasette_vision.engine.vision import Vision
@@ -132,8 +133,8 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
                 file.unlink()
         began = time.perf_counter()
         try:
-            with snapshot(connection, "main"), _progress() as progress:
-                entry = index_work.prepare(file, connection, wanted, dimensions, progress)
+            with snapshot(connection, "main"), _progress_bars() as on_progress:
+                entry = index_work.prepare(file, connection, wanted, dimensions, on_progress)
         except OSError as error:
             raise StorageFailed(f"{file} cannot be written: {error}") from None
         assert entry.index is not None
@@ -185,24 +186,24 @@ def _note_changes(database: Path, source: EmbeddedSource) -> None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], bool]]:
+def _progress_bars() -> Iterator[OnProgress[Progress]]:
     """Show each step with a bar of its own, in a terminal."""
     if not sys.stderr.isatty():
-        yield lambda step, done, total: True
+        yield no_progress
         return
     with contextlib.ExitStack() as stack:
         bars: dict[str, Any] = {}
 
-        def progress(step: str, done: int, total: int) -> bool:
+        def on_progress(progress: Progress) -> None:
+            step = progress.step
             if step not in bars:
                 stack.pop_all().close()
                 bars[step] = stack.enter_context(
-                    click.progressbar(length=total, label=step.capitalize(), file=sys.stderr, show_pos=True)
+                    click.progressbar(length=progress.total, label=step.capitalize(), file=sys.stderr, show_pos=True)
                 )
-            bars[step].update(done - bars[step].pos)
-            return True
+            bars[step].update(progress.done - bars[step].pos)
 
-        yield progress
+        yield on_progress
 
 
 def _row(connection: sqlite3.Connection, source: EmbeddedSource, hit: Hit) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import secrets
 import sqlite3
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from datasette_vision.errors import VisionError
 from datasette_vision.sql import registration as sql
 from datasette_vision.tables.change_log import LOG
 from datasette_vision.tables.schema import SideTable, SideTableRow, content_hash
+from datasette_vision.util.progress import OnProgress, Progress, no_progress
 from datasette_vision.vectors import embedding as vectors
 
 ARCHIVE = Path(__file__).parent / "emoji.zip"
@@ -65,18 +66,18 @@ def read_archive() -> Iterator[Emoji]:
             )
 
 
-def write_database(path: Path, vision: Vision, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
+def write_database(path: Path, vision: Vision, on_progress: OnProgress[Progress] = no_progress) -> int:
     """Write the demo database to `path`, in place of what is there, and return the number of emoji.
 
-    It is made beside `path` and renamed when whole: stopping half-way leaves nothing. `progress` gets (done, total).
-    Raises OSError or sqlite3.Error when it cannot be written, or when another program is writing to the old one.
+    It is made beside `path` and renamed when whole: stopping half-way leaves nothing. Calls `on_progress` after each
+    emoji. Raises OSError or sqlite3.Error when it cannot be written, or when another program is writing to the old one.
     """
     emoji = list(read_archive())
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         connection = sqlite3.connect(temporary)
         with contextlib.closing(connection), connection:
-            fill(connection, emoji, vision, progress)
+            fill(connection, emoji, vision, on_progress)
         if path.exists():
             _settle(path)
         temporary.replace(path)
@@ -104,7 +105,7 @@ def fill(
     connection: sqlite3.Connection,
     emoji: list[Emoji],
     vision: Vision,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress[Progress] = no_progress,
 ) -> None:
     """Create the tables emoji and _vision_emoji on a connection, and fill them."""
     connection.execute(CREATE_EMOJI)
@@ -121,7 +122,7 @@ def fill(
             if isinstance(outcome, VisionError):
                 raise outcome
             yield SideTableRow((entry.hexcode,), "image", model, content_hash(entry.image), vectors.encode(outcome))
-            progress(done, len(emoji))
+            on_progress(Progress("embedding", done, len(emoji)))
 
     EMOJI.write(connection, rows())
 

@@ -93,11 +93,11 @@ class Batcher(Generic[Item, Result]):
         name: str = "batcher",
         batch_s: float | None = None,
         size: Callable[[Item], int] = lambda item: 1,
-        ready: Callable[[], object] = lambda: None,
+        load: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._run = run
-        self._ready = ready
+        self._load = load
         self._clock = clock
         self._size = size
         self._batch_s = batch_s
@@ -352,7 +352,7 @@ class Batcher(Generic[Item, Result]):
 
     def _answer(self, batch: list[_Queued[Item, Result]]) -> None:
         try:
-            self._ready()
+            self._load()
             began = self._clock()
             results = self._run([entry.item for entry in batch])
             if len(results) != len(batch):

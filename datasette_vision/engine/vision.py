@@ -27,6 +27,7 @@ from datasette_vision.images.decoder import Decoder
 from datasette_vision.models.store import ModelStore
 from datasette_vision.util import memory
 from datasette_vision.util.caller import current
+from datasette_vision.util.progress import OnProgress, no_progress
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Matrix, Vector
 from datasette_vision.vectors.zero_shot import LabelSet, parse_labels, scores, top_k
@@ -283,10 +284,10 @@ class Vision:
         if classifier is not None and not self.store.find(classifier).manifest.labels:
             raise WrongTask(f"default_classifier: {classifier!r} brings no labels of its own")
 
-    def preload(self, ready: Callable[[str], None] = lambda part: None) -> None:
+    def preload(self, on_progress: OnProgress[str] = no_progress) -> None:
         """Load the models of the configuration's `preload`; `ready` is told of each part: "clip text"."""
         for name in self.config.preload:
-            self.services.get(name).warm(lambda part, name=name: ready(f"{name} {part}"))  # type: ignore[misc]
+            self.services.get(name).warm(lambda part, name=name: on_progress(f"{name} {part}"))  # type: ignore[misc]
 
     def close(self) -> None:
         """Answer what waits, then refuse more."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from datasette_vision.files.storage import place
 from datasette_vision.images import decode as images
 from datasette_vision.models.store import InstalledModel
 from datasette_vision.tables.file_content import read_image
+from datasette_vision.util.progress import OnProgress, no_progress
 
 ROWS_PER_FILE = 10_000
 # A shard is written at least so often, so that a kill loses no more work than this.
@@ -87,9 +88,9 @@ def prepare(job: Job, model: InstalledModel) -> Prepared:
 
 
 def embed_files(
-    job: Job, vision: Vision, *, workers: int | None = None, told: Callable[[Summary], None] = lambda summary: None
+    job: Job, vision: Vision, *, workers: int | None = None, on_progress: OnProgress[Summary] = no_progress
 ) -> EmbedFilesSummary:
-    """Embed in this process, calling `told` after each image. What was embedded is written, whatever passes.
+    """Embed in this process, calling `on_progress` after each image. What was embedded is written, whatever passes.
 
     Raises what prepare() and Inputs.units() raise, and ModelCorrupt or Busy.
     """
@@ -114,13 +115,13 @@ def embed_files(
             if row is not None:
                 writer.add(row)
             summary.seconds = time.monotonic() - began
-            told(summary)
+            on_progress(summary)
     finally:
         outcomes.close()
         writer.flush()
     summary.total = summary.done
     summary.seconds = time.monotonic() - began
-    told(summary)
+    on_progress(summary)
     return EmbedFilesSummary(summary, prepared.inputs.ignored)
 
 

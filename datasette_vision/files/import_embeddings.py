@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from datasette_vision.files.storage import Place, place, storage_errors
 from datasette_vision.tables import side_tables
 from datasette_vision.tables.row_matching import Matcher, key_of
 from datasette_vision.tables.schema import SideTable, SideTableRow, content_hash
+from datasette_vision.util.progress import OnProgress, no_progress
 from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import in_transaction
 from datasette_vision.vectors import embedding as vectors
@@ -112,14 +113,14 @@ class Importer:
         """The column of the table that the embeddings are noted as being of."""
         return self.plan.source_column or self._matcher.column
 
-    def run(self, told: Callable[[ImportSummary], None] = lambda summary: None) -> ImportSummary:
-        """Import all there is, calling `told` after each transaction."""
+    def run(self, on_progress: OnProgress[ImportSummary] = no_progress) -> ImportSummary:
+        """Import all there is, calling `on_progress` after each transaction."""
         began = time.monotonic()
         for shard, model in self._shards:
             for batch in self._batches(shard, model):
                 self._count(in_transaction(self._connection, functools.partial(self._write, model, batch)))
                 self.summary.seconds = time.monotonic() - began
-                told(self.summary)
+                on_progress(self.summary)
         self.summary.seconds = time.monotonic() - began
         return self.summary
 

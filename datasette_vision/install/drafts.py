@@ -16,13 +16,14 @@ from datasette_vision.errors import InstallFailed, InvalidArgument
 from datasette_vision.images.preprocess import Preprocess
 from datasette_vision.install import graphs, preprocessors, samples, text_towers, trial
 from datasette_vision.install.labels import labels_of, read_labels
-from datasette_vision.install.origins import UNKNOWN_LICENCE, Origin, Say, read_json
+from datasette_vision.install.origins import UNKNOWN_LICENCE, Origin, read_json
 from datasette_vision.install.sources import Classifier, Graphs, Towers, choose_precisions
 from datasette_vision.install.staging import link_or_copy
 from datasette_vision.models.catalog import CLIP_LOGIT_SCALE, CatalogRow
 from datasette_vision.models.manifest import FORMAT, ImageTower, TextTower, parse
 from datasette_vision.models.tasks import DUAL_ENCODER, IMAGE_CLASSIFICATION
 from datasette_vision.models.weights import weights_beside
+from datasette_vision.util.progress import OnProgress
 
 Draft = dict[str, Any]
 
@@ -42,7 +43,7 @@ class Wishes:
     row: CatalogRow | None = None
 
 
-def from_towers(layout: Towers, wishes: Wishes, staging: Path, say: Say) -> Draft:
+def from_towers(layout: Towers, wishes: Wishes, staging: Path, on_progress: OnProgress[str]) -> Draft:
     """Draft a dual encoder from two graphs. Raises InstallFailed."""
     image_files = _fetch(layout.image, wishes.precision, staging, "image")
     text_files = _fetch(layout.text, wishes.precision, staging, "text")
@@ -70,7 +71,7 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, say: Say) -> Draf
     )
     text_precision, text_report = trial.compare("text", text_files, lambda path: _run_texts(path, tower, tokenizer))
     for line in (*report, *text_report):
-        say("  {tower} {precision}: worst cosine {worst_cosine:.4f}, {milliseconds:.1f} ms".format(**line))
+        on_progress("  {tower} {precision}: worst cosine {worst_cosine:.4f}, {milliseconds:.1f} ms".format(**line))
 
     image_path = _keep(staging, image_files, image_precision, "image")
     text_path = _keep(staging, text_files, text_precision, "text")
@@ -89,7 +90,7 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, say: Say) -> Draf
         if image_precision == text_precision
         else f"{image_precision} image, {text_precision} text",
         "dimensions": dimensions,
-        **_scale(layout, row, say),
+        **_scale(layout, row, on_progress),
         "image": {**_ports(ImageTower(_inside(staging, image_path), used.input, used.output))},
         "text": {
             **tower.__dict__,
@@ -105,7 +106,7 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, say: Say) -> Draf
     }
 
 
-def from_classifier(layout: Classifier, wishes: Wishes, staging: Path, say: Say) -> Draft:
+def from_classifier(layout: Classifier, wishes: Wishes, staging: Path, on_progress: OnProgress[str]) -> Draft:
     """Draft a classifier from one graph and its labels. Raises InstallFailed or InvalidArgument."""
     origin = layout.graphs.origin
     config = read_json(origin, "config.json")
@@ -122,7 +123,7 @@ def from_classifier(layout: Classifier, wishes: Wishes, staging: Path, say: Say)
         "image", files, lambda path: graphs.run_image(path, graphs.image_ports(path, graphs.LOGITS), pixels)
     )
     for line in report:
-        say("  {tower} {precision}: worst cosine {worst_cosine:.4f}, {milliseconds:.1f} ms".format(**line))
+        on_progress("  {tower} {precision}: worst cosine {worst_cosine:.4f}, {milliseconds:.1f} ms".format(**line))
     path = _keep(staging, files, precision, "image")
     used = graphs.image_ports(path, graphs.LOGITS)
     rows = graphs.run_image(path, used, pixels)
@@ -251,7 +252,7 @@ def _are_probabilities(rows: trial.Rows) -> bool:
     return bool(rows.shape[1] > 1 and (rows >= 0).all() and np.allclose(rows.sum(1), 1, atol=1e-3))
 
 
-def _scale(layout: Towers, row: CatalogRow | None, say: Say) -> dict[str, Any]:
+def _scale(layout: Towers, row: CatalogRow | None, on_progress: OnProgress[str]) -> dict[str, Any]:
     if row is not None and row.logit_scale is not None:
         bias = row.logit_bias or 0.0
         return {"logit_scale": row.logit_scale, "logit_bias": bias, "activation": "sigmoid" if bias else "softmax"}
@@ -263,7 +264,9 @@ def _scale(layout: Towers, row: CatalogRow | None, say: Say) -> dict[str, Any]:
             "activation": "sigmoid",
         }
     if config.get("model_type") in text_towers.SIGLIP:
-        say("  its trained scale and bias are not among these files: scores over labels will be a softmax, as CLIP's")
+        on_progress(
+            "  its trained scale and bias are not among these files: scores over labels will be a softmax, as CLIP's"
+        )
     return {
         "logit_scale": float(config.get("logit_scale") or CLIP_LOGIT_SCALE),
         "logit_bias": 0.0,

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.errors import DownloadFailed, SourceNotFound
-from datasette_vision.install.origins import UNKNOWN_LICENCE, LocalFolder, Origin, Say
+from datasette_vision.install.origins import UNKNOWN_LICENCE, LocalFolder, Origin
 from datasette_vision.install.staging import exclusive
 from datasette_vision.models import digests
 from datasette_vision.models.manifest import is_inside
+from datasette_vision.util.progress import OnProgress
 
 CONNECT_SECONDS = 20
 # Any of these in the cache tells where its snapshot of a repository is.
@@ -32,7 +33,7 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
-def open_repository(repository: str, revision: str | None, downloads: Path, say: Say) -> Origin:
+def open_repository(repository: str, revision: str | None, downloads: Path, on_progress: OnProgress[str]) -> Origin:
     """List a repository at a revision, "main" by default, fixed to the commit that it is now.
 
     With HF_HUB_OFFLINE, or when the server cannot be reached, what huggingface_hub's cache holds of it is taken.
@@ -44,7 +45,7 @@ def open_repository(repository: str, revision: str | None, downloads: Path, say:
     wanted = revision or "main"
     if constants.HF_HUB_OFFLINE:
         return _cached(repository, wanted, "HF_HUB_OFFLINE is set")
-    say(f"Asking {endpoint()} for {repository} ({wanted})")
+    on_progress(f"Asking {endpoint()} for {repository} ({wanted})")
     api = huggingface_hub.HfApi(endpoint=endpoint())
     try:
         info = api.model_info(repository, revision=revision, files_metadata=True, timeout=CONNECT_SECONDS)
@@ -55,16 +56,16 @@ def open_repository(repository: str, revision: str | None, downloads: Path, say:
                 found = _cached(repository, wanted, "the network failed")
             except DownloadFailed:
                 raise explained from None
-            say(f"{endpoint()} cannot be reached: using what the cache holds of {repository}")
+            on_progress(f"{endpoint()} cannot be reached: using what the cache holds of {repository}")
             return found
         raise explained from None
-    return HubRepository(repository, info, downloads, say)
+    return HubRepository(repository, info, downloads, on_progress)
 
 
 class HubRepository:
     """A repository at one commit."""
 
-    def __init__(self, repository: str, info: Any, downloads: Path, say: Say) -> None:
+    def __init__(self, repository: str, info: Any, downloads: Path, on_progress: OnProgress[str]) -> None:
         """`info` is huggingface_hub's ModelInfo with the metadata of files."""
         self.location = repository
         self.revision: str = info.sha
@@ -72,7 +73,7 @@ class HubRepository:
         self._siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if is_inside(sibling.rfilename)}
         self.names = frozenset(self._siblings)
         self._downloads = downloads
-        self._say = say
+        self._on_progress = on_progress
         self._used: list[Path] = []
 
     def forget(self) -> None:
@@ -95,7 +96,9 @@ class HubRepository:
         key = lfs or sibling.blob_id or hashlib.sha256(f"{self.revision}/{name}".encode()).hexdigest()
         whole, partial = self._downloads / key, self._downloads / f"{key}.part"
         # Two installs may want the same file, as the image tower that two models share.
-        with exclusive(self._downloads / f"{key}.lock", f"{name} is being downloaded by another install", self._say):
+        with exclusive(
+            self._downloads / f"{key}.lock", f"{name} is being downloaded by another install", self._on_progress
+        ):
             if not whole.exists():
                 self._download(name, partial, sibling.size)
                 if not _is_as_announced(partial, lfs, sibling.blob_id):
@@ -118,7 +121,7 @@ class HubRepository:
         partial.touch()
         had = partial.stat().st_size
         resumed = f", going on from {_size(had)}" if had else ""
-        self._say(f"Downloading {self.location}/{name} ({_size(size)}{resumed})")
+        self._on_progress(f"Downloading {self.location}/{name} ({_size(size)}{resumed})")
         while True:
             try:
                 self._get(name, partial, size)
@@ -130,7 +133,7 @@ class HubRepository:
                 # Versions of huggingface_hub differ in what they retry by themselves.
                 elif _status(error) is None and now > had:
                     had = now
-                    self._say(f"  interrupted at {_size(now)}: going on from there")
+                    self._on_progress(f"  interrupted at {_size(now)}: going on from there")
                     continue
                 raise explain(error, self.location, self.revision, name) from None
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from datasette_vision.errors import InstallFailed, InvalidArgument, ModelCorrupt, SourceNotFound, UnknownModel
 from datasette_vision.install import drafts, hub, sources, staging, trial
-from datasette_vision.install.origins import LocalFolder, OneGraph, Origin, Say, read_json
+from datasette_vision.install.origins import LocalFolder, OneGraph, Origin, read_json
 from datasette_vision.install.requests import COMMIT, REPOSITORY, Request, is_path, location, name_of
 from datasette_vision.models import catalog, digests, manifest
 from datasette_vision.models.leftovers import leftovers
 from datasette_vision.models.manifest import NAME
 from datasette_vision.models.store import InstalledModel, ModelStore
 from datasette_vision.models.tasks import IMAGE_CLASSIFICATION
+from datasette_vision.util.progress import OnProgress
 
 NO_BAKE = "{location} holds PyTorch weights: exporting them is not possible here"
 
@@ -38,7 +39,7 @@ class Installer:
     """Installs into one models folder. `bake` exports PyTorch weights: without it, those are refused."""
 
     models_dir: Path
-    say: Say
+    on_progress: OnProgress[str]
     bake: Bake | None = None
     store: ModelStore = field(init=False)
 
@@ -64,9 +65,9 @@ class Installer:
         whole = (target / "manifest.json").is_file() and not leftovers(self.models_dir, name)
         if whole and not request.force:  # also where nothing can be written, as in a container
             with contextlib.suppress(InstallFailed), staging.writing(self.models_dir):
-                staging.clear_up(self.models_dir, self.say)
+                staging.clear_up(self.models_dir, self.on_progress)
             return Installed(self._already_there(name, request, row), already_there=True)
-        with staging.held(self.models_dir, name, self.say):
+        with staging.held(self.models_dir, name, self.on_progress):
             if target.exists() and not request.force:
                 return Installed(self._already_there(name, request, row), already_there=True)
             with staging.writing(self.models_dir), staging.staged(self.models_dir, name) as folder:
@@ -78,13 +79,13 @@ class Installer:
                 staging.put_in_place(folder, target)
                 origins.forget()
         with staging.writing(self.models_dir):
-            staging.clear_up(self.models_dir, self.say)
+            staging.clear_up(self.models_dir, self.on_progress)
         return Installed(self.store.find(name), already_there=False)
 
     def remove(self, name: str) -> None:
         """Remove an installed model. Raises UnknownModel, or InvalidArgument for one that comes with the package."""
         target = check_removable(self.models_dir, name)
-        with staging.held(self.models_dir, name, self.say):
+        with staging.held(self.models_dir, name, self.on_progress):
             if not target.exists():
                 raise UnknownModel(f"{name} is not there any more")
             staging.take_away(target)
@@ -118,9 +119,9 @@ class Installer:
         if isinstance(layout, sources.Finished):
             return _copy_finished(layout.origin, folder, request.precision)
         if isinstance(layout, sources.Towers):
-            return drafts.from_towers(layout, wishes, folder, self.say)
+            return drafts.from_towers(layout, wishes, folder, self.on_progress)
         if isinstance(layout, sources.Classifier):
-            return drafts.from_classifier(layout, wishes, folder, self.say)
+            return drafts.from_classifier(layout, wishes, folder, self.on_progress)
         return self._bake(layout.origin, request, wishes, folder)
 
     def _bake(self, origin: Origin, request: Request, wishes: drafts.Wishes, folder: Path) -> drafts.Draft:
@@ -133,14 +134,14 @@ class Installer:
         else:
             for name in needed:
                 staging.link_or_copy(origin, name, weights / name)
-        self.say(f"Exporting {origin.location}")
+        self.on_progress(f"Exporting {origin.location}")
         draft = self.bake(
             weights,
             folder,
             task=request.task,
             precision=request.precision,
             calibration=request.calibration,
-            progress=self.say,
+            on_progress=self.on_progress,
         )
         if weights.parent == folder:
             shutil.rmtree(weights)
@@ -151,7 +152,7 @@ class Installer:
         """Try the model in the staging folder, record what it answers, and write its manifest, last of all."""
         value = {**draft, "name": name, "files": list_files(folder), "canonical": draft.get("canonical") or {}}
         model = InstalledModel(manifest.parse(value, f"{name}: manifest"), folder)
-        self.say("Checking that it loads and answers")
+        self.on_progress("Checking that it loads and answers")
         trial.verify(model)
         value["canonical"] = {**trial.answers(model), **value["canonical"]}
         path = folder / "manifest.json"
@@ -199,7 +200,7 @@ class _Origins:
 
     def _open_hub(self, repository: str, revision: str | None) -> Origin:
         downloads = self._installer.models_dir / ".downloads"
-        origin = hub.open_repository(repository, revision, downloads, self._installer.say)
+        origin = hub.open_repository(repository, revision, downloads, self._installer.on_progress)
         self._opened.append(origin)
         return origin
 

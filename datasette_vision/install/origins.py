@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from datasette_vision.errors import InstallFailed, SourceNotFound
-
-# What is told to the person while it goes on: one line, without an end.
-Say = Callable[[str], None]
 
 UNKNOWN_LICENCE = "not stated"
 # Beyond this depth there is nothing of a model, but perhaps somebody's whole home.

@@ -23,15 +23,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datasette_vision.errors import InstallFailed
-from datasette_vision.install.origins import Origin, Say
+from datasette_vision.install.origins import Origin
 from datasette_vision.models.leftovers import all_leftovers, leftovers
+from datasette_vision.util.progress import OnProgress
 
 # A download that nobody came back for.
 STALE_SECONDS = 7 * 24 * 3600
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, waiting_for: str, say: Say, *, wait: bool = True) -> Iterator[bool]:
+def exclusive(path: Path, waiting_for: str, on_progress: OnProgress[str], *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock file `path`. When another holds it: say so and wait, or yield False where `wait` is False."""
     import filelock  # comes with huggingface_hub
 
@@ -43,7 +44,7 @@ def exclusive(path: Path, waiting_for: str, say: Say, *, wait: bool = True) -> I
         if not wait:
             yield False
             return
-        say(f"{waiting_for}: waiting for it to end")
+        on_progress(f"{waiting_for}: waiting for it to end")
         lock.acquire()
     try:
         yield True
@@ -52,12 +53,15 @@ def exclusive(path: Path, waiting_for: str, say: Say, *, wait: bool = True) -> I
 
 
 @contextlib.contextmanager
-def held(models_dir: Path, name: str, say: Say) -> Iterator[None]:
+def held(models_dir: Path, name: str, on_progress: OnProgress[str]) -> Iterator[None]:
     """Hold the name of a model, with what was left half-done put right first.
 
     Raises InstallFailed when the folder cannot be written.
     """
-    with writing(models_dir), exclusive(models_dir / ".locks" / name, f"{name} is being installed by another", say):
+    with (
+        writing(models_dir),
+        exclusive(models_dir / ".locks" / name, f"{name} is being installed by another", on_progress),
+    ):
         recover(models_dir, name)
         yield
 
@@ -89,13 +93,13 @@ def recover(models_dir: Path, name: str) -> None:
             shutil.rmtree(entry)
 
 
-def clear_up(models_dir: Path, say: Say) -> None:
+def clear_up(models_dir: Path, on_progress: OnProgress[str]) -> None:
     """Put right what killed installs of any name left, unless they are at work.
 
     Downloads are dropped that are in place, or that nobody came back for.
     """
     for name in sorted({match["name"] for match, _ in all_leftovers(models_dir)}):
-        with exclusive(models_dir / ".locks" / name, "", say, wait=False) as mine:
+        with exclusive(models_dir / ".locks" / name, "", on_progress, wait=False) as mine:
             if mine:
                 recover(models_dir, name)
     downloads = models_dir / ".downloads"

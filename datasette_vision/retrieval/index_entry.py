@@ -8,7 +8,6 @@ import re
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from datasette_vision.tables import change_log
 from datasette_vision.tables.change_log import State
 from datasette_vision.tables.side_reader import BATCH, Embeddings
+from datasette_vision.util.progress import OnProgress, Progress, no_progress
 from datasette_vision.vectors import index_file
 from datasette_vision.vectors.eight_bit import Flat, Mask, coded, empty
 from datasette_vision.vectors.hnsw import HnswGraph
@@ -94,9 +94,9 @@ class IndexEntry:
         connection: sqlite3.Connection,
         wanted: Embeddings,
         dimensions: int,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        on_progress: OnProgress[Progress] = no_progress,
     ) -> None:
-        """Read the whole table, as a connection sees it within one snapshot. `progress` gets (rows, of how many)."""
+        """Read the whole table, as a connection sees it within one snapshot."""
         place = wanted.source.schema, wanted.source.side.name
         state = change_log.state(connection, *place)
         total = wanted.count(connection)
@@ -106,7 +106,7 @@ class IndexEntry:
             batch = Flat(labels[usable], codes)
             rows.put(batch, count)
             count += len(batch)
-            progress(count, total)
+            on_progress(Progress("reading", count, total))
         history = change_log.recent(connection, *place, HISTORY)
         with self.lock:
             self._put(Index(rows.first(count), dimensions), state, history)

@@ -12,6 +12,7 @@ import numpy as np
 
 from datasette_vision.retrieval.index_entry import CHANGED_PART, IndexEntry
 from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.util.progress import OnProgress, Progress, no_progress
 from datasette_vision.vectors import hnsw
 from datasette_vision.vectors.eight_bit import Flat, joined
 from datasette_vision.vectors.hnsw import HnswGraph
@@ -28,9 +29,6 @@ DEAD_PART = 3
 
 # What stands beside a graph may be so much of that before it is brought into it.
 TAIL_PART = 4
-
-# (step, done, of how many) -> go on?
-OnProgress = Callable[[str, int, int], bool]
 
 
 class Step(Enum):
@@ -71,10 +69,11 @@ def carry_out(
     step: Step,
     path: Path | None,
     wanted: Embeddings,
-    progress: OnProgress = lambda step, done, total: True,
+    on_progress: OnProgress[Progress] = no_progress,
+    stop: Callable[[], bool] = lambda: False,
     threads: int = 0,
 ) -> bool:
-    """Do a step, while others search. Returns False when `progress` said to stop.
+    """Do a step, while others search. Returns False when `stop()` ended it.
 
     Raises OSError where the index cannot be saved; it is in place then all the same.
     """
@@ -91,13 +90,13 @@ def carry_out(
     onto = base if isinstance(base, HnswGraph) else None
     added = view.tail if view.tail_alive is None else view.tail.take(view.tail_alive)
     parts = alive_parts(view) if onto is None else [added]
-    total = sum(map(len, parts)) + (0 if onto is None else len(onto))
     graph = hnsw.build(
         parts,
         dimensions,
         onto=onto,
         threads=threads,
-        progress=lambda done: progress("building the graph", done, total),
+        on_progress=on_progress,
+        stop=stop,
     )
     if graph is None:
         return False
@@ -115,16 +114,13 @@ def prepare(
     connection: sqlite3.Connection,
     wanted: Embeddings,
     dimensions: int,
-    progress: OnProgress = lambda step, done, total: True,
+    on_progress: OnProgress[Progress] = no_progress,
 ) -> IndexEntry:
     """Have an index saved that holds the table as it is now: what `datasette vision index` does. Raises OSError."""
     entry = IndexEntry()
     if not entry.open(path, connection, wanted, dimensions) or next_step(entry) is Step.ANEW:
         entry = IndexEntry()
-        entry.read(connection, wanted, dimensions, lambda done, total: _drop(progress("reading", done, total)))
+        entry.read(connection, wanted, dimensions, on_progress)
     while step := next_step(entry, always_save=True):
-        carry_out(entry, step, path, wanted, progress)
+        carry_out(entry, step, path, wanted, on_progress)
     return entry
-
-
-def _drop(_: object) -> None: ...

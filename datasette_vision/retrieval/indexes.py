@@ -177,7 +177,9 @@ class Indexes:
                 with snapshot(connection, wanted.source.schema):
                     # An index that is far behind is brought up to date from its file where that is nearer.
                     if not (path and entry.open(file_of(path, wanted), connection, wanted, dimensions)):
-                        entry.read(connection, wanted, dimensions, lambda done, _: setattr(reading, "rows", done))
+                        entry.read(
+                            connection, wanted, dimensions, lambda progress: setattr(reading, "rows", progress.done)
+                        )
             except BaseException as error:
                 # Its traceback would keep cursors of this connection, and free them on another thread.
                 reading.error = error.with_traceback(None)
@@ -250,8 +252,8 @@ class Indexes:
         # One core is left to those who search.
         threads = max(1, (os.cpu_count() or 2) - 1)
 
-        def go_on(step: str, done: int, total: int) -> bool:
-            return not (stopping.is_set() or self._stopped.is_set())
+        def stop() -> bool:
+            return stopping.is_set() or self._stopped.is_set()
 
         while step := index_work.next_step(entry):
             if path is None and step is not Step.GRAPH:
@@ -259,7 +261,7 @@ class Indexes:
             logger.info("index of %s: %s", wanted.source.table, step.value)
             if step is Step.ANEW:
                 entry = self._anew(key, entry, connect, wanted)
-            elif not index_work.carry_out(entry, step, path, wanted, go_on, threads):
+            elif not index_work.carry_out(entry, step, path, wanted, stop=stop, threads=threads):
                 return
 
     def _anew(

@@ -6,11 +6,12 @@ For more of them than can all be compared in a few milliseconds. A graph takes m
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from datasette_vision.util.progress import OnProgress, Progress, no_progress
 from datasette_vision.vectors.eight_bit import SPARE, Coded, Flat, Mask, Positions, RowLabels, Similarities, coded
 
 # Of HNSW: neighbours a vector has in the graph, and candidates held when one is added. The Malkov and Yashunin paper
@@ -76,21 +77,23 @@ def new_graph(dimensions: int) -> Any:
 
 
 def build(
-    parts: Iterable[Flat],
+    parts: Sequence[Flat],
     dimensions: int,
     *,
     onto: HnswGraph | None = None,
     threads: int = 0,
-    progress: Callable[[int], bool] = lambda done: True,
+    on_progress: OnProgress[Progress] = no_progress,
+    stop: Callable[[], bool] = lambda: False,
     chunk: int = 2048,
 ) -> HnswGraph | None:
     """Make a graph of the vectors of some Flats, or of those of a graph and them: it stays as it is.
 
-    Returns None when `progress(vectors done)` says False: stop.
+    Calls `on_progress` after each chunk. Returns None when `stop()` is true.
     """
     graph = new_graph(dimensions) if onto is None else onto.graph.copy()
     labels = [np.empty(0, np.int64)] if onto is None else [onto.labels]
     done = len(labels[0])
+    total = done + sum(map(len, parts))
     for part in parts:
         labels.append(part.labels)
         for start in range(0, len(part), chunk):
@@ -98,7 +101,8 @@ def build(
             keys = np.arange(done, done + len(codes), dtype=np.uint64)
             graph.add(keys, codes, threads=1 if done < ONE_BY_ONE else threads)
             done += len(codes)
-            if not progress(done):
+            on_progress(Progress("building the graph", done, total))
+            if stop():
                 return None
     return HnswGraph(np.concatenate(labels), graph, EXPANSIONS[0] if onto is None else onto.expansion)
 

@@ -154,7 +154,7 @@ def test_padding_changes_nothing_in_clip(baked: Baked, clip: Path) -> None:
 
 def test_clip_int8_is_smaller_close_and_reported(baked: Baked, clip: Path) -> None:
     said: list[str] = []
-    model = baked(clip, precision="int8", progress=said.append)
+    model = baked(clip, precision="int8", on_progress=said.append)
     assert "int8" in model.manifest.precision
     plain = baked(clip, precision="fp32")
     for file in ("image.onnx.data", "text.onnx.data"):

@@ -80,7 +80,7 @@ def numbers(summary: Summary) -> tuple[int, int, int, int]:
 
 def test_a_table_of_images(photos: Database, counting: fakes.CountingLoads) -> None:
     seen = []
-    summary = photos.embed("photos", progress=lambda summary: seen.append(summary.done))
+    summary = photos.embed("photos", on_progress=lambda summary: seen.append(summary.done))
     assert numbers(summary) == (30, 0, 0, 0)
     assert (summary.total, summary.done, summary.computed, summary.stopped) == (30, 30, 30, False)
     assert summary.seconds > 0
@@ -411,7 +411,7 @@ def test_models(photos: Database) -> None:
 def test_stopping_writes_what_is_ready(photos: Database, counting: fakes.CountingLoads) -> None:
     """Ctrl-C lost up to 50,000 processed files: elsewhere."""
     stop = threading.Event()
-    summary = photos.embed("photos", stop=stop, progress=lambda summary: summary.done == 10 and stop.set())
+    summary = photos.embed("photos", stop=stop, on_progress=lambda summary: summary.done == 10 and stop.set())
     assert summary.stopped
     assert numbers(summary) == (10, 0, 0, 0)
     assert len(photos.side("photos")) == 10
@@ -424,7 +424,7 @@ def test_an_interrupt_writes_what_is_ready(photos: Database) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        photos.embed("photos", progress=interrupt)
+        photos.embed("photos", on_progress=interrupt)
     assert len(photos.side("photos")) == 10
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("datasette-vision-read")]
 

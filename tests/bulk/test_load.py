@@ -393,7 +393,7 @@ def test_stopping_and_going_on(library: Library, counting: fakes.CountingLoads) 
     for number in range(40):
         library.write(f"{number:02d}.jpg", seed=number)
     stop = threading.Event()
-    summary = library.load(stop=stop, progress=lambda summary: summary.done == 15 and stop.set())
+    summary = library.load(stop=stop, on_progress=lambda summary: summary.done == 15 and stop.set())
     assert (summary.stopped, *numbers(summary)) == (True, 15, 0, 0)
     assert len(library.rows("path", "embedding is not null")) == 15
     assert numbers(library.load()) == (25, 15, 0)

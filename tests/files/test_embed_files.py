@@ -225,7 +225,7 @@ def test_what_was_embedded_is_written_when_something_fails(
     """An error that is no image's ends the job; what came before it need not be done again."""
     seen = 0
 
-    def told(summary: Summary) -> None:
+    def on_progress(summary: Summary) -> None:
         nonlocal seen
         seen = summary.done
         if seen == 12:
@@ -233,7 +233,7 @@ def test_what_was_embedded_is_written_when_something_fails(
 
     job = Job((str(photos),), str(out), "fake")
     with pytest.raises(KeyboardInterrupt):
-        embed_files.embed_files(job, fake_vision, told=told)
+        embed_files.embed_files(job, fake_vision, on_progress=on_progress)
     assert len(rows(out)) == 12
     assert embed_files.embed_files(job, fake_vision).summary.unchanged == 12
     check(rows(out), fake_vision)

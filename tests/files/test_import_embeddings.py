@@ -358,13 +358,13 @@ def test_another_may_write_meanwhile(
     importer_connection = sqlite3.connect(database, isolation_level=None)
     importer = import_embeddings.Importer(importer_connection, import_embeddings.Plan("photos", (str(shards),)))
 
-    def told(summary: import_embeddings.ImportSummary) -> None:
+    def on_progress(summary: import_embeddings.ImportSummary) -> None:
         other = sqlite3.connect(database, timeout=0)
         with other:
             other.execute("insert into photos (path) values ('new')")
         other.close()
 
-    assert importer.run(told).imported == 45
+    assert importer.run(on_progress).imported == 45
     importer_connection.close()
 
 

@@ -257,7 +257,7 @@ def test_weights_are_exported(models_dir: Path, tmp_path: Path, said: list[str])
 
     def bake(source: Path, staging: Path, **wishes: Any) -> dict[str, Any]:
         asked.update(wishes, source=source)
-        wishes["progress"]("half-way")
+        wishes["on_progress"]("half-way")
         folder = fakes.make_dual_encoder(tmp_path / "baked")
         value = json.loads((folder / "manifest.json").read_text())
         for path in folder.iterdir():
@@ -266,7 +266,7 @@ def test_weights_are_exported(models_dir: Path, tmp_path: Path, said: list[str])
         return {key: value[key] for key in value if key not in {"name", "files", "source", "canonical"}}
 
     model = Installer(models_dir, said.append, bake).install(request(weights, precision="int8")).model
-    assert asked.pop("progress") == said.append
+    assert asked.pop("on_progress") == said.append
     assert asked == {"source": weights, "task": None, "precision": "int8", "calibration": None}
     assert model.manifest.source.location == "weights"
     assert model.manifest.source.licence == "mit"

@@ -28,6 +28,7 @@ from datasette_vision.tables import change_log
 from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.util.caller import Caller, acting
+from datasette_vision.util.progress import Progress
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors import hnsw, index_file
 from datasette_vision.vectors.hnsw import HnswGraph
@@ -760,11 +761,11 @@ def test_what_is_prepared_is_what_is_searched(shared: Shared, reads: list[str], 
     file = index_entry.file_of(str(shared.path), wanted)
     steps: list[str] = []
 
-    def progress(step: str, done: int, total: int) -> bool:
-        steps.append(step)
-        return done <= total
+    def on_progress(progress: Progress) -> None:
+        assert 0 < progress.done <= progress.total
+        steps.append(progress.step)
 
-    entry = index_work.prepare(file, connection, wanted, DIMENSIONS, progress)
+    entry = index_work.prepare(file, connection, wanted, DIMENSIONS, on_progress)
     assert set(steps) == {"reading", "building the graph"}
     assert (entry.saved_at, entry.state) == (entry.changed, change_log.state(connection, "main", SIDE.name))
     content = file.read_bytes()

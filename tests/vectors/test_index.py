@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from datasette_vision.util.progress import Progress
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors import hnsw
 from datasette_vision.vectors.eight_bit import Flat, coded, empty, joined
@@ -142,14 +143,10 @@ def test_every_vector_of_a_graph_is_found_again() -> None:
 
 
 def test_building_a_graph_can_be_stopped() -> None:
-    seen: list[int] = []
-
-    def progress(done: int) -> bool:
-        seen.append(done)
-        return len(seen) < 2
-
-    assert hnsw.build([flat(clustered(500))], 64, progress=progress, chunk=100) is None
-    assert seen == [100, 200]
+    seen: list[Progress] = []
+    stopped = hnsw.build([flat(clustered(500))], 64, on_progress=seen.append, stop=lambda: len(seen) == 2, chunk=100)
+    assert stopped is None
+    assert seen == [Progress("building the graph", 100, 500), Progress("building the graph", 200, 500)]
 
 
 def test_a_graph_that_is_added_to_leaves_the_first_as_it_is() -> None:

@@ -17,6 +17,7 @@ from datasette_vision.errors import Busy, ModelCorrupt
 from datasette_vision.models.store import InstalledModel
 from datasette_vision.models.tasks import DUAL_ENCODER, FORMS
 from datasette_vision.util.caller import current
+from datasette_vision.util.progress import OnProgress, no_progress
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Vector
 from datasette_vision.vectors.zero_shot import LabelSet
@@ -37,14 +38,14 @@ class EncoderService:
             name=f"{name}-text",
             batch_s=BATCH_S,
             size=self.encoder.padded_length,
-            ready=self._load_text,
+            load=self._load_text,
             **settings,
         )
         self.images: Batcher[Pixels, Vector] = Batcher(
             lambda batch: list(self.encoder.encode_pixels(np.stack(batch))),
             name=f"{name}-image",
             batch_s=BATCH_S,
-            ready=self.encoder.image_tower.get,
+            load=self.encoder.image_tower.get,
             **settings,
         )
 
@@ -75,13 +76,13 @@ class EncoderService:
         """Drop the towers that nobody asked for in the last `idle_s` seconds, and return their names."""
         return [name for name, tower in self._towers.items() if tower.forget(idle_s)]
 
-    def warm(self, ready: Callable[[str], None] = lambda part: None) -> None:
-        """Load both towers, the text tower first: it is what most first requests ask for. `ready` is told of each."""
+    def warm(self, on_progress: OnProgress[str] = no_progress) -> None:
+        """Load both towers, the text tower first: most first requests need it. `on_progress` gets the name of each."""
         self.texts(self.tokenise("warm"))
-        ready("text")
+        on_progress("text")
         spec = self.manifest.preprocess
         self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
-        ready("image")
+        on_progress("image")
 
     @property
     def queues(self) -> dict[str, Batcher[Any, Any]]:

@@ -14,6 +14,7 @@ from datasette_vision.engine.encoder import LoadSession
 from datasette_vision.engine.tasks.task import BATCH_S, CanonicalCheck, LabelScorer, Pixels, Scores, Task
 from datasette_vision.models.store import InstalledModel
 from datasette_vision.models.tasks import FORMS, IMAGE_CLASSIFICATION
+from datasette_vision.util.progress import OnProgress, no_progress
 from datasette_vision.vectors.zero_shot import top_k
 
 
@@ -27,7 +28,7 @@ class ClassifierService:
             lambda batch: list(self.classifier.classify_pixels(np.stack(batch))),
             name=f"{self.manifest.name}-image",
             batch_s=BATCH_S,
-            ready=self.classifier.graph.get,
+            load=self.classifier.graph.get,
             **settings,
         )
 
@@ -43,11 +44,11 @@ class ClassifierService:
         """Drop the graph if nobody asked for it in the last `idle_s` seconds, and return its name if so."""
         return ["image"] if self.classifier.graph.forget(idle_s) else []
 
-    def warm(self, ready: Callable[[str], None] = lambda part: None) -> None:
-        """Load the graph, and tell `ready` of it."""
+    def warm(self, on_progress: OnProgress[str] = no_progress) -> None:
+        """Load the graph, and call `on_progress` with its name."""
         spec = self.manifest.preprocess
         self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
-        ready("image")
+        on_progress("image")
 
     @property
     def queues(self) -> dict[str, Batcher[Any, Any]]:

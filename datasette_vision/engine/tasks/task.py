@@ -14,6 +14,7 @@ from datasette_vision.engine.encoder import LoadSession
 from datasette_vision.models.manifest import Manifest
 from datasette_vision.models.store import InstalledModel
 from datasette_vision.models.tasks import Form
+from datasette_vision.util.progress import OnProgress, no_progress
 from datasette_vision.vectors.embedding import Matrix, Vector
 from datasette_vision.vectors.zero_shot import LabelSet
 
@@ -43,8 +44,8 @@ class Service(Protocol):
     def unload(self, idle_s: float) -> list[str]:
         """Drop the towers that nobody asked for in the last `idle_s` seconds, and return their names."""
 
-    def warm(self, ready: Callable[[str], None] = lambda part: None) -> None:
-        """Load every tower, and tell `ready` of each."""
+    def warm(self, on_progress: OnProgress[str] = no_progress) -> None:
+        """Load every tower, and call `on_progress` with the name of each."""
 
     def close(self) -> None:
         """Answer what waits, then refuse more."""
