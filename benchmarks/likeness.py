@@ -98,7 +98,7 @@ def main() -> None:
     perceptual_hash.perceptual_hash(pictures[0])
     print(f"a hash: {1000 * (time.perf_counter() - began):.1f} ms")
     for count in (100_000, 1_000_000):
-        random = np.random.default_rng(1).integers(0, 256, (count, perceptual_hash.BYTES), dtype=np.uint8)
+        random = np.random.default_rng(1).integers(0, 256, (count, perceptual_hash.HASH_BYTES), dtype=np.uint8)
         random[1::50] = random[::50]
         random[1::50, 3] ^= 1
         rows = [row.tobytes() for row in random]

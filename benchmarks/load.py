@@ -126,7 +126,7 @@ def form(fields: dict[str, str], files: list[bytes]) -> bytes:
 def alone(vision: Vision, mix: Mix, clients: int, count: int, prepared: bool) -> Rate:
     """How fast so many inputs are computed, so many at a time: inputs that are prepared, or as they come."""
     service = vision.services.dual_encoder(vision.config.default_model)
-    intake = Inference(vision)
+    inference = Inference(vision)
     tokens = [service.tokenise(text) for text in mix.texts]
     pixels = [vision.pixels(service, image) for image in mix.images]
     places = threading.Semaphore(clients)
@@ -139,14 +139,14 @@ def alone(vision: Vision, mix: Mix, clients: int, count: int, prepared: bool) ->
         elif prepared:
             future = service.texts.submit(tokens[number % TEXTS])
         elif turn % 2:
-            future = intake.embed_image(mix.images[number % IMAGES])
+            future = inference.embed_image(mix.images[number % IMAGES])
         else:
-            future = intake.embed_texts([mix.texts[number % TEXTS]])[0]
+            future = inference.embed_texts([mix.texts[number % TEXTS]])[0]
         future.add_done_callback(lambda _: places.release())
     for _ in range(clients):
         places.acquire()
     rate = Rate(count / (time.perf_counter() - began), (time.process_time() - cpu) / count)
-    intake.close()
+    inference.close()
     return rate
 
 

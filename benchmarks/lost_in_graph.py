@@ -42,7 +42,7 @@ def main() -> None:
     for first in (0, 2048, hnsw.ONE_BY_ONE, options.vectors):
         hnsw.ONE_BY_ONE = first
         start = time.perf_counter()
-        graph = hnsw.build([flat], options.dimensions)
+        graph = hnsw.build_graph([flat], options.dimensions)
         assert graph is not None  # nothing stops it
         print(f"{first:16} {lost(graph, flat):6} {time.perf_counter() - start:9.1f}", flush=True)
 

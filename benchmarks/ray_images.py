@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasette_vision.files.parquet import opened, shards
+from datasette_vision.files.parquet import open_shard, shards
 from datasette_vision.files.storage import place
 
 SIZES = ((320, 240), (640, 480), (640, 480), (1024, 768), (1600, 1200))
@@ -31,7 +31,7 @@ def write(folder: Path, count: int, broken: int = 0, sizes: tuple[tuple[int, int
 
 def rows(out: Path) -> list[dict[str, Any]]:
     """Return the rows of an output in the order of their paths."""
-    found = [row for shard in shards(place(str(out))) for row in opened(shard).read().to_pylist()]
+    found = [row for shard in shards(place(str(out))) for row in open_shard(shard).read().to_pylist()]
     return sorted(found, key=lambda row: row["path"])
 
 

@@ -54,7 +54,7 @@ def main() -> None:
             vision.close()
 
         def here() -> None:
-            ray_job.embed_files(job("here"), config, quiet=True)
+            ray_job.embed_files_on_ray(job("here"), config, quiet=True)
 
         def cluster(out: str, kill: bool) -> None:
             made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
@@ -73,7 +73,7 @@ def main() -> None:
             if kill:
                 thread.start()
             workers = ray_job.Workers(minimum=3, maximum=3, images_per_block=32)
-            ray_job.embed_files(job(out), config, workers=workers, quiet=True)
+            ray_job.embed_files_on_ray(job(out), config, workers=workers, quiet=True)
             if kill and thread.is_alive():
                 sys.exit("the job was over before a node was killed")
             ray.shutdown()

@@ -51,7 +51,7 @@ def job(folder: Path, workers: int, model: str, models_dir: str | None) -> None:
         wanted = Job((str(folder),), out, model, rows_per_file=BLOCK)
         if workers:
             pool = ray_job.Workers(minimum=workers, maximum=workers, images_per_block=BLOCK)
-            done = ray_job.embed_files(wanted, config, workers=pool, quiet=True)
+            done = ray_job.embed_files_on_ray(wanted, config, workers=pool, quiet=True)
         else:
             vision = Vision(config_for_bulk(config, workers=1))
             done = embed_files.embed_files(wanted, vision, workers=3)

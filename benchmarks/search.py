@@ -129,7 +129,7 @@ def index(path: Path, rows: int, dimensions: int) -> dict[str, float]:
     connection = connect(path)
     wanted, file = index_of(path, connection)
     began = time.perf_counter()
-    index_work.prepare(file, connection, wanted, dimensions)
+    index_work.prepare_index(file, connection, wanted, dimensions)
     result = {"seconds": time.perf_counter() - began, "MB": file.stat().st_size / 1e6}
     result["peak MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result
@@ -146,7 +146,7 @@ def extend(path: Path, rows: int, dimensions: int) -> dict[str, float]:
     )
     connection.execute("commit")
     began = time.perf_counter()
-    index_work.prepare(file, connection, wanted, dimensions)
+    index_work.prepare_index(file, connection, wanted, dimensions)
     return {"seconds": time.perf_counter() - began}
 
 
@@ -154,7 +154,7 @@ def opening(path: Path, rows: int, dimensions: int) -> dict[str, float]:
     """Open the saved index."""
     _, file = index_of(path, connect(path))
     began = time.perf_counter()
-    saved = index_file.load(file)
+    saved = index_file.open_index(file)
     return {"seconds": time.perf_counter() - began, "rows": len(saved.base)}
 
 

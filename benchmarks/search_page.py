@@ -51,7 +51,7 @@ def make(path: Path, rows: int) -> None:
             side.write(
                 connection,
                 (
-                    schema.SideTableRow((start + n,), "image", "random", "", vectors.encode(row))
+                    schema.SideTableRow((start + n,), "image", "random", "", vectors.to_blob(row))
                     for n, row in enumerate(batch)
                 ),
             )

@@ -28,7 +28,7 @@ def say(line: str) -> None:
 
 def sources(name: str, source: str) -> list[str]:
     """Return where to take a model from, the best first."""
-    row = catalog.find(name)
+    row = catalog.catalog_row(name)
     if source or row is None or row.text_source is not None:
         return [source or name]
     return list(dict.fromkeys([row.original, name]))

@@ -12,7 +12,7 @@ from datasette_vision.demo import demo
 from datasette_vision.plugin.api import table as api
 from datasette_vision.plugin.api.documentation import STATUSES, entries
 from datasette_vision.plugin.api.examples import RequestExample
-from datasette_vision.plugin.http.routes import PREFIX
+from datasette_vision.plugin.http.routes import ROUTE_PREFIX
 from docs.readme import table
 
 SERVER = "http://localhost:8001"
@@ -72,8 +72,8 @@ def answer(path: str, example: RequestExample) -> str:
 def routes() -> str:
     """Write the reference of all routes."""
     parts = []
-    described = {PREFIX + route.path: route for route in api.routes()}
-    for entry in entries(api.routes(), SERVER):
+    described = {ROUTE_PREFIX + route.path: route for route in api.api_routes()}
+    for entry in entries(api.api_routes(), SERVER):
         rows = [(f"`{parameter['name']}`", parameter["meaning"]) for parameter in entry["parameters"]]
         example = described[entry["path"]].example
         parts.append(
@@ -86,10 +86,10 @@ def routes() -> str:
 
 def shown(*names: str) -> str:
     """Write the examples of a few routes with their answers, for the README."""
-    chosen = {route.name: route for route in api.routes()}
+    chosen = {route.name: route for route in api.api_routes()}
     parts = []
     for name in names:
-        path, example = PREFIX + chosen[name].path, chosen[name].example
+        path, example = ROUTE_PREFIX + chosen[name].path, chosen[name].example
         assert example is not None
         parts.append(f"\n```bash\n{example.curl(SERVER, path)}\n```\n{answer(path, example)}")
     return "".join(parts) + "\n"

@@ -9,7 +9,7 @@ import click
 from click.testing import CliRunner
 from datasette.cli import cli
 
-from datasette_vision.config.settings import KEYS, Config
+from datasette_vision.config.settings import CONFIG_KEYS, Config
 from datasette_vision.demo import demo
 from datasette_vision.engine.vision import Vision
 from datasette_vision.models.catalog import CATALOG
@@ -54,7 +54,7 @@ def configuration() -> str:
         value = getattr(defaults, name)
         return f"`{value}`" if isinstance(value, (int, float, str)) else ""
 
-    rows = [(f"`{key.name}`", key.meaning, key.expected, shown(key.name)) for key in KEYS]
+    rows = [(f"`{key.name}`", key.meaning, key.expected, shown(key.name)) for key in CONFIG_KEYS]
     return "\n" + table(["key", "meaning", "value", "default"], rows) + "\n\n"
 
 

@@ -26,7 +26,7 @@ SECONDS = 0.002
 
 
 def main(database: str, models: str, log: str) -> None:
-    transactions.SECONDS, transactions.SHARE = 0.01, 1.0  # as often as the disk can
+    transactions.TRANSACTION_S, transactions.TRANSACTION_SHARE = 0.01, 1.0  # as often as the disk can
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def load(threads: int | None, providers: Sequence[str]) -> LoadSession:

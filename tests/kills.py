@@ -27,7 +27,7 @@ import numpy as np
 from datasette_vision.engine.vision import Vision
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.tables import side_tables
-from datasette_vision.tables.schema import PREFIX, SideTable, SideTableRow
+from datasette_vision.tables.schema import SIDE_TABLE_PREFIX, SideTable, SideTableRow
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors import index_file
 from tests import pictures
@@ -188,8 +188,8 @@ def database_end(folder: Path) -> End:
             for model, column in side_tables.pairs(connection, source):
                 end[f"search of {source.table}"] = _answers(folder, source.table, model, column)
     for file in sorted(folder.rglob("*.index")):
-        index_file.verify(file)
-        saved = index_file.load(file)
+        index_file.verify_index(file)
+        saved = index_file.open_index(file)
         end[file.name] = (saved.about | {"state": None}, type(saved.base).__name__, sorted(saved.base.labels.tolist()))
     return end
 
@@ -244,7 +244,7 @@ def make_indexed(folder: Path, size: int) -> None:
     make_embedded(folder, size)
     subprocess.run([*WITH_GRAPHS, "index", DATABASE, "photos"], cwd=folder, check=True, capture_output=True)
     with contextlib.closing(sqlite3.connect(folder / DATABASE, isolation_level=None)) as connection:
-        connection.execute(f"delete from {PREFIX}photos where id % 17 = 0")
+        connection.execute(f"delete from {SIDE_TABLE_PREFIX}photos where id % 17 = 0")
         _embed(connection, SideTable("photos", ("id",)), range(size, size + size // 4))
 
 
@@ -309,7 +309,7 @@ def _embed(connection: sqlite3.Connection, side: SideTable, numbers: range) -> N
     matrix = _matrix(numbers.stop)[numbers.start :]
     connection.execute("begin")
     connection.executemany("insert into photos values (?, ?)", ((n, f"{n}.jpg") for n in numbers))
-    rows = (SideTableRow((n,), "path", MODEL, f"{n}", vectors.encode(v)) for n, v in zip(numbers, matrix, strict=True))
+    rows = (SideTableRow((n,), "path", MODEL, f"{n}", vectors.to_blob(v)) for n, v in zip(numbers, matrix, strict=True))
     side.write(connection, rows)
     connection.execute("commit")
 
@@ -357,7 +357,8 @@ def _look_at(work: Path, copy: Path, expected: End, report: Report, label: str) 
         if (found := connection.execute("pragma integrity_check").fetchall()) != [("ok",)]:
             report.problems.append(f"{label}: {found}")
         for (table,) in connection.execute(
-            "select name from sqlite_master where type = 'table' and substr(name, 1, ?) = ?", (len(PREFIX), PREFIX)
+            "select name from sqlite_master where type = 'table' and substr(name, 1, ?) = ?",
+            (len(SIDE_TABLE_PREFIX), SIDE_TABLE_PREFIX),
         ).fetchall():
             known = set(expected[f"rows of {table}"][1])
             wrong = [row for row in _rows(connection, table)[1] if row not in known]
@@ -385,7 +386,8 @@ def _answers(folder: Path, table: str, model: str, column: str) -> list[list[tup
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
             searcher = Searcher(vision, improve=False)
-            sql = f'select embedding from "{PREFIX}{table}" where embedding is not null order by content_hash limit ?'
+            side = f'"{SIDE_TABLE_PREFIX}{table}"'
+            sql = f"select embedding from {side} where embedding is not null order by content_hash limit ?"
             blobs = connection.execute(sql, (SEARCHES,)).fetchall()
             return [
                 [

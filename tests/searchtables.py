@@ -72,7 +72,7 @@ def make(path: Path, vision: Vision, model: str) -> None:
                 )
                 rows.append(
                     SideTableRow(
-                        key, "image", model, content_hash(image), vectors.encode(vision.embed_text(name, model))
+                        key, "image", model, content_hash(image), vectors.to_blob(vision.embed_text(name, model))
                     )
                 )
             side = SideTable(kind.table, kind.key)
@@ -84,7 +84,9 @@ def make(path: Path, vision: Vision, model: str) -> None:
         side.write(
             connection,
             [
-                SideTableRow((n + 1,), "name", model, content_hash(b""), vectors.encode(vision.embed_text(name, model)))
+                SideTableRow(
+                    (n + 1,), "name", model, content_hash(b""), vectors.to_blob(vision.embed_text(name, model))
+                )
                 for n, name in enumerate(NAMES[:4])
             ],
         )

@@ -111,7 +111,7 @@ def test_a_graph_that_does_not_fit_on_the_disk_is_an_oserror(tmp_path: Path) -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(OSError, match=r"x\.index"):
-            index_file.save(tmp_path / "x.index", {}, base, None, 64)
+            index_file.save_index(tmp_path / "x.index", {}, base, None, 64)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []

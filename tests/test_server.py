@@ -20,8 +20,8 @@ import openai
 import pytest
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.plugin.api.table import routes
-from datasette_vision.plugin.http.routes import PREFIX
+from datasette_vision.plugin.api.table import api_routes
+from datasette_vision.plugin.http.routes import ROUTE_PREFIX
 from tests import pictures
 from tests.paths import ROOT
 from tests.servers import serving
@@ -134,10 +134,10 @@ def test_the_python_of_the_readme(address: str, vision: Vision) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-@pytest.mark.parametrize("route", [route for route in routes() if route.example], ids=lambda route: route.name)
+@pytest.mark.parametrize("route", [route for route in api_routes() if route.example], ids=lambda route: route.name)
 def test_every_example_with_curl(address: str, tmp_path: Path, route: object) -> None:
     tmp_path.joinpath("apple.webp").write_bytes(pictures.picture_file("WEBP"))
-    command = shlex.split(route.example.curl(address, PREFIX + route.path))  # type: ignore[attr-defined]
+    command = shlex.split(route.example.curl(address, ROUTE_PREFIX + route.path))  # type: ignore[attr-defined]
     result = subprocess.run(
         [*command, "-sS", "--fail-with-body"], capture_output=True, timeout=60, text=True, cwd=tmp_path
     )

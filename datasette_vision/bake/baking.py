@@ -51,7 +51,7 @@ class Baker:
             for tower in towers:
                 kept[tower.name], reports[tower.name] = bake_tower(tower, self.wish, self.staging, Path(work))
         manifest: dict[str, Any] = {
-            "format": manifests.FORMAT,
+            "format": manifests.MANIFEST_FORMAT,
             "task": original.task,
             "description": original.description,
             "precision": _precision(kept),

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasette_vision.bulk import photos
-from datasette_vision.bulk.pipeline import Outcome, embed
+from datasette_vision.bulk.pipeline import Outcome, embed_all
 from datasette_vision.engine.services import BulkTower
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import DimensionMismatch, InvalidArgument
 from datasette_vision.tables import columns
 from datasette_vision.tables.file_content import Base
-from datasette_vision.tables.rows import Connect, KeyValues, SourceRow, SourceTable, Wanted, connected, opened
+from datasette_vision.tables.rows import Connect, KeyValues, SourceRow, SourceTable, Wanted, connected, connector
 from datasette_vision.tables.schema import OWN_COLUMNS, SideTable, SideTableRow
 from datasette_vision.util import memory
 from datasette_vision.util.progress import OnProgress, no_progress
@@ -117,13 +117,13 @@ def embed_table(
     WrongTask, ModelCorrupt, Busy and sqlite3.Error, or what `writer` raises.
     """
     began = time.monotonic()
-    connect = opened(database)
+    connect = connector(database)
     with contextlib.ExitStack() as stack:
         reader, finder = (connected(stack.enter_context(contextlib.closing(connect()))) for _ in range(2))
         writer = writer or writer_on(stack.enter_context(contextlib.closing(connect())))
         source = SourceTable(reader, table, key)
         folder = None if base is None else Base(Path(base))
-        chosen = source.column(column) if column else columns.choose(source, folder, _embedded(reader, source))
+        chosen = source.column(column) if column else columns.choose_column(source, folder, _embedded(reader, source))
         if folder is None and chosen == "path" and (loaded := photos.base_of(reader, source.name)) is not None:
             # A table that load made: it knows its folder and the digests, and which files are there.
             folder, digest = Base(Path(loaded)), "digest"
@@ -134,11 +134,11 @@ def embed_table(
         if kind != columns.TEXTS:
             tower = vision.image_tower(model)
         side = source.side
-        writer(lambda connection: prepare(connection, side, tower, force=force))
+        writer(lambda connection: prepare_side_table(connection, side, tower, force=force))
         limit = vision.limits.max_bytes
         wanted = Wanted(chosen, tower.model, limit, where, source.column(digest) if digest else None, force)
         job = _Job(summary, source.side, wanted, finder)
-        outcomes = embed(
+        outcomes = embed_all(
             tower,
             job.rows(source),
             columns.Reader(kind, folder, limit),
@@ -167,7 +167,9 @@ def embed_table(
         return summary
 
 
-def prepare(connection: sqlite3.Connection, side: SideTable, tower: BulkTower, *, force: bool = False) -> None:
+def prepare_side_table(
+    connection: sqlite3.Connection, side: SideTable, tower: BulkTower, *, force: bool = False
+) -> None:
     """Have the side table ready for the embeddings of a tower.
 
     Raises InvalidArgument when its rows are known by another key, DimensionMismatch when it has embeddings of this
@@ -227,7 +229,7 @@ class _Job:
     def known(self, content_hash: str) -> Vector | None:
         with self._finding:
             found = self._side.find(self._finder, content_hash, self._wanted.model)
-        return None if found is None else vectors.decode(found)
+        return None if found is None else vectors.from_blob(found)
 
     # On the thread of the caller
 
@@ -240,7 +242,7 @@ class _Job:
         elif outcome.vector is not None:
             summary.embedded += 1
             summary.computed += outcome.computed
-            transactions.add(self._row(row, outcome.content_hash, vectors.encode(outcome.vector), None))
+            transactions.add(self._row(row, outcome.content_hash, vectors.to_blob(outcome.vector), None))
         else:
             reason = str(outcome.error)
             summary.fail(row.label, reason)

@@ -11,7 +11,7 @@ from pathlib import Path
 from datasette_vision.errors import Unreadable
 from datasette_vision.images.formats import SUFFIXES, sniff
 
-MAGIC = re.compile(r"[*?\[]")
+GLOB_CHARACTERS = re.compile(r"[*?\[]")
 HEAD_BYTES = 4096
 
 
@@ -123,7 +123,7 @@ class Root:
         if place.is_dir():
             return cls(str(place.resolve()))
         parts = place.parts
-        first = next((number for number, part in enumerate(parts) if MAGIC.search(part)), len(parts))
+        first = next((number for number, part in enumerate(parts) if GLOB_CHARACTERS.search(part)), len(parts))
         folder = Path(*parts[:first])
         if first == len(parts) or not folder.is_dir():
             raise Unreadable(f"{path}: there is no such folder or file")

@@ -21,8 +21,8 @@ from datasette_vision.bulk import duplicates, embed_table, photos
 from datasette_vision.bulk.embed_table import Summary
 from datasette_vision.bulk.folders import Walk
 from datasette_vision.bulk.photo_rows import COLUMN, FileToRead, PhotoTable
-from datasette_vision.bulk.photos import Photo, Pictures, shown
-from datasette_vision.bulk.pipeline import Outcome, embed
+from datasette_vision.bulk.photos import ImageStorage, Photo, readable_path
+from datasette_vision.bulk.pipeline import Outcome, embed_all
 from datasette_vision.engine.vision import Vision
 from datasette_vision.tables.file_content import read_image
 from datasette_vision.tables.rows import SourceTable, connected
@@ -33,7 +33,7 @@ from datasette_vision.util.transactions import Transactions, Writer, writer_on
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Vector
 
-ROWS_AT_A_TIME = 5000
+FILES_PER_CHUNK = 5000
 
 
 @dataclass
@@ -58,7 +58,7 @@ def load(
     vision: Vision,
     table: str = "photos",
     model: str | None = None,
-    pictures: Pictures = Pictures(pixels=512),  # noqa: B008
+    pictures: ImageStorage = ImageStorage(pixels=512),  # noqa: B008
     base: Path | str | None = None,
     workers: int | None = None,
     on_progress: OnProgress[LoadSummary] = no_progress,
@@ -87,12 +87,12 @@ def load(
         connected(finder)
         write = writer_on(writer)
         where = str(Path(base).expanduser().resolve()) if base is not None else _common(walk)
-        where = photos.prepare(writer, table, where, pictures, move=base is not None)
+        where = photos.prepare_photo_table(writer, table, where, pictures, move=base is not None)
         side = SideTable(table, ("id",))
-        embed_table.prepare(writer, side, tower)
+        embed_table.prepare_side_table(writer, side, tower)
         summary = LoadSummary(total=walk.count())
         job = _Load(summary, walk, side, tower.model, where, pictures, vision, reader, finder)
-        outcomes = embed(
+        outcomes = embed_all(
             tower,
             job.files(),
             lambda file: read_image(Path(file.found.path), vision.limits.max_bytes),
@@ -131,7 +131,7 @@ class _Load:
         side: SideTable,
         model: str,
         base: str,
-        pictures: Pictures,
+        pictures: ImageStorage,
         vision: Vision,
         reader: sqlite3.Connection,
         finder: sqlite3.Connection,
@@ -179,10 +179,10 @@ class _Load:
     def known(self, content_hash: str) -> Vector | None:
         with self._finding:
             found = self._side.find(self._finder, content_hash, self._model)
-        return None if found is None else vectors.decode(found)
+        return None if found is None else vectors.from_blob(found)
 
     def inspect(self, file: FileToRead, content: bytes) -> Photo | None:
-        return None if file.same else photos.describe(content, self._pictures, self._decoder)
+        return None if file.same else photos.describe_photo(content, self._pictures, self._decoder)
 
     # On the thread of the caller
 
@@ -196,7 +196,7 @@ class _Load:
             summary.embedded += 1
             summary.computed += outcome.computed
         else:
-            summary.fail(shown(outcome.item.path), str(outcome.error))
+            summary.fail(readable_path(outcome.item.path), str(outcome.error))
 
     def count_walk(self) -> None:
         """Count what the walk passed over."""
@@ -218,7 +218,7 @@ class _Load:
                     continue  # it cannot be read just now: no reason to lose what there is
                 if (noted.embedded_hash, noted.embedding_error) == (outcome.content_hash or "", error):
                     continue
-            blob = vectors.encode(outcome.vector) if outcome.vector is not None else None
+            blob = vectors.to_blob(outcome.vector) if outcome.vector is not None else None
             rows.append(SideTableRow((key,), COLUMN, self._model, outcome.content_hash or "", blob, error))
         self._side.write(writer, rows)
 
@@ -235,7 +235,7 @@ class _Load:
             last = 0
             while rows := self._reader.execute(
                 f"select id, path, gone_at from {self._table} where id > ? and id <= ? order by id limit ?",
-                (last, self._last, ROWS_AT_A_TIME),
+                (last, self._last, FILES_PER_CHUNK),
             ).fetchall():
                 last = rows[-1][0]
                 for key, path, gone_at in rows:

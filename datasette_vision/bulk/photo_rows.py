@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from datasette_vision.bulk.folders import FoundImage
-from datasette_vision.bulk.photos import DESCRIBED, Pictures, moment, shown
+from datasette_vision.bulk.photos import PHOTO_COLUMNS, ImageStorage, moment, readable_path
 from datasette_vision.bulk.pipeline import Outcome
 from datasette_vision.tables.schema import SideTable
 from datasette_vision.util.sql_names import quote
@@ -17,7 +17,7 @@ COLUMN = "path"
 
 
 @dataclass(frozen=True)
-class Noted:
+class RecordedFile:
     """What the tables have for a file."""
 
     id: int
@@ -41,20 +41,20 @@ class FileToRead:
 
     found: FoundImage
     path: str | bytes
-    noted: Noted | None
+    noted: RecordedFile | None
     same: bool = False
 
 
 class PhotoTable:
     """The table that load fills, beside its side table."""
 
-    def __init__(self, side: SideTable, model: str, pictures: Pictures) -> None:
+    def __init__(self, side: SideTable, model: str, pictures: ImageStorage) -> None:
         self._side = side
         self._table = quote(side.table)
         self._model = model
         self._pictures = pictures
 
-    def noted(self, reader: sqlite3.Connection, path: str | bytes) -> Noted | None:
+    def noted(self, reader: sqlite3.Connection, path: str | bytes) -> RecordedFile | None:
         """Return what there is for a path, as the table holds it."""
         # The plus takes the column's affinity away: without it SQLite looks through the whole side table.
         row = reader.execute(
@@ -63,7 +63,7 @@ class PhotoTable:
             " and s.model = ? where p.path = ?",
             (COLUMN, self._model, path),
         ).fetchone()
-        return None if row is None else Noted(*row)
+        return None if row is None else RecordedFile(*row)
 
     def write(self, writer: sqlite3.Connection, outcome: Outcome[FileToRead]) -> int:
         """Write what became of a file, in the transaction that is open, and return the row's id."""
@@ -81,7 +81,7 @@ class PhotoTable:
         elif outcome.error is not None and not file.same:
             values["error"] = str(outcome.error)
             if outcome.content_hash is not None:
-                values |= {**dict.fromkeys(DESCRIBED), "digest": outcome.content_hash}
+                values |= {**dict.fromkeys(PHOTO_COLUMNS), "digest": outcome.content_hash}
                 if self._pictures.column is not None:
                     values[self._pictures.column] = None
         key = file.noted.id if file.noted is not None else None
@@ -92,7 +92,7 @@ class PhotoTable:
             columns = ", ".join(f"{quote(column)} = ?" for column in values)
             writer.execute(f"update {self._table} set {columns} where id = ?", (*values.values(), key))
             return key
-        values = {"path": file.path, "name": shown(os.path.basename(file.path)), **values}  # noqa: PTH119
+        values = {"path": file.path, "name": readable_path(os.path.basename(file.path)), **values}  # noqa: PTH119
         columns, marks = ", ".join(map(quote, values)), ", ".join("?" * len(values))
         added = writer.execute(f"insert into {self._table} ({columns}) values ({marks})", tuple(values.values()))
         assert added.lastrowid is not None

@@ -20,8 +20,8 @@ from datasette_vision.util.transactions import in_transaction
 CREATE_LOADS = f"create table if not exists {LOADS} (name text primary key, base not null, pictures text not null)"
 
 # The picture comes last: SQLite reads past it to what stands behind.
-DESCRIBED = ("format", "width", "height", "taken_at", "latitude", "longitude", "digest", "perceptual_hash")
-CREATE = (
+PHOTO_COLUMNS = ("format", "width", "height", "taken_at", "latitude", "longitude", "digest", "perceptual_hash")
+CREATE_PHOTOS = (
     "create table {table} (id integer primary key, path text not null unique, name text not null,"
     " size integer not null, modified text not null, format text, width integer, height integer, taken_at text,"
     " latitude real, longitude real, digest text, perceptual_hash text, near_duplicate_group integer, error text,"
@@ -32,7 +32,7 @@ HASH_TARGET = 64
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageStorage:
     """What is kept of a picture: a thumbnail of so many pixels, the file itself, or nothing but its path."""
 
     pixels: int = 0
@@ -55,10 +55,10 @@ class Photo:
     picture: bytes | None
 
 
-def describe(content: bytes, pictures: Pictures, decoder: Decoder) -> Photo:
+def describe_photo(content: bytes, pictures: ImageStorage, decoder: Decoder) -> Photo:
     """Find out what the table says of an image. Raises InvalidImage."""
     info = images.info(content)
-    taken = exif.read(images.exif(content))
+    taken = exif.read_exif(images.exif(content))
     picture = content if pictures.originals else None
     seen = content
     if pictures.pixels:
@@ -79,7 +79,9 @@ def describe(content: bytes, pictures: Pictures, decoder: Decoder) -> Photo:
     )
 
 
-def prepare(connection: sqlite3.Connection, table: str, base: str, pictures: Pictures, *, move: bool) -> str:
+def prepare_photo_table(
+    connection: sqlite3.Connection, table: str, base: str, pictures: ImageStorage, *, move: bool
+) -> str:
     """Have the table ready, and return the folder below which its paths are: `base`, unless it had another.
 
     With `move` it is `base` from now on. Raises InvalidArgument when there is such a table that load did not make, or
@@ -98,7 +100,7 @@ def prepare(connection: sqlite3.Connection, table: str, base: str, pictures: Pic
         picture = f", {pictures.column} blob" if pictures.column else ""
 
         def make(connection: sqlite3.Connection) -> None:
-            connection.execute(CREATE.format(table=quote(table), picture=picture))
+            connection.execute(CREATE_PHOTOS.format(table=quote(table), picture=picture))
             connection.execute(
                 f"create index {quote(f'{table}_near_duplicate_group')} on {quote(table)} (near_duplicate_group)"
             )
@@ -148,6 +150,6 @@ def moment(nanoseconds: int) -> str:
     return f"{whole.isoformat()}.{rest:09d}Z"
 
 
-def shown(path: str | bytes) -> str:
+def readable_path(path: str | bytes) -> str:
     """Return a path as a person reads it."""
     return path if isinstance(path, str) else path.decode("utf-8", "replace")

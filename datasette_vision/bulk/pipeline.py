@@ -26,7 +26,7 @@ from datasette_vision.config.settings import Config
 from datasette_vision.engine.runtime import default_threads
 from datasette_vision.engine.services import BulkTower
 
-__all__ = ["BATCH_SIZE", "Outcome", "config_for_bulk", "embed"]
+__all__ = ["BATCH_SIZE", "Outcome", "config_for_bulk", "embed_all"]
 
 # Larger batches gain nothing on a processor (CLIP int8: 29 ms an image for 1, 27 for 8, 30 for 32) and cost memory.
 BATCH_SIZE = 8
@@ -54,7 +54,7 @@ def config_for_bulk(
     )
 
 
-def embed(
+def embed_all(
     tower: BulkTower,
     items: Iterable[Item],
     read: Callable[[Item], bytes],

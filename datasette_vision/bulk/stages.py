@@ -52,7 +52,7 @@ class _Claim(Generic[Item]):
 
 
 class Pipeline(Generic[Item]):
-    """The items of one call of pipeline.embed(): where each is, and the threads that move them."""
+    """The items of one call of pipeline.embed_all(): where each is, and the threads that move them."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Pipeline(Generic[Item]):
         known: Callable[[str], NDArray[Any] | None] | None,
         inspect: Callable[[Item, bytes], Any] | None,
     ) -> None:
-        """The arguments are those of pipeline.embed()."""
+        """The arguments are those of pipeline.embed_all()."""
         self._tower = tower
         self._items = items
         self._read = read

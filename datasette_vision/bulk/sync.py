@@ -18,14 +18,23 @@ from dataclasses import dataclass, field
 from datasette_vision.bulk.embed_table import Summary, embed_table
 from datasette_vision.engine.vision import Vision
 from datasette_vision.tables import columns
-from datasette_vision.tables.diff import ContentCheck, Glance, failures, given_key, glance, has_key, is_new, opened
+from datasette_vision.tables.diff import (
+    ContentCheck,
+    Glance,
+    failures,
+    given_key,
+    glance,
+    has_key,
+    is_new,
+    source_table,
+)
 from datasette_vision.tables.rows import Connect
 from datasette_vision.tables.side_tables import EmbeddedSource
 from datasette_vision.util.transactions import Writer
 
 RESTS = 19.0  # seconds, for each second of the processor's that looking or checking takes
 SLICE_S = 0.1
-KEYS = 200  # in one SQL statement, and embedded together
+KEYS_AT_A_TIME = 200  # in one SQL statement, and embedded together
 SHOWN_FAILURES = 20
 WORKERS = 2
 MAX_QUEUED = 4
@@ -134,7 +143,7 @@ class SyncedColumn:
     def _look(self, connection: sqlite3.Connection) -> str | None:
         """Compare keys, and return the condition for the rows to embed."""
         if self._kind is None:
-            table = opened(connection, self.source)
+            table = source_table(connection, self.source)
             self._kind = columns.kind(table, table.column(self.column), None)
         before, wrote = self._seen, self._wrote
         seen = self._seen = glance(connection, self.source, self.column, self.model)
@@ -160,10 +169,10 @@ class SyncedColumn:
         """Read some values, and return the condition for those that changed."""
         if self._check is None:
             assert self._kind is not None  # a look comes first
-            table, limit = opened(connection, self.source), self._means.vision().limits.max_bytes
+            table, limit = source_table(connection, self.source), self._means.vision().limits.max_bytes
             self._check = ContentCheck(table, self.column, self.model, self._kind, limit)
             self._check_due = False
-        keys, done = self._check.run(SLICE_S, KEYS)
+        keys, done = self._check.run(SLICE_S, KEYS_AT_A_TIME)
         if done:
             self._check, self._urgent = None, False
         return has_key(self.source, keys) if keys else None

@@ -138,11 +138,11 @@ def load(
     again. Ends with exit code 3 when some files could not be read: their reasons are in the column error.
     """
     from datasette_vision.bulk.load import load as load_files
-    from datasette_vision.bulk.photos import Pictures
+    from datasette_vision.bulk.photos import ImageStorage
 
     if sum((thumbnails is not None, originals, paths_only)) > 1:
         raise click.UsageError("--thumbnails, --originals and --paths-only exclude one another")
-    pictures = Pictures(0 if originals or paths_only else thumbnails or THUMBNAIL_PIXELS, originals)
+    pictures = ImageStorage(0 if originals or paths_only else thumbnails or THUMBNAIL_PIXELS, originals)
     table, base, quiet = (options.pop(name) for name in ("table", "base", "quiet"))
     with _vision(**options) as (vision, model), _stoppable() as stop, _sqlite_errors(database):
         with ProgressBar("Loading", quiet=quiet) as on_progress:

@@ -94,7 +94,7 @@ def _write_demo(database: Path, metadata: Path, route: str) -> None:
         for text in SAMPLE_QUERIES:
             click.echo(f"\nselect … order by vision_similarity(embedding, vision_embed('{text}')) desc")
             click.echo(f"  {'similarity':10}  {'name':32}  emoji")
-            for emoji, name, similarity in demos.search(database, vision, text):
+            for emoji, name, similarity in demos.search_demo(database, vision, text):
                 click.echo(f"  {similarity:10.3f}  {name:32}  {emoji}")
     finally:
         vision.close()

@@ -125,7 +125,7 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
         file = file_of(str(database.resolve()), wanted)
         if check:
             try:
-                index_file.verify(file)
+                index_file.verify_index(file)
             except FileNotFoundError:
                 pass
             except index_file.UnusableIndex as error:
@@ -134,7 +134,7 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
         began = time.perf_counter()
         try:
             with snapshot(connection, "main"), _progress_bars() as on_progress:
-                entry = index_work.prepare(file, connection, wanted, dimensions, on_progress)
+                entry = index_work.prepare_index(file, connection, wanted, dimensions, on_progress)
         except OSError as error:
             raise StorageFailed(f"{file} cannot be written: {error}") from None
         assert entry.index is not None
@@ -144,10 +144,10 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
         click.echo(f"{source.table} ({wanted.column}, {wanted.model}): {len(entry.index):,} embeddings, {how}")
         click.echo(f"{file}: {size:,.1f} MB, in {seconds:,.1f} s")
         if check:
-            measured = recall.measure(connection, wanted, entry.index.view, dimensions)
+            measured = recall.measure_recall(connection, wanted, entry.index.view, dimensions)
             if measured is not None:
                 click.echo(
-                    f"recall@{recall.K} {measured.mean:.3f} over {measured.queries} searches, the worst"
+                    f"recall@{recall.RECALL_AT} {measured.mean:.3f} over {measured.queries} searches, the worst"
                     f" {measured.least:.1f}; {measured.milliseconds:.1f} ms each (median)"
                 )
 
@@ -157,9 +157,9 @@ def _opened(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
     # Datasette's own SQLite, which may know more than Python's. As an address, so that no character is misread.
     from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
 
-    from datasette_vision.util.connections import recover
+    from datasette_vision.util.connections import recover_database
 
-    recover(datasette_sqlite3.connect, str(database))
+    recover_database(datasette_sqlite3.connect, str(database))
     connection = datasette_sqlite3.connect(f"{database.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None)
     with contextlib.closing(connection):
         try:

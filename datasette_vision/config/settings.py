@@ -86,7 +86,7 @@ class Config:
         None, as for a plugin without configuration, gives the defaults. Raises ConfigError, naming the key and what is
         allowed, for an unknown key or a bad value.
         """
-        return cls(**_read({} if mapping is None else mapping, KEYS, ""))
+        return cls(**_read({} if mapping is None else mapping, CONFIG_KEYS, ""))
 
     def named_models(self) -> tuple[str, ...]:
         """Return the models that the configuration names, so that their absence can stop the start."""
@@ -175,7 +175,7 @@ MODEL_KEYS = (
         *values.positive(1_000_000),
     ),
 )
-KEYS = (
+CONFIG_KEYS = (
     ConfigKey(
         "models_dir",
         "folder of installed models; by default DATASETTE_VISION_MODELS, else the user's cache directory",
@@ -242,7 +242,7 @@ KEYS = (
         "seconds that work under way has when the server is told to stop, before it is cut short: a little less than"
         " what the platform waits (Docker and Cloud Run: 10)",
         "a number above 2, at most 3600",
-        values.shutdown,
+        values.shutdown_seconds,
     ),
     ConfigKey(
         "auto_embed",

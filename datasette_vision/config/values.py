@@ -43,7 +43,7 @@ def positive(maximum: int) -> Reader:
     return Reader(f"a number above 0, at most {maximum}", read)
 
 
-def shutdown(value: Any) -> float:
+def shutdown_seconds(value: Any) -> float:
     """Read the time that an orderly end may take."""
     if positive(3600).read(value) <= 2:  # two of them are for closing
         raise ValueError

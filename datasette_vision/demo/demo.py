@@ -20,7 +20,7 @@ from datasette_vision.util.progress import OnProgress, Progress, no_progress
 from datasette_vision.vectors import embedding as vectors
 
 ARCHIVE = Path(__file__).parent / "emoji.zip"
-QUERIES = Path(__file__).parent / "queries.json"
+QUERIES_FILE = Path(__file__).parent / "queries.json"
 
 CREATE_EMOJI = """
 create table emoji (
@@ -32,7 +32,7 @@ create table emoji (
   keywords text not null,
   image blob not null
 )"""
-SEARCH = """
+SEARCH_SQL = """
 select emoji, name, vision_similarity(embedding, vision_embed(:q)) as similarity
 from emoji join _vision_emoji using (hexcode) where model = :model order by similarity desc limit :limit"""
 EMOJI = SideTable("emoji", ("hexcode",))
@@ -121,7 +121,7 @@ def fill(
         for done, (entry, outcome) in enumerate(zip(emoji, outcomes, strict=True), start=1):
             if isinstance(outcome, VisionError):
                 raise outcome
-            yield SideTableRow((entry.hexcode,), "image", model, content_hash(entry.image), vectors.encode(outcome))
+            yield SideTableRow((entry.hexcode,), "image", model, content_hash(entry.image), vectors.to_blob(outcome))
             on_progress(Progress("embedding", done, len(emoji)))
 
     EMOJI.write(connection, rows())
@@ -138,7 +138,7 @@ def metadata(database: str, route: str) -> dict[str, object]:
             return {key.replace("{database}", database): filled(inner) for key, inner in value.items()}
         return value.replace("{database}", route) if isinstance(value, str) else value
 
-    result = filled(json.loads(QUERIES.read_text("utf-8")))
+    result = filled(json.loads(QUERIES_FILE.read_text("utf-8")))
     assert isinstance(result, dict)
     return result
 
@@ -164,12 +164,12 @@ def is_demo_metadata(path: Path) -> bool:
     return isinstance(value, dict) and value.get("title") == metadata("", "")["title"]
 
 
-def search(path: Path, vision: Vision, text: str, limit: int = 5) -> list[tuple[str, str, float]]:
+def search_demo(path: Path, vision: Vision, text: str, limit: int = 5) -> list[tuple[str, str, float]]:
     """Return the (emoji, name, similarity) of the pictures in a demo database closest to a text, best first."""
     with contextlib.closing(_open_to_read(path)) as connection:
         sql.register(connection, lambda: vision)
         parameters = {"q": text, "limit": limit, "model": vision.config.default_model}
-        rows = connection.execute(SEARCH, parameters).fetchall()
+        rows = connection.execute(SEARCH_SQL, parameters).fetchall()
     return [(str(row[0]), str(row[1]), float(row[2])) for row in rows]
 
 

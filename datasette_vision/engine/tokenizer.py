@@ -31,7 +31,7 @@ MARGIN_TOKENS = 128
 MARGIN_ACCENTS = 16
 LAST_RUN = re.compile(r"\S+\Z")
 # What a text is made of that shows which special tokens come before and which behind it.
-SAMPLES = ("a", "1", ".", "\u4e2d")
+SAMPLE_TEXTS = ("a", "1", ".", "\u4e2d")
 
 
 class Tokenizer:
@@ -93,12 +93,14 @@ class Tokenizer:
 
     def _special_tokens(self, path: Path) -> tuple[list[int], list[int]]:
         """Return the tokens that come before every text, and those behind it."""
-        for sample in SAMPLES:
+        for sample in SAMPLE_TEXTS:
             whole, inner = self._tokenizer.encode(sample).ids, self._content(sample)
             for start in range(len(whole) - len(inner) + 1) if inner else ():
                 if whole[start : start + len(inner)] == inner:
                     return whole[:start], whole[start + len(inner) :]
-        raise ModelCorrupt(f"{path}: expected a tokenizer that has tokens for one of {', '.join(SAMPLES)}, found none")
+        raise ModelCorrupt(
+            f"{path}: expected a tokenizer that has tokens for one of {', '.join(SAMPLE_TEXTS)}, found none"
+        )
 
     def _check_word_ends(self, path: Path, library: str) -> None:
         """Raise ModelCorrupt when a word of one letter does not end with the file's end_of_word_suffix.

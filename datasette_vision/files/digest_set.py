@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-BYTES = 16  # among 10^10 texts, two with the same 128 bits are to be expected once in 10^19 such sets
+DIGEST_BYTES = 16  # among 10^10 texts, two with the same 128 bits are to be expected once in 10^19 such sets
 FEWEST_PENDING = 100_000
 
 
@@ -16,7 +16,7 @@ class DigestSet:
     """A set of texts that can only grow. Not thread-safe; may be sent to another process."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
-        self._sorted: NDArray[np.bytes_] = np.empty(0, dtype=f"S{BYTES}")
+        self._sorted: NDArray[np.bytes_] = np.empty(0, dtype=f"S{DIGEST_BYTES}")
         self._pending: set[bytes] = set()
         for text in texts:
             self.add(text)
@@ -65,4 +65,4 @@ class DigestSet:
 
 
 def _key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=BYTES).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.bulk.embed_table import Summary
-from datasette_vision.bulk.pipeline import Outcome, embed
+from datasette_vision.bulk.pipeline import Outcome, embed_all
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidImage, Unreadable, VisionError, WrongTask
 from datasette_vision.files.digest_set import DigestSet
@@ -140,7 +140,7 @@ def embed_images(
     """Embed images, in this process: yields an Outcome for each, in order; one that `known` has is unchanged."""
     limit = vision.limits.max_bytes
     by_digest = known if job.skip == BY_DIGEST else None
-    return embed(
+    return embed_all(
         vision.image_tower(job.model),
         wanted,
         lambda image: read(image, limit),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidVector
-from datasette_vision.files.parquet import MODEL, batches, opened, shards, vectors_of
+from datasette_vision.files.parquet import MODEL_METADATA, batches, open_shard, shards, vectors_of
 from datasette_vision.files.storage import Place, place, storage_errors
 from datasette_vision.tables import side_tables
 from datasette_vision.tables.row_matching import Matcher, key_of
@@ -28,10 +28,10 @@ BATCH_ROWS = 1000  # a transaction of some 20 ms: a Datasette beside it is not k
 SHOWN = 20
 UNIT = 1e-4  # an embedding so close to unit length is left as it is, to the bit
 
-CREATE = (
+CREATE_TABLE = (
     "create table {} (id integer primary key, path text not null unique, digest text, width integer, height integer)"
 )
-DESCRIBED = ("path", "digest", "width", "height")
+FILE_COLUMNS = ("path", "digest", "width", "height")
 TYPES = {"path": "text", "digest": "text", "width": "whole numbers", "height": "whole numbers", "error": "text"}
 
 
@@ -97,7 +97,7 @@ class Importer:
         self._connection = connection
         self._shards = [(shard, self._model(shard)) for source in plan.sources for shard in _shards_of(source)]
         if plan.create and not side_tables.columns(connection, plan.table):
-            connection.execute(CREATE.format(quote(plan.table)))
+            connection.execute(CREATE_TABLE.format(quote(plan.table)))
         self._matcher = Matcher(connection, plan.table, plan.on or plan.match)
         self._side = SideTable(plan.table, key_of(connection, plan.table))
         self._side.create(connection)
@@ -125,7 +125,7 @@ class Importer:
         return self.summary
 
     def _model(self, shard: Place) -> str:
-        file = opened(shard)
+        file = open_shard(shard)
         self.summary.total += file.metadata.num_rows
         for column in (self.plan.match, "embedding"):
             if column not in file.schema_arrow.names:
@@ -135,15 +135,15 @@ class Importer:
             if column in file.schema_arrow.names and not _holds(file.schema_arrow.field(column).type, expected):
                 found = file.schema_arrow.field(column).type
                 raise InvalidArgument(f"{shard.address}: expected {expected} in the column {column}, found {found}")
-        mark = (file.schema_arrow.metadata or {}).get(MODEL)
+        mark = (file.schema_arrow.metadata or {}).get(MODEL_METADATA)
         model = mark.decode("utf-8", "replace") if mark else self.plan.model
         if model is None:
             raise InvalidArgument(f"{shard.address} does not say which model made its embeddings: name it with --model")
         return str(model)
 
     def _batches(self, shard: Place, model: str) -> Iterator[list[_Embedded]]:
-        file = opened(shard)
-        wanted = [self.plan.match, "embedding", "error", *DESCRIBED]
+        file = open_shard(shard)
+        wanted = [self.plan.match, "embedding", "error", *FILE_COLUMNS]
         columns = [name for name in file.schema_arrow.names if name in wanted]
         for batch in batches(shard, file, BATCH_ROWS, columns=columns):
             matrix, missing = vectors_of(batch.column("embedding"))
@@ -163,7 +163,7 @@ class Importer:
             error = error or "there is no embedding"
         else:
             try:
-                blob = vectors.encode(vector if vectors.is_unit(vector, UNIT) else vectors.normalise(vector))
+                blob = vectors.to_blob(vector if vectors.is_unit(vector, UNIT) else vectors.normalise(vector))
                 error = None
             except InvalidVector as reason:
                 error = str(reason)
@@ -171,7 +171,7 @@ class Importer:
         base = (self.plan.base or "").rstrip("/")
         if base and name.startswith(base + "/"):
             name = name[len(base) + 1 :]
-        described = {column: row.get(column) for column in DESCRIBED} | {self.plan.match: name}
+        described = {column: row.get(column) for column in FILE_COLUMNS} | {self.plan.match: name}
         return _Embedded(name, row.get("digest") or (content_hash(blob) if blob else ""), blob, error, described)
 
     def _check_size(self, shard: Place, model: str, size: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasette_vision.errors import InvalidArgument
-from datasette_vision.files.parquet import SUFFIX, batches, opened
+from datasette_vision.files.parquet import SUFFIX, batches, open_shard
 from datasette_vision.files.storage import SCHEME, Place, place, storage_errors
 from datasette_vision.images.formats import SUFFIXES
 
@@ -134,7 +134,7 @@ class Inputs:
         if not file.path.endswith(SUFFIX):
             yield Unit(file.uri)
             return
-        table = opened(file)
+        table = open_shard(file)
         Column.choose(table.schema_arrow, self.column, file.address)  # a mistake shows here, not on another machine
         first = 0
         for number in range(table.num_row_groups):
@@ -242,7 +242,7 @@ def _file(file: Place) -> Image:
 
 def _rows(unit: Unit, wanted: str | None) -> Iterator[Image]:
     file = place(unit.uri)
-    table = opened(file)
+    table = open_shard(file)
     column = Column.choose(table.schema_arrow, wanted, file.address)
     needed = list(dict.fromkeys(name for name in (column.name, column.names) if name is not None))
     folder = file.at(file.path.rpartition("/")[0])

@@ -29,7 +29,7 @@ from datasette_vision.vectors.embedding import Matrix, Vector
 
 SUFFIX = ".parquet"
 # Ours in the metadata of a shard.
-MODEL = b"datasette_vision.model"
+MODEL_METADATA = b"datasette_vision.model"
 FINGERPRINT = b"datasette_vision.fingerprint"
 
 # The first pyarrow that writes and reads fixed-size lists with nulls among them. Before, and that is all there is for
@@ -74,7 +74,7 @@ class OutputForm:
                 pa.field("embedding", pa.list_(pa.float32(), self.dimensions if _fixed_size() else -1)),
                 pa.field("error", pa.string()),
             ],
-            metadata={MODEL: self.model.encode(), FINGERPRINT: self.fingerprint.encode()},
+            metadata={MODEL_METADATA: self.model.encode(), FINGERPRINT: self.fingerprint.encode()},
         )
 
     def table(self, rows: Sequence[ImageRow]) -> Any:
@@ -120,7 +120,9 @@ class Output:
             found = file.schema_arrow
             if found.equals(self.form.schema()):
                 marks = found.metadata or {}
-                model, fingerprint = (marks.get(mark, b"").decode("utf-8", "replace") for mark in (MODEL, FINGERPRINT))
+                model, fingerprint = (
+                    marks.get(mark, b"").decode("utf-8", "replace") for mark in (MODEL_METADATA, FINGERPRINT)
+                )
                 if (model, fingerprint) == (self.form.model, self.form.fingerprint):
                     continue
                 what = f"of another {model}" if model == self.form.model else f"of {model or 'an unknown model'}"
@@ -178,7 +180,7 @@ class Output:
         yield from shards(self.folder)
 
     def _opened(self) -> Iterator[tuple[Place, Any]]:
-        yield from _parallel(opened, self.shards())
+        yield from _parallel(open_shard, self.shards())
 
 
 # Parquet names a list's values so, unless told otherwise.
@@ -193,7 +195,7 @@ def shards(folder: Place) -> Iterator[Place]:
         yield from (file for file in folder.files(hidden=(".", "_")) if file.path.endswith(SUFFIX))
 
 
-def opened(shard: Place) -> Any:
+def open_shard(shard: Place) -> Any:
     """Return a shard as a pyarrow.parquet.ParquetFile. Raises StorageFailed, naming it, when it is not one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -254,7 +256,7 @@ def _fixed_size() -> bool:
 
 def _column(shard: Place, column: str) -> list[str]:
     with storage_errors(shard.address):
-        return [value for value in opened(shard).read([column]).column(column).to_pylist() if value is not None]
+        return [value for value in open_shard(shard).read([column]).column(column).to_pylist() if value is not None]
 
 
 def _parallel(work: Callable[[Place], T], places: Iterable[Place]) -> Iterator[tuple[Place, T]]:

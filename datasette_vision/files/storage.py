@@ -25,7 +25,7 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:
 WHOLE_WHEN_CLOSED = ("s3://", "gs://", "gcs://", "abfs://", "abfss://", "az://", "hf://")
 
 # How names end of files in the making.
-PART = ".part"
+PARTIAL_SUFFIX = ".part"
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ class Place:
                     stream.write(content)
                 return
             if not self.root:
-                with unfinished(Path(self.path), PART) as temporary:
+                with unfinished(Path(self.path), PARTIAL_SUFFIX) as temporary:
                     with self.filesystem.open_output_stream(str(temporary)) as stream:
                         stream.write(content)
                     with temporary.open("rb") as whole:
                         os.fsync(whole.fileno())
                 return
             folder, _, name = self.path.rpartition("/")
-            other = f"{folder}/.{name}-{secrets.token_hex(4)}{PART}"
+            other = f"{folder}/.{name}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
             try:
                 with self.filesystem.open_output_stream(other) as stream:
                     stream.write(content)
@@ -138,7 +138,7 @@ class Place:
         """Remove what killed processes had half-written in this folder, of this machine. Raises StorageFailed."""
         if not self.root:
             with storage_errors(self.address):
-                remove_leftovers(Path(self.path), f".*{PART}")
+                remove_leftovers(Path(self.path), f".*{PARTIAL_SUFFIX}")
 
     def make_folder(self) -> None:
         """Make a folder, and those above it, where it is not there yet. Raises StorageFailed."""

@@ -13,7 +13,7 @@ from datasette_vision.util import caller
 
 # What decoding may take of the memory that the process may hold. A server of CLIP holds 270 MiB: on the smallest
 # machine that we ship for, of 512 MB, a third is left for pictures, and a sixth for requests and batches.
-SHARE = 0.32
+MEMORY_SHARE = 0.32
 # 100 megapixels fit, whatever the format: no server is better for decoding more at a time.
 MOST_BYTES = 2_000_000_000
 # Where the system does not tell how much memory there is.
@@ -23,7 +23,7 @@ WAIT_S = 120.0
 
 def default_bytes(available: int | None) -> int:
     """Return the bytes that decoding may take at a time, of those that the process may hold (None: not known)."""
-    return UNKNOWN_BYTES if available is None else min(int(SHARE * available), MOST_BYTES)
+    return UNKNOWN_BYTES if available is None else min(int(MEMORY_SHARE * available), MOST_BYTES)
 
 
 class DecodeBudget:

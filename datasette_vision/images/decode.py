@@ -237,11 +237,11 @@ def _admitted(
         _admit(header, limits, target)
         if reservation is None:
             return header
-        size = decode_memory.decoding(
+        size = decode_memory.decoding_bytes(
             header.format, header.image, header.given, stored[0] * stored[1], header.turn != 1
         )
         if longest is not None:
-            size = max(size, decode_memory.thumbnail(header.size, longest))
+            size = max(size, decode_memory.thumbnail_bytes(header.size, longest))
         what = f"this {header.format} image of {stored[0]}x{stored[1]} pixels"
         if reservation.held >= size or reservation.take(size, what, wait=False):
             return header

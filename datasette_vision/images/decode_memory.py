@@ -29,7 +29,7 @@ _FIXED = 3_000_000
 _THUMBNAIL = 10
 
 
-def decoding(image_format: str, image: Any, data: bytes, stored_pixels: int, turned: bool) -> int:
+def decoding_bytes(image_format: str, image: Any, data: bytes, stored_pixels: int, turned: bool) -> int:
     """The bytes that decoding takes until the picture is upright RGB.
 
     `image` is an opened Pillow image, drafted when it is to be, `data` what its decoder gets, `stored_pixels` those of
@@ -57,7 +57,7 @@ def decoding(image_format: str, image: Any, data: bytes, stored_pixels: int, tur
     return int(peak) + (1 + _FILE_COPIES.get(image_format, 0)) * len(data) + _FIXED
 
 
-def thumbnail(picture: tuple[int, int], longest: int) -> int:
+def thumbnail_bytes(picture: tuple[int, int], longest: int) -> int:
     """The bytes that a thumbnail takes besides the file: of a decoded picture of this size, `longest` pixels long."""
     width, height = picture
     across = min(longest, width)

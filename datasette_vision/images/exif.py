@@ -28,7 +28,7 @@ class Taken:
     longitude: float | None = None
 
 
-def read(exif: bytes) -> Taken:
+def read_exif(exif: bytes) -> Taken:
     """Read an EXIF block, with or without its "Exif" prefix. What is malformed counts as not said."""
     tiff = re.sub(rb"^(?:Exif\0\0){1,2}", b"", exif)
     pointers = {tag: value for tag, _, _, _, value in tiff_entries(tiff) if tag in (EXIF_POINTER, GPS_POINTER)}

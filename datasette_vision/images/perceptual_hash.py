@@ -19,7 +19,7 @@ from PIL import Image
 
 SIDE = 32
 BITS = 128
-BYTES = BITS // 8
+HASH_BYTES = BITS // 8
 # How many bits may differ, of the lower half and of all: found with benchmarks/likeness.py.
 MAX_LOW, MAX_ALL = 5, 16
 # Seven parts of the lower half: where at most five bits differ, two parts are the same.
@@ -64,9 +64,9 @@ def groups(hashes: Sequence[bytes]) -> NDArray[np.int64]:
     """
     if not len(hashes):
         return np.empty(0, dtype=np.int64)
-    table = np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, BYTES)
+    table = np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, HASH_BYTES)
     distinct, first, inverse = np.unique(table, axis=0, return_index=True, return_inverse=True)
-    bits = np.unpackbits(distinct[:, : BYTES // 2], axis=1)
+    bits = np.unpackbits(distinct[:, : HASH_BYTES // 2], axis=1)
     words = distinct.copy().view(np.uint16)
     parent = np.arange(len(distinct))
     values = [bits[:, begin:end] @ (1 << np.arange(end - begin, dtype=np.int64)) for begin, end in PARTS]

@@ -20,7 +20,7 @@ from datasette_vision.install.origins import UNKNOWN_LICENCE, Origin, read_json
 from datasette_vision.install.sources import Classifier, Graphs, Towers, choose_precisions
 from datasette_vision.install.staging import link_or_copy
 from datasette_vision.models.catalog import CLIP_LOGIT_SCALE, CatalogRow
-from datasette_vision.models.manifest import FORMAT, ImageTower, TextTower, parse
+from datasette_vision.models.manifest import MANIFEST_FORMAT, ImageTower, TextTower, parse_manifest
 from datasette_vision.models.tasks import DUAL_ENCODER, IMAGE_CLASSIFICATION
 from datasette_vision.models.weights import weights_beside
 from datasette_vision.util.progress import OnProgress
@@ -61,7 +61,7 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, on_progress: OnPr
     )
     reference = text_files.get("fp32", next(iter(text_files.values())))
     row = wishes.row
-    tower = text_towers.describe(
+    tower = text_towers.describe_text_tower(
         text_origin,
         tokenizer_name,
         reference,
@@ -102,7 +102,7 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, on_progress: OnPr
         "preprocess": spec,
         "labels": [],
         "parity": _parity([*report, *text_report]) | ({"tokenizer": "lower-cases, as trained"} if lowered else {}),
-        "made_with": made_with(),
+        "made_with": package_versions(),
     }
 
 
@@ -141,11 +141,11 @@ def from_classifier(layout: Classifier, wishes: Wishes, staging: Path, on_progre
         "preprocess": spec,
         "labels": [{"label": label} for label in labels],
         "parity": _parity(report),
-        "made_with": made_with(),
+        "made_with": package_versions(),
     }
 
 
-def made_with() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Return the versions that make the model."""
     return {"python": platform.python_version(), **{package: metadata.version(package) for package in PACKAGES}}
 
@@ -207,11 +207,11 @@ def _preprocess(tower: Graphs, wishes: Wishes, side: int) -> dict[str, Any]:
 def _preprocessor(spec: dict[str, Any]) -> Preprocess:
     """Check a specification by the manifest's own rules, and return what does it."""
     probe = {**_EMPTY, "preprocess": spec}
-    return parse(probe, "--preprocess").preprocess
+    return parse_manifest(probe, "--preprocess").preprocess
 
 
 _EMPTY: dict[str, Any] = {
-    "format": FORMAT,
+    "format": MANIFEST_FORMAT,
     "name": "probe",
     "task": IMAGE_CLASSIFICATION,
     "description": "probe",
@@ -241,7 +241,7 @@ def _run_texts(path: Path, tower: TextTower, tokenizer: Path, count: int | None 
     cutter = Tokenizer(tokenizer, used)
     names = (used.input_ids,) if used.attention_mask is None else (used.input_ids, used.attention_mask)
     session = OnnxSession(path, inputs=names, output=used.output)
-    padded = [cutter.pad([cutter.encode(text)]) for text in samples.TEXTS[:count]]
+    padded = [cutter.pad([cutter.encode(text)]) for text in samples.SAMPLE_TEXTS[:count]]
     return np.concatenate(
         [graphs.run_text(path, used, each["input_ids"], each["attention_mask"], session) for each in padded]
     )
@@ -281,7 +281,7 @@ def head(task: str, origins: list[Origin], row: CatalogRow | None) -> Draft:
     revisions = [origin.revision for origin in unique if origin.revision]
     location = " + ".join(origin.location for origin in unique)
     return {
-        "format": FORMAT,
+        "format": MANIFEST_FORMAT,
         "task": task,
         "description": row.description if row else f"{location}, as ONNX graphs",
         "source": {

@@ -30,7 +30,7 @@ EMBEDDINGS = (
     "output",
 )
 LOGITS = ("logits", "output", "output_0", "probabilities", "scores")
-HIDDEN = ("last_hidden_state", "token_embeddings", "hidden_states")
+HIDDEN_STATES = ("last_hidden_state", "token_embeddings", "hidden_states")
 DEFAULT_SIDE = 224
 
 
@@ -86,7 +86,7 @@ def text_ports(path: Path) -> TextPorts:
 
 def _output(path: Path, outputs: tuple[Port, ...], preferred: tuple[str, ...]) -> str:
     """Choose the output of shape (n, d). One whose shape is not stated comes into question too: it will be run."""
-    flat = [port.name for port in outputs if len(port.shape) in {0, 2} and port.name not in HIDDEN]
+    flat = [port.name for port in outputs if len(port.shape) in {0, 2} and port.name not in HIDDEN_STATES]
     for name in preferred:
         if name in flat:
             return name

@@ -16,7 +16,7 @@ from datasette_vision.install.origins import LocalFolder, OneGraph, Origin, read
 from datasette_vision.install.requests import COMMIT, REPOSITORY, Request, is_path, location, name_of
 from datasette_vision.models import catalog, digests, manifest
 from datasette_vision.models.leftovers import leftovers
-from datasette_vision.models.manifest import NAME
+from datasette_vision.models.manifest import NAME_PATTERN
 from datasette_vision.models.store import InstalledModel, ModelStore
 from datasette_vision.models.tasks import IMAGE_CLASSIFICATION
 from datasette_vision.util.progress import OnProgress
@@ -48,9 +48,9 @@ class Installer:
 
     def install(self, request: Request) -> Installed:
         """Install a model, or do nothing when it is there from the same source. Raises InstallFailed and others."""
-        row = None if is_path(request.source) else catalog.find(request.source)
+        row = None if is_path(request.source) else catalog.catalog_row(request.source)
         name = request.name or (row.name if row else name_of(request.source))
-        if not NAME.fullmatch(name):
+        if not NAME_PATTERN.fullmatch(name):
             raise InvalidArgument(
                 f"--name: expected lower-case letters, digits, '.', '_' and '-', at most 64, found {name!r}"
             )
@@ -151,13 +151,13 @@ class Installer:
     def _finish(self, draft: drafts.Draft, name: str, folder: Path) -> None:
         """Try the model in the staging folder, record what it answers, and write its manifest, last of all."""
         value = {**draft, "name": name, "files": list_files(folder), "canonical": draft.get("canonical") or {}}
-        model = InstalledModel(manifest.parse(value, f"{name}: manifest"), folder)
+        model = InstalledModel(manifest.parse_manifest(value, f"{name}: manifest"), folder)
         self.on_progress("Checking that it loads and answers")
         trial.verify(model)
         value["canonical"] = {**trial.answers(model), **value["canonical"]}
         path = folder / "manifest.json"
         path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        manifest.read(folder)
+        manifest.read_manifest(folder)
 
 
 class _Origins:
@@ -223,7 +223,7 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
 def _copy_finished(origin: Origin, folder: Path, precision: str) -> drafts.Draft:
     """Take a model over as it stands, each file checked against its manifest. Raises ModelCorrupt."""
     value = read_json(origin, "manifest.json")
-    found = manifest.parse(value, f"{origin.location}: manifest.json")
+    found = manifest.parse_manifest(value, f"{origin.location}: manifest.json")
     if precision not in {"auto", found.precision}:
         raise InstallFailed(f"{origin.location}: no graph of precision {precision}: it is {found.precision}")
     for file in found.files:
@@ -241,7 +241,7 @@ def check_removable(models_dir: Path, name: str) -> Path:
 
     Raises UnknownModel, or InvalidArgument for one that comes with the package.
     """
-    if NAME.fullmatch(name) and (models_dir / name).is_dir():
+    if NAME_PATTERN.fullmatch(name) and (models_dir / name).is_dir():
         return models_dir / name
     model = ModelStore(models_dir).find(name)
     if model.folder.parent != models_dir:

@@ -29,7 +29,7 @@ PRESETS: dict[str, tuple[float | None, str, list[float], list[float]]] = {
 }
 
 # PIL.Image.Resampling, which transformers writes as numbers.
-RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 # Processors that resize to a square when `size` is one number: the others keep the aspect ratio.
 SHORTEST_EDGE = ("CLIP", "ConvNext", "Levit", "MobileNet", "Bit", "ChineseCLIP", "Poolformer")
@@ -86,10 +86,10 @@ def _from_transformers(config: Mapping[str, Any]) -> Spec:
             raise _Unsupported(f"{key}: {meaning} is not supported")
     if config.get("do_rescale", True) and abs(float(config.get("rescale_factor", 1 / 255)) * 255 - 1) > 0.01:
         raise _Unsupported("rescale_factor: expected 1/255")
-    resample = RESAMPLE.get(int(config.get("resample", 3 if "CLIP" in kind else 2)))
+    resample = PIL_RESAMPLING.get(int(config.get("resample", 3 if "CLIP" in kind else 2)))
     if resample is None:
         raise _Unsupported(
-            f"resample: expected one of {', '.join(map(str, RESAMPLE))}, found {_shown(config['resample'])}"
+            f"resample: expected one of {', '.join(map(str, PIL_RESAMPLING))}, found {_shown(config['resample'])}"
         )
     mean, std = (
         (list(config["image_mean"]), list(config["image_std"])) if config.get("do_normalize", True) else (ZERO, ONE)
@@ -160,8 +160,10 @@ def _from_open_clip(config: Mapping[str, Any]) -> Spec:
     else:
         raise _Unsupported(f"resize_mode: {_shown(mode)} is not supported for {height} x {width}")
     resample = str(config["interpolation"])
-    if resample not in RESAMPLE.values():
-        raise _Unsupported(f"interpolation: expected one of {', '.join(RESAMPLE.values())}, found {_shown(resample)}")
+    if resample not in PIL_RESAMPLING.values():
+        raise _Unsupported(
+            f"interpolation: expected one of {', '.join(PIL_RESAMPLING.values())}, found {_shown(resample)}"
+        )
     return _spec(resize, height, width, resample, list(config["mean"]), list(config["std"]))
 
 

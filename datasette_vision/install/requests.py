@@ -33,7 +33,7 @@ def location(source: str) -> str:
         return source
     folder = Path(source).expanduser().resolve()
     if (folder / "manifest.json").is_file():
-        return manifest.read(folder).source.location
+        return manifest.read_manifest(folder).source.location
     return folder.name
 
 
@@ -41,7 +41,7 @@ def is_path(source: str) -> bool:
     """Whether a source means something here: it is written as a path, or there is one and no catalogue name."""
     if source.startswith((".", "/", "~")) or "\\" in source:
         return True
-    return catalog.find(source) is None and Path(source).exists()
+    return catalog.catalog_row(source) is None and Path(source).exists()
 
 
 def name_of(source: str) -> str:

@@ -15,7 +15,7 @@ from datasette_vision.images.preprocess import Preprocess
 
 CANONICAL_TEXT = "a photo of a cat on a purple and gold rug"
 CANONICAL_PICTURE = "discs-1"
-TEXTS = (
+SAMPLE_TEXTS = (
     CANONICAL_TEXT,
     "a dog",
     "two people walking on a beach at sunset",
@@ -37,7 +37,7 @@ def canonical_picture() -> Image.Image:
     return _picture(0)
 
 
-def pictures(count: int = 12) -> list[Image.Image]:
+def sample_images(count: int = 12) -> list[Image.Image]:
     """Return different pictures: gradients, discs and noise of several scales."""
     return [_picture(number) for number in range(count)]
 
@@ -70,7 +70,7 @@ def calibration(folder: Path | None, spec: Preprocess) -> NDArray[np.float32]:
     Raises InvalidArgument when the folder holds no image that can be read.
     """
     if folder is None:
-        return np.stack([spec(picture) for picture in pictures()])
+        return np.stack([spec(picture) for picture in sample_images()])
     found: list[NDArray[np.float32]] = []
     for path in sorted(folder.rglob("*")):
         if len(found) == MAX_CALIBRATION:

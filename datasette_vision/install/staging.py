@@ -62,7 +62,7 @@ def held(models_dir: Path, name: str, on_progress: OnProgress[str]) -> Iterator[
         writing(models_dir),
         exclusive(models_dir / ".locks" / name, f"{name} is being installed by another", on_progress),
     ):
-        recover(models_dir, name)
+        recover_install(models_dir, name)
         yield
 
 
@@ -84,7 +84,7 @@ def writing(folder: Path) -> Iterator[None]:
         raise InstallFailed(f"{where}: {error.strerror or error}{hint}") from None
 
 
-def recover(models_dir: Path, name: str) -> None:
+def recover_install(models_dir: Path, name: str) -> None:
     """Put right what killed installs of `name` left. The lock of the name is held."""
     for entry, kind in leftovers(models_dir, name):
         if kind == "old" and not (models_dir / name).exists() and (entry / "manifest.json").is_file():
@@ -101,7 +101,7 @@ def clear_up(models_dir: Path, on_progress: OnProgress[str]) -> None:
     for name in sorted({match["name"] for match, _ in all_leftovers(models_dir)}):
         with exclusive(models_dir / ".locks" / name, "", on_progress, wait=False) as mine:
             if mine:
-                recover(models_dir, name)
+                recover_install(models_dir, name)
     downloads = models_dir / ".downloads"
     at_work = any(match["kind"] == "install" for match, _ in all_leftovers(models_dir))
     for path in sorted(downloads.iterdir()) if downloads.is_dir() else []:

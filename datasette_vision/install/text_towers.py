@@ -22,10 +22,10 @@ SIGLIP = ("siglip", "siglip2", "siglip_text_model")
 NO_LIMIT = 100_000
 # Of a text with padding and without: a causal or masked tower gives the same, up to the noise of quantised activations.
 SAME = 0.99
-SHORT_TEXT = "a dog"
+PROBE_TEXT = "a dog"
 
 
-def describe(
+def describe_text_tower(
     origin: Origin, tokenizer_name: str, graph: Path, found: TextPorts, tokenizer: Path, context_length: int | None
 ) -> TextTower:
     """Work out how a text graph is fed; `tokenizer` is the tokenizer.json that it will be used with.
@@ -117,7 +117,7 @@ def _pad_token_id(settings: dict[str, Any], written: dict[str, Any]) -> int:
 def _padding_changes_nothing(graph: Path, tower: TextTower) -> bool:
     """Try it: whether a text gives the same embedding at its own length as padded to the whole context."""
     tokenizer = Tokenizer(graph.with_name(tower.tokenizer), tower)
-    ids = tokenizer.encode(SHORT_TEXT)
+    ids = tokenizer.encode(PROBE_TEXT)
     padded = tokenizer.pad([ids])
     alone = np.array([ids], dtype=np.int64)
     whole = run_text(graph, tower, padded["input_ids"], padded["attention_mask"])

@@ -15,7 +15,7 @@ from datasette_vision.util.lazy import Lazy
 if TYPE_CHECKING:
     from datasette_vision.engine.vision import Vision
 
-PREFIX = "vision/"
+MODEL_ID_PREFIX = "vision/"
 
 
 def _make_vision() -> Vision:
@@ -40,7 +40,7 @@ class VisionEmbeddingModel(llm.EmbeddingModel):
     batch_size = 32
 
     def __init__(self, name: str, vision: Lazy[Vision]) -> None:
-        self.model_id = PREFIX + name
+        self.model_id = MODEL_ID_PREFIX + name
         self._name = name
         self._vision = vision
 

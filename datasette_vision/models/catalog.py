@@ -148,6 +148,6 @@ CATALOG = (
 )
 
 
-def find(name: str) -> CatalogRow | None:
+def catalog_row(name: str) -> CatalogRow | None:
     """Return the row of this name."""
     return next((row for row in CATALOG if row.name == name), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-PART = 1 << 20
+READ_BYTES = 1 << 20
 
 
 def sha256(path: Path) -> str:
@@ -20,6 +20,6 @@ def git_blob(path: Path) -> str:
 
 def _of(path: Path, digest: hashlib._Hash) -> str:
     with path.open("rb") as stream:
-        while part := stream.read(PART):
+        while part := stream.read(READ_BYTES):
             digest.update(part)
     return digest.hexdigest()

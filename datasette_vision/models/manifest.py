@@ -14,12 +14,12 @@ from datasette_vision.errors import ModelCorrupt
 from datasette_vision.images.preprocess import RESAMPLE, Preprocess, Size
 from datasette_vision.models.tasks import FORMS, Form
 
-FORMAT = 1
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+MANIFEST_FORMAT = 1
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 # Far above any model there is: what is above them is a mistake, and would only be noticed as a lack of memory.
 MAX_FILE_BYTES = 1 << 40
-MAX_DIMENSIONS = 1_000_000
+MAX_MODEL_DIMENSIONS = 1_000_000
 MAX_CONTEXT_LENGTH = 100_000
 MAX_TOKEN_ID = 10_000_000
 MAX_PIXELS = 10_000
@@ -110,7 +110,7 @@ class Manifest:
         return next(file for file in self.files if file.path == path)
 
 
-def read(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     """Read folder/manifest.json. Raises ModelCorrupt, naming the file and the key, when anything is not as expected."""
     path = folder / "manifest.json"
     try:
@@ -121,10 +121,10 @@ def read(folder: Path) -> Manifest:
         value = json.loads(content)
     except (ValueError, RecursionError):
         raise ModelCorrupt(f"{path}: expected JSON, found something else") from None
-    return parse(value, str(path), hashlib.sha256(content).hexdigest())
+    return parse_manifest(value, str(path), hashlib.sha256(content).hexdigest())
 
 
-def parse(value: Any, where: str, identity: str = "") -> Manifest:
+def parse_manifest(value: Any, where: str, identity: str = "") -> Manifest:
     """Read a manifest that is not, or not yet, on disk. Raises ModelCorrupt, naming `where` and the key."""
     return _manifest(_Reader(value, where), identity)
 
@@ -193,9 +193,9 @@ def _is_plain(path: str) -> bool:
 
 def _manifest(value: _Reader, identity: str) -> Manifest:
     found = value.value.get("format")
-    if found != FORMAT or isinstance(found, bool):
+    if found != MANIFEST_FORMAT or isinstance(found, bool):
         raise ModelCorrupt(
-            f"{value.where}: format: expected {FORMAT}, found {json.dumps(found)[:60]}:"
+            f"{value.where}: format: expected {MANIFEST_FORMAT}, found {json.dumps(found)[:60]}:"
             " another version of datasette-vision made it"
         )
     form = FORMS[value.choice("task", tuple(FORMS))]
@@ -209,12 +209,12 @@ def _manifest(value: _Reader, identity: str) -> Manifest:
         for item in value.objects("files")
     )
     manifest = Manifest(
-        name=value.get("name", str, NAME.fullmatch, "a name of lower-case letters, digits, '.', '_' and '-'"),  # type: ignore[arg-type]
+        name=value.get("name", str, NAME_PATTERN.fullmatch, "a name of lower-case letters, digits, '.', '_' and '-'"),  # type: ignore[arg-type]
         task=form.task,
         description=value.text("description"),
         source=ModelSource(source.text("location"), source.optional_text("revision"), source.text("licence")),
         precision=value.text("precision"),
-        dimensions=value.count("dimensions", 1, MAX_DIMENSIONS),
+        dimensions=value.count("dimensions", 1, MAX_MODEL_DIMENSIONS),
         logit_scale=value.number("logit_scale", None if form.needs_logit_scale else 1.0),
         logit_bias=value.number("logit_bias", 0.0),
         activation=value.choice("activation", form.activations),

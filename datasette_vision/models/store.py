@@ -80,11 +80,11 @@ class ModelStore:
 
         Raises UnknownModel, naming those there are, or ModelCorrupt when its manifest cannot be read.
         """
-        if manifests.NAME.fullmatch(name):
+        if manifests.NAME_PATTERN.fullmatch(name):
             for root in (self.models_dir, self.bundled):
                 folder = self._folder(root, name)
                 if folder is not None:
-                    manifest = manifests.read(folder)
+                    manifest = manifests.read_manifest(folder)
                     if manifest.name != name:
                         raise ModelCorrupt(f"{folder / 'manifest.json'}: name: expected {name}, found {manifest.name}")
                     return InstalledModel(manifest, folder)
@@ -103,7 +103,7 @@ class ModelStore:
     @staticmethod
     def _is_model(folder: Path) -> bool:
         try:
-            return bool(manifests.NAME.fullmatch(folder.name)) and (folder / "manifest.json").is_file()
+            return bool(manifests.NAME_PATTERN.fullmatch(folder.name)) and (folder / "manifest.json").is_file()
         except OSError:
             # A folder closed to this user, such as a home that is another's: the bundled model serves all the same.
             return False

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @hookimpl
 def startup(datasette: Datasette) -> None:
     """Check the configuration, so that a mistake in it stops the start, and begin to preload."""
-    queries.install(rules_of)
+    queries.bound_queries(rules_of)
     state_of(datasette).start()
 
 
@@ -48,13 +48,13 @@ def asgi_wrapper(datasette: Datasette) -> Callable[[Application], Application]:
 @hookimpl(specname="asgi_wrapper")
 def readable_databases(datasette: Datasette) -> Callable[[Application], Application]:
     """Undo what killed processes were writing, before a request reads it."""
-    return functools.partial(recovery.watch, datasette)
+    return functools.partial(recovery.recover_before_requests, datasette)
 
 
 @hookimpl(specname="asgi_wrapper")
 def request_of_queries(datasette: Datasette) -> Callable[[Application], Application]:
     """Let queries know which request they belong to."""
-    return queries.watch
+    return queries.track_requests
 
 
 @hookimpl(tryfirst=True)
@@ -72,7 +72,7 @@ def shutdown(datasette: Datasette) -> None:
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
     """Register the SQL functions, and bound the memory of queries."""
-    queries.install(rules_of)  # connections may be made before the start
+    queries.bound_queries(rules_of)  # connections may be made before the start
     sqlite_limits.limit(conn)
     state_of(datasette).sql.register(conn)
     recovery.before_reading(datasette)
@@ -123,55 +123,55 @@ def register_actions() -> list[Any]:
 @hookimpl(optionalhook=True)
 def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
     """Decide on the plugin's own permissions. Datasette 1.0 only."""
-    return permissions.rules(datasette, actor, action)
+    return permissions.rules_for_action(datasette, actor, action)
 
 
 @hookimpl(optionalhook=True)
 def permission_allowed(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> bool | None:
     """Decide on the plugin's own permissions. Datasette 0.65 only."""
-    return permissions.opinion(datasette, actor, action)
+    return permissions.opinion_on_action(datasette, actor, action)
 
 
 @hookimpl(optionalhook=True, specname="permission_resources_sql")
 def side_table_rules(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
     """Deny side tables to those who may not see their sources. Datasette 1.0 only."""
-    return side_table_permissions.rules(datasette, actor, action)
+    return side_table_permissions.rules_for_tables(datasette, actor, action)
 
 
 @hookimpl(optionalhook=True, specname="permission_allowed", trylast=True)  # the last word is the one that counts
 def side_table_opinion(datasette: Datasette, actor: dict[str, Any] | None, action: str, resource: Any) -> Any:
     """Deny side tables to those who may not see their sources. Datasette 0.65 only."""
-    return side_table_permissions.opinion(datasette, actor, action, resource)
+    return side_table_permissions.opinion_on_table(datasette, actor, action, resource)
 
 
 @hookimpl(specname="asgi_wrapper")
 def side_table_requests(datasette: Datasette) -> Any:
     """Find out once in a request who may see side tables."""
-    return side_table_permissions.watch
+    return side_table_permissions.remember_denials
 
 
 @hookimpl
 def register_routes() -> list[tuple[str, Any]]:
     """Serve the HTTP API and the pages, whose addresses take what is left over."""
-    return [*routes.register(table.routes()), *pages.routes()]
+    return [*routes.as_datasette_routes(table.api_routes()), *pages.page_routes()]
 
 
 @hookimpl(specname="asgi_wrapper")
 def cross_origin(datasette: Datasette) -> Any:
     """Refuse foreign pages with a visitor's cookies, and let others post to the API, with --cors."""
-    return crossorigin.wrapper(datasette, table.routes())
+    return crossorigin.cross_origin_wrapper(datasette, table.api_routes())
 
 
 @hookimpl(specname="asgi_wrapper")
 def crowds(datasette: Datasette) -> Any:
     """Have the many requests of one client wait behind each other."""
-    return crowd.wrapper(datasette)
+    return crowd.concurrency_wrapper(datasette)
 
 
 @hookimpl(specname="asgi_wrapper")
 def slow_clients(datasette: Datasette) -> Any:
     """Hold no answer for a client that does not take it."""
-    return answers.wrapper(datasette)
+    return answers.slow_clients_wrapper(datasette)
 
 
 @hookimpl(optionalhook=True)

@@ -22,7 +22,7 @@ from datasette_vision.vectors.embedding import FLOAT32, Vector
 from datasette_vision.vectors.index import View
 
 # By how much a similarity that an index gives may be off, at the very most.
-TOLERANCE = 0.05
+SIMILARITY_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def from_index(
         same = ~np.isin(labels, different)
         found = _rows(connection, wanted, query, labels[same].tolist())
         for label, expected in zip(labels[same].tolist(), approximate[same].tolist(), strict=True):
-            if label in found and abs(found[label].similarity - expected) > TOLERANCE:
+            if label in found and abs(found[label].similarity - expected) > SIMILARITY_TOLERANCE:
                 raise IndexMismatch
         if len(found) >= k or exhausted:
             return _best(found, changed, k=k)

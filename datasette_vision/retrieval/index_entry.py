@@ -16,7 +16,7 @@ import numpy as np
 
 from datasette_vision.tables import change_log
 from datasette_vision.tables.change_log import State
-from datasette_vision.tables.side_reader import BATCH, Embeddings
+from datasette_vision.tables.side_reader import ROWS_PER_READ, Embeddings
 from datasette_vision.util.progress import OnProgress, Progress, no_progress
 from datasette_vision.vectors import index_file
 from datasette_vision.vectors.eight_bit import Flat, Mask, coded, empty
@@ -31,7 +31,7 @@ HISTORY = 1 << 14
 CHANGED_PART = 4
 # Rows of an opened index that are compared with the table; of those that are found again, at least so many of them.
 SAMPLED = 16
-FOUND = 0.75
+MIN_FOUND_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class IndexEntry:
         """Bring changes into the index, which lead from its state to this one."""
         assert self.index is not None
         rows = sorted({row for _, row in changes})
-        for start in range(0, len(rows), BATCH):
-            some = rows[start : start + BATCH]
+        for start in range(0, len(rows), ROWS_PER_READ):
+            some = rows[start : start + ROWS_PER_READ]
             labels, vectors = wanted.read_rows(connection, some, self.index.dimensions)
             self.index.change(np.array(some, dtype=np.int64), labels, vectors)
         self.history.extend(changes)
@@ -115,7 +115,7 @@ class IndexEntry:
     def open(self, path: Path, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int) -> bool:
         """Open what was saved and bring in what has changed since; say whether that could be done."""
         try:
-            saved = index_file.load(path)
+            saved = index_file.open_index(path)
         except OSError:
             return False
         except UnusableIndex as error:
@@ -159,8 +159,8 @@ class IndexEntry:
             assert then.state is not None
             about = _about(wanted, then.index.dimensions, then.state)
             try:
-                index_file.save(path, about, base, alive, then.index.dimensions)
-                base = index_file.load(path).base
+                index_file.save_index(path, about, base, alive, then.index.dimensions)
+                base = index_file.open_index(path).base
             except OSError as error:
                 problem = error
         with self.lock:
@@ -208,4 +208,4 @@ def _fits(index: Index, connection: sqlite3.Connection, wanted: Embeddings, chan
         nearest, similarities = index.search(vector, 10)
         # Where more than ten are the same, it need not be among them.
         found += label in nearest.tolist() or (len(similarities) > 0 and float(similarities[-1]) > 0.999)
-    return found >= FOUND * len(sample)
+    return found >= MIN_FOUND_SHARE * len(sample)

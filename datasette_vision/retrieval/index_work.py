@@ -90,7 +90,7 @@ def carry_out(
     onto = base if isinstance(base, HnswGraph) else None
     added = view.tail if view.tail_alive is None else view.tail.take(view.tail_alive)
     parts = alive_parts(view) if onto is None else [added]
-    graph = hnsw.build(
+    graph = hnsw.build_graph(
         parts,
         dimensions,
         onto=onto,
@@ -109,7 +109,7 @@ def carry_out(
     return True
 
 
-def prepare(
+def prepare_index(
     path: Path,
     connection: sqlite3.Connection,
     wanted: Embeddings,

@@ -16,8 +16,8 @@ from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.index import View
 
-QUERIES = 100
-K = 10
+RECALL_QUERIES = 100
+RECALL_AT = 10
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Recall:
     milliseconds: float
 
 
-def measure(connection: sqlite3.Connection, wanted: Embeddings, view: View, dimensions: int) -> Recall | None:
+def measure_recall(connection: sqlite3.Connection, wanted: Embeddings, view: View, dimensions: int) -> Recall | None:
     """Search for some rows of a table, and for points between two of them; None when the table is empty.
 
     Each search goes through the index and, in one pass over the table, compares with every embedding.
@@ -42,7 +42,7 @@ def measure(connection: sqlite3.Connection, wanted: Embeddings, view: View, dime
     found, seconds = [], []
     for query in queries:
         began = time.perf_counter()
-        hits = from_index(connection, wanted, query, K, view, [])
+        hits = from_index(connection, wanted, query, RECALL_AT, view, [])
         seconds.append(time.perf_counter() - began)
         found.append([hit.similarity for hit in hits])
     parts = [
@@ -58,7 +58,7 @@ def _queries(connection: sqlite3.Connection, wanted: Embeddings, view: View, dim
     if not len(labels):
         return np.empty((0, dimensions), np.float32)
     random = np.random.default_rng(len(labels))
-    _, rows = wanted.read_rows(connection, random.choice(labels, 2 * QUERIES).tolist(), dimensions)
+    _, rows = wanted.read_rows(connection, random.choice(labels, 2 * RECALL_QUERIES).tolist(), dimensions)
     made = []
     for number, (one, other) in enumerate(zip(rows, rows[::-1], strict=True)):
         weight = 1.0 if number % 2 else 0.6
@@ -66,7 +66,7 @@ def _queries(connection: sqlite3.Connection, wanted: Embeddings, view: View, dim
             made.append(vectors.normalise(weight * vectors.normalise(one) + (1 - weight) * vectors.normalise(other)))
         except InvalidVector:
             continue  # without direction, or opposites
-    return np.array(made[:QUERIES], np.float32).reshape(-1, dimensions)
+    return np.array(made[:RECALL_QUERIES], np.float32).reshape(-1, dimensions)
 
 
 def _exact(
@@ -85,5 +85,5 @@ def _exact(
         usable = np.isfinite(lengths) & (lengths > 0) & np.isin(labels, there)
         similarities = queries @ (rows[usable] / lengths[usable, None]).T
         for own, new in zip(best, similarities, strict=True):
-            own[:] = sorted([*own, *np.sort(new)[-K:].tolist()], reverse=True)[:K]
+            own[:] = sorted([*own, *np.sort(new)[-RECALL_AT:].tolist()], reverse=True)[:RECALL_AT]
     return [own[-1] if own else 1.0 for own in best], [max(1, len(own)) for own in best]

@@ -96,7 +96,7 @@ class Searcher:
         if dot:
             places += [(schema, after) for schema in schemas if schema.lower() == before.lower()]
         for schema, name in places:
-            found = side_tables.find(connection, name, schema)
+            found = side_tables.find_source(connection, name, schema)
             if found is not None:
                 return found
         for schema, name in places:

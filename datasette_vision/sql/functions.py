@@ -47,13 +47,13 @@ class Functions:
     def vision_embed(self, value: Any, model: Any = None) -> bytes:
         if isinstance(value, str):
             return self.vision_embed_text(value, model)
-        return vectors.encode(self._vision.embed_image(_blob(value, "TEXT or an image BLOB"), _model(model)))
+        return vectors.to_blob(self._vision.embed_image(_blob(value, "TEXT or an image BLOB"), _model(model)))
 
     def vision_embed_text(self, value: Any, model: Any = None) -> bytes:
-        return vectors.encode(self._vision.embed_text(_text(value, "TEXT"), _model(model)))
+        return vectors.to_blob(self._vision.embed_text(_text(value, "TEXT"), _model(model)))
 
     def vision_embed_image(self, value: Any, model: Any = None) -> bytes:
-        return vectors.encode(self._vision.embed_image(_image(value), _model(model)))
+        return vectors.to_blob(self._vision.embed_image(_image(value), _model(model)))
 
     def vision_similarity(self, a: Any, b: Any) -> float:
         try:
@@ -64,7 +64,7 @@ class Functions:
                 return 1 - distance
         except (TypeError, ValueError):
             pass  # something is wrong with an argument: what, is found out below
-        return vectors.cosine(vectors.decode(_embedding(a)), vectors.decode(_embedding(b)))
+        return vectors.cosine(vectors.from_blob(_embedding(a)), vectors.from_blob(_embedding(b)))
 
     llm_embed_cosine = vision_similarity
 
@@ -75,18 +75,18 @@ class Functions:
             if not isinstance(weight, (int, float)) or not math.isfinite(weight):
                 raise InvalidArgument(f"expected a number as weight, found {_kind(weight)}")
         pairs = zip(arguments[::2], arguments[1::2], strict=True)
-        return vectors.encode(
-            vectors.combine((vectors.decode(_embedding(blob)), float(weight)) for blob, weight in pairs)
+        return vectors.to_blob(
+            vectors.combine((vectors.from_blob(_embedding(blob)), float(weight)) for blob, weight in pairs)
         )
 
     def vision_to_json(self, embedding: Any) -> str:
-        return vectors.to_json(vectors.decode(_embedding(embedding)))
+        return vectors.to_json(vectors.from_blob(_embedding(embedding)))
 
     def vision_from_json(self, text: Any) -> bytes:
-        return vectors.encode(vectors.from_json(_text(text, "a JSON array as TEXT")))
+        return vectors.to_blob(vectors.from_json(_text(text, "a JSON array as TEXT")))
 
     def vision_from_base64(self, text: Any) -> bytes:
-        return vectors.encode(vectors.from_base64(_text(text, "base64 as TEXT")))
+        return vectors.to_blob(vectors.from_base64(_text(text, "base64 as TEXT")))
 
     def vision_average(self) -> Average:
         return Average(normalised=True)
@@ -162,17 +162,17 @@ class Functions:
         ours, normalised = name.removeprefix("vision/"), name.startswith("vision/")
         try:
             if isinstance(value, str):
-                return vectors.encode(self._vision.embed_text(value, ours, normalised=normalised))
+                return vectors.to_blob(self._vision.embed_text(value, ours, normalised=normalised))
             image = _blob(value, "TEXT or an image BLOB")
-            return vectors.encode(self._vision.embed_image(image, ours, normalised=normalised))
+            return vectors.to_blob(self._vision.embed_image(image, ours, normalised=normalised))
         except UnknownModel:
             if self._foreign_embed is None:
                 raise
-        return vectors.encode(self._foreign_embed(name, value))
+        return vectors.to_blob(self._foreign_embed(name, value))
 
     def llm_embed_decode(self, embedding: Any) -> str:
         # As json.dumps(struct.unpack(…)) writes it: callers compare this text.
-        return json.dumps(vectors.decode(_embedding(embedding)).tolist())
+        return json.dumps(vectors.from_blob(_embedding(embedding)).tolist())
 
     def llm_embed_average(self) -> Average:
         return Average(normalised=False)
@@ -188,7 +188,7 @@ class Average:
 
     def step(self, embedding: Any) -> None:
         """Add one embedding. Raises DimensionMismatch when it is not of the size of those before."""
-        vector = vectors.decode(_embedding(embedding))
+        vector = vectors.from_blob(_embedding(embedding))
         term = (vectors.normalise(vector) if self._normalised else vector).astype(np.float64)
         if self._sum is None:
             self._sum = term
@@ -205,7 +205,7 @@ class Average:
         if self._sum is None:
             return None
         mean = self._sum / self._count
-        return vectors.encode(vectors.normalise(mean) if self._normalised else mean.astype(np.float32))
+        return vectors.to_blob(vectors.normalise(mean) if self._normalised else mean.astype(np.float32))
 
 
 def _model(value: Any) -> str | None:

@@ -20,7 +20,7 @@ from datasette_vision.util.transactions import in_transaction
 # No side table can be called so: those begin with "_vision_".
 LOG = "_visionchanges"
 TRIGGERS = "_vision-"
-KEPT = 1 << 18
+KEPT_CHANGES = 1 << 18
 EVENTS = ("replace", "insert", "update", "delete")
 
 CREATE_LOG = (
@@ -36,7 +36,7 @@ class State(NamedTuple):
     stamp: int
 
 
-def install(connection: sqlite3.Connection, side_table: str, primary_key: tuple[str, ...]) -> None:
+def log_changes(connection: sqlite3.Connection, side_table: str, primary_key: tuple[str, ...]) -> None:
     """Have the changes of a side table noted. Does nothing where they are.
 
     Where they were not, or not by triggers of this version, the generation moves on, since anything may have happened.
@@ -153,4 +153,4 @@ def _note(side_table: str, row: str, where: str = "") -> str:
 def _prune(side_table: str) -> str:
     name = literal(side_table)
     last = f"(select max(generation) from {LOG} where side_table = {name})"
-    return f"delete from {LOG} where side_table = {name} and generation <= {last} - {KEPT}"
+    return f"delete from {LOG} where side_table = {name} and generation <= {last} - {KEPT_CHANGES}"

@@ -14,7 +14,7 @@ FILE_NAME = re.compile(r"\.(jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?|avif|hei[cf])$
 IMAGES, TEXTS, PATHS = "images", "texts", "paths"
 
 
-def choose(source: SourceTable, base: Base | None, used: list[str]) -> str:
+def choose_column(source: SourceTable, base: Base | None, used: list[str]) -> str:
     """Return the one column to embed: that of `used` (the columns that were embedded before), or that of images.
 
     With the folder `base`, the one that holds paths of files in it. Raises InvalidArgument where it is not one.

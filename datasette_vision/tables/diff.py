@@ -82,7 +82,7 @@ def has_key(source: EmbeddedSource, keys: Sequence[KeyValues]) -> str:
     return f"({', '.join(names)}) in (values {values})"
 
 
-def opened(connection: sqlite3.Connection, source: EmbeddedSource) -> SourceTable:
+def source_table(connection: sqlite3.Connection, source: EmbeddedSource) -> SourceTable:
     """Return the table for reading its rows. Raises InvalidArgument when its key does not tell them apart."""
     return SourceTable(connection, source.table, given_key(connection, source))
 

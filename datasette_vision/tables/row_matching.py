@@ -10,7 +10,7 @@ from datasette_vision.tables import side_tables
 from datasette_vision.util.sql_names import quote, rowid_name
 
 # Temporary tables, of this connection alone.
-BATCH = "_vision_batch"
+BATCH_TABLE = "_vision_batch"
 COPY = "_vision_copy"
 
 
@@ -19,7 +19,7 @@ def key_of(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
 
     Raises InvalidArgument when it has none of these: a view, say, that has not been embedded yet.
     """
-    found = side_tables.find(connection, table)
+    found = side_tables.find_source(connection, table)
     if found is not None:
         return found.key
     key = side_tables.primary_key(connection, table)
@@ -50,19 +50,20 @@ class Matcher:
         self._table = table
         self._columns = columns
         self._key = key_of(connection, table)
-        connection.execute(f"create temp table if not exists {BATCH} (number integer primary key, name)")
+        connection.execute(f"create temp table if not exists {BATCH_TABLE} (number integer primary key, name)")
         self._indexed = self._has_index()
         self._place = quote(table) if self._indexed else self._copied()
 
     def keys(self, names: Sequence[str]) -> dict[int, list[tuple[object, ...]]]:
         """Return the keys of the rows with each name, by its number in `names`; what has no row is left out."""
-        self._connection.execute(f"delete from temp.{BATCH}")
-        self._connection.executemany(f"insert into temp.{BATCH} values (?, ?)", enumerate(names))
+        self._connection.execute(f"delete from temp.{BATCH_TABLE}")
+        self._connection.executemany(f"insert into temp.{BATCH_TABLE} values (?, ?)", enumerate(names))
         key = ", ".join(f"t.{quote(column)}" for column in self._key)
         found: dict[int, list[tuple[object, ...]]] = {}
         # cross join: the batch first, then the index, whatever SQLite believes of their sizes.
         for number, *values in self._connection.execute(
-            f"select b.number, {key} from temp.{BATCH} b cross join {self._place} t on t.{quote(self.column)} = b.name"
+            f"select b.number, {key} from temp.{BATCH_TABLE} b"
+            f" cross join {self._place} t on t.{quote(self.column)} = b.name"
         ):
             found.setdefault(number, []).append(tuple(values))
         return found

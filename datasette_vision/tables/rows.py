@@ -14,7 +14,7 @@ from datasette_vision.util.sql_names import literal, quote, rowid_name
 
 CHUNK_ROWS = 256
 CHUNK_BYTES = 8_000_000
-SAMPLES = 20
+SAMPLED_VALUES = 20
 SAMPLE_LENGTH = 4096
 
 KeyValues = tuple[object, ...]
@@ -60,7 +60,7 @@ class SourceRow:
         return value
 
 
-def opened(database: Path | str | Connect) -> Connect:
+def connector(database: Path | str | Connect) -> Connect:
     """Return what opens a connection to a database, in autocommit mode and for use on any thread.
 
     Raises Unreadable when there is no such file.
@@ -141,7 +141,7 @@ class SourceTable:
         name = quote(column)
         found = self._connection.execute(
             f"select substr({name}, 1, {SAMPLE_LENGTH}) from {quote(self.name)}"
-            f" where typeof({name}) in ('text', 'blob') and {_condition(where)} limit {SAMPLES}"
+            f" where typeof({name}) in ('text', 'blob') and {_condition(where)} limit {SAMPLED_VALUES}"
         )
         return [value for (value,) in found]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datasette_vision.tables import change_log
 from datasette_vision.util.sql_names import quote as quote
 
-PREFIX = "_vision_"
+SIDE_TABLE_PREFIX = "_vision_"
 OWN_COLUMNS = ("source_column", "model", "content_hash", "embedding", "error", "embedded_at")
 # The tables that keep books and hold nothing for readers, with their columns.
 LOADS = "_visionloads"
@@ -41,7 +41,7 @@ class SideTable:
     @property
     def name(self) -> str:
         """The name of the side table."""
-        return PREFIX + self.table
+        return SIDE_TABLE_PREFIX + self.table
 
     @property
     def key_columns(self) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class SideTable:
             f"create index if not exists {quote('_vision-models-' + self.name)}"
             f" on {quote(self.name)} (model, source_column, error)"
         )
-        change_log.install(connection, self.name, (*self.key_columns, "source_column", "model"))
+        change_log.log_changes(connection, self.name, (*self.key_columns, "source_column", "model"))
 
     def _kinds(self, connection: sqlite3.Connection) -> list[str]:
         """Return the types of the key column(s), with a space before, that give them the affinity they have in the

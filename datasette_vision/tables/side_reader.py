@@ -15,7 +15,7 @@ from datasette_vision.util.sql_names import quote, rowid_name
 from datasette_vision.vectors.eight_bit import RowLabels
 from datasette_vision.vectors.embedding import FLOAT32, Matrix
 
-BATCH = 2048
+ROWS_PER_READ = 2048
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Embeddings:
         try:
             cursor.row_factory = None  # Datasette's rows cost more than what is in them
             cursor.execute(sql, parameters)
-            while rows := cursor.fetchmany(BATCH):
+            while rows := cursor.fetchmany(ROWS_PER_READ):
                 labels, blobs = zip(*rows, strict=True)
                 yield (
                     np.array(labels, dtype=np.int64),

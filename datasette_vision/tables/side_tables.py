@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
-from datasette_vision.tables.schema import BOOKKEEPING, OWN_COLUMNS, PREFIX, SideTable
+from datasette_vision.tables.schema import BOOKKEEPING, OWN_COLUMNS, SIDE_TABLE_PREFIX, SideTable
 from datasette_vision.util.sql_names import quote, rowid_name
 
 # How the names of all tables begin that this package makes.
@@ -49,20 +49,20 @@ def sources(connection: sqlite3.Connection, schema: str = "main") -> list[Embedd
         f"select name from {quote(schema)}.sqlite_master where type in ('table', 'view') and exists ("
         f"select 1 from {quote(schema)}.sqlite_master side where side.type = 'table'"
         " and side.name = ? || sqlite_master.name collate nocase) order by name",
-        (PREFIX,),
+        (SIDE_TABLE_PREFIX,),
     )
-    found = (find(connection, name, schema) for (name,) in names.fetchall())
+    found = (find_source(connection, name, schema) for (name,) in names.fetchall())
     return [source for source in found if source is not None]
 
 
-def find(connection: sqlite3.Connection, table: str, schema: str = "main") -> EmbeddedSource | None:
+def find_source(connection: sqlite3.Connection, table: str, schema: str = "main") -> EmbeddedSource | None:
     """Return a table or view that has a side table by its name, as SQLite compares names; None when there is none."""
     master = f"{quote(schema)}.sqlite_master"
     row = connection.execute(
         f"select name, type from {master} where type in ('table', 'view') and name = ? collate nocase", (table,)
     ).fetchone()
     side = connection.execute(
-        f"select name from {master} where type = 'table' and name = ? collate nocase", (PREFIX + table,)
+        f"select name from {master} where type = 'table' and name = ? collate nocase", (SIDE_TABLE_PREFIX + table,)
     ).fetchone()
     if row is None or side is None:
         return None
@@ -72,7 +72,11 @@ def find(connection: sqlite3.Connection, table: str, schema: str = "main") -> Em
     name, is_view = row[0], row[1] == "view"
     rowid = None if is_view else _rowid(connection, name, schema)
     key = _key(connection, name, schema, tuple(side_columns[: -len(OWN_COLUMNS)]), rowid)
-    return None if key is None else EmbeddedSource(schema, SideTable(side[0][len(PREFIX) :], key), is_view, rowid)
+    return (
+        None
+        if key is None
+        else EmbeddedSource(schema, SideTable(side[0][len(SIDE_TABLE_PREFIX) :], key), is_view, rowid)
+    )
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def own_table(connection: sqlite3.Connection, name: str) -> OwnTable | None:
 
 
 def _own_table(connection: sqlite3.Connection, name: str) -> OwnTable | None:
-    is_side_table = name[: len(PREFIX)].lower() == PREFIX
+    is_side_table = name[: len(SIDE_TABLE_PREFIX)].lower() == SIDE_TABLE_PREFIX
     wanted = OWN_COLUMNS if is_side_table else BOOKKEEPING.get(name.lower())
     if wanted is None or not set(wanted) <= {column.lower() for column in columns(connection, name)}:
         return None
@@ -116,7 +120,7 @@ def _own_table(connection: sqlite3.Connection, name: str) -> OwnTable | None:
     if is_side_table:
         source = connection.execute(
             "select name from sqlite_master where type in ('table', 'view') and name = ? collate nocase",
-            (name[len(PREFIX) :],),
+            (name[len(SIDE_TABLE_PREFIX) :],),
         ).fetchone()
     return OwnTable(name, None if source is None else source[0])
 

@@ -34,7 +34,7 @@ def database_path(connection: sqlite3.Connection, schema: str) -> str:
     return ""
 
 
-def recover(connect: Callable[..., sqlite3.Connection], path: str) -> None:
+def recover_database(connect: Callable[..., sqlite3.Connection], path: str) -> None:
     """Undo what a killed process was writing, if anything: whoever may only read a database cannot, and reads nothing.
 
     SQLite itself sees whether the journal beside the file is that of a transaction nobody will end. What cannot be

@@ -10,8 +10,8 @@ from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
-SECONDS = 0.25
-SHARE = 0.1  # of the time at most goes into transactions, however slow the disk is
+TRANSACTION_S = 0.25
+TRANSACTION_SHARE = 0.1  # of the time at most goes into transactions, however slow the disk is
 ROWS = 500  # some 20 ms: a Datasette that writes beside us is not kept waiting
 BUSY_TIMEOUT_MS = 300_000  # somebody else's VACUUM takes minutes
 
@@ -59,7 +59,7 @@ class Transactions(Generic[T]):
         self._write = write
         self._waiting: list[T] = []
         self._since = 0.0
-        self._interval = SECONDS
+        self._interval = TRANSACTION_S
         self._failed = False
 
     def add(self, row: T) -> None:
@@ -80,7 +80,7 @@ class Transactions(Generic[T]):
         self._writer(lambda connection: self._write(connection, rows))
         self._failed = False
         self._waiting = []
-        self._interval = max(SECONDS, (time.monotonic() - began) / SHARE)
+        self._interval = max(TRANSACTION_S, (time.monotonic() - began) / TRANSACTION_SHARE)
 
     def __enter__(self) -> Transactions[T]:
         return self

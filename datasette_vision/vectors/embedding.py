@@ -29,12 +29,12 @@ MAX_DIMENSIONS = 100_000
 CHARS_A_FLOAT = 32
 
 
-def encode(vector: Vector | Sequence[float]) -> bytes:
+def to_blob(vector: Vector | Sequence[float]) -> bytes:
     """Write an embedding of shape (d,) as a BLOB of 4 * d bytes."""
     return np.asarray(vector, dtype=FLOAT32).tobytes()
 
 
-def decode(blob: bytes, dimensions: int | None = None) -> Vector:
+def from_blob(blob: bytes, dimensions: int | None = None) -> Vector:
     """Read a BLOB as an embedding of shape (d,).
 
     Raises InvalidVector when its length is not that of whole float32 values (or not of `dimensions` of them), or of
@@ -62,7 +62,7 @@ def unless_image(data: bytes, dimensions: int) -> Vector | None:
     """
     embedding = None
     with contextlib.suppress(InvalidVector):
-        embedding = decode(data)
+        embedding = from_blob(data)
     fits = embedding is not None and len(embedding) == dimensions
     if embedding is not None and fits and is_unit(embedding):
         return embedding
@@ -182,7 +182,7 @@ def from_base64(text: str) -> Vector:
         blob = base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
     except ValueError:
         raise InvalidVector("expected base64 of float32 values, found text that is not base64") from None
-    return decode(blob)
+    return from_blob(blob)
 
 
 def _check_length(text: str, most: int) -> None:

@@ -76,7 +76,7 @@ def new_graph(dimensions: int) -> Any:
     )
 
 
-def build(
+def build_graph(
     parts: Sequence[Flat],
     dimensions: int,
     *,

@@ -30,8 +30,8 @@ from datasette_vision.util.unfinished import remove_leftovers, unfinished
 from datasette_vision.vectors.eight_bit import Coded, Flat, Mask
 from datasette_vision.vectors.hnsw import HnswGraph, new_graph
 
-MAGIC = b"\nvision1"
-FORMAT = 1
+INDEX_MAGIC = b"\nvision1"
+INDEX_FORMAT = 1
 END = struct.Struct("<Q32s8s")
 # usearch writes the number of vectors and their bytes (2 x 4 bytes), the vectors, then all else.
 GRAPH_HEAD = 8
@@ -43,18 +43,18 @@ class UnusableIndex(Exception):
 
 @dataclass(frozen=True)
 class Saved:
-    """An index as it was saved. `about` is what save() was told of it."""
+    """An index as it was saved. `about` is what save_index() was given."""
 
     about: dict[str, Any]
     base: Flat | HnswGraph
     alive: Mask | None
 
 
-def save(path: Path, about: dict[str, Any], base: Flat | HnswGraph, alive: Mask | None, dimensions: int) -> None:
+def save_index(path: Path, about: dict[str, Any], base: Flat | HnswGraph, alive: Mask | None, dimensions: int) -> None:
     """Write an index, in place of what was there. Raises OSError; what was there stays then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, f".{path.name}-*.tmp")
-    header: dict[str, Any] = {"format": FORMAT, "dimensions": dimensions, "about": about, "parts": {}}
+    header: dict[str, Any] = {"format": INDEX_FORMAT, "dimensions": dimensions, "about": about, "parts": {}}
     with unfinished(path, ".tmp") as temporary:
         if isinstance(base, HnswGraph):
             header |= {"kind": "graph", "expansion": base.expansion}
@@ -81,12 +81,12 @@ def save(path: Path, about: dict[str, Any], base: Flat | HnswGraph, alive: Mask 
             if alive is not None:
                 _append(file, header, "alive", alive)
             text = json.dumps(header).encode()
-            file.write(text + END.pack(len(text), hashlib.sha256(text).digest(), MAGIC))
+            file.write(text + END.pack(len(text), hashlib.sha256(text).digest(), INDEX_MAGIC))
             file.flush()
             os.fsync(file.fileno())
 
 
-def load(path: Path) -> Saved:
+def open_index(path: Path) -> Saved:
     """Open an index: it is mapped, not read. Raises UnusableIndex, and OSError where there is none."""
     mapped = _mapped(path)
     header = _header(path, mapped)
@@ -117,7 +117,7 @@ def load(path: Path) -> Saved:
     return Saved(header["about"], base, alive)
 
 
-def verify(path: Path) -> None:
+def verify_index(path: Path) -> None:
     """Check every byte of an index. Raises UnusableIndex, and OSError where there is none."""
     with contextlib.closing(_mapped(path)) as mapped:
         parts = _header(path, mapped)["parts"]
@@ -135,15 +135,15 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _header(path: Path, mapped: mmap.mmap) -> dict[str, Any]:
-    if len(mapped) < END.size or mapped[-len(MAGIC) :] != MAGIC:
+    if len(mapped) < END.size or mapped[-len(INDEX_MAGIC) :] != INDEX_MAGIC:
         raise UnusableIndex(f"{path} is not an index, or not a whole one")
     length, digest, _ = END.unpack(mapped[-END.size :])
     text = mapped[max(0, len(mapped) - END.size - length) : len(mapped) - END.size]
     if len(text) != length or hashlib.sha256(text).digest() != digest:
         raise UnusableIndex(f"{path} is damaged: its end")
     header: dict[str, Any] = json.loads(text)
-    if header["format"] != FORMAT:
-        raise UnusableIndex(f"{path} is of format {header['format']}, not {FORMAT}")
+    if header["format"] != INDEX_FORMAT:
+        raise UnusableIndex(f"{path} is of format {header['format']}, not {INDEX_FORMAT}")
     return header
 
 

@@ -53,7 +53,7 @@ def finish(draft: dict[str, Any], folder: Path) -> InstalledModel:
     source = {"location": "tests", "revision": None, "licence": "Apache-2.0"}
     value = {**draft, "name": folder.name, "files": files, "source": source}
     (folder / "manifest.json").write_text(json.dumps(value))
-    return InstalledModel(manifests.read(folder), folder)
+    return InstalledModel(manifests.read_manifest(folder), folder)
 
 
 Baked = Callable[..., InstalledModel]

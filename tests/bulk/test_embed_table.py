@@ -89,7 +89,7 @@ def test_a_table_of_images(photos: Database, counting: fakes.CountingLoads) -> N
     side = photos.side("photos")
     assert sorted(side) == list(range(1, 31))
     for number, image in enumerate(PICTURES, start=1):
-        np.testing.assert_allclose(vectors.decode(side[number][0]), photos.vision.embed_image(image), atol=1e-6)
+        np.testing.assert_allclose(vectors.from_blob(side[number][0]), photos.vision.embed_image(image), atol=1e-6)
     assert photos.execute("select distinct source_column, model, error from _vision_photos") == [
         ("image", "fake", None)
     ]
@@ -192,7 +192,7 @@ def test_keys_of_every_kind(
     assert set(side) == set(wanted)
     for number, key in enumerate(wanted):
         expected = database.vision.embed_image(PICTURES[number])
-        np.testing.assert_allclose(vectors.decode(side[key][0]), expected, atol=1e-6)
+        np.testing.assert_allclose(vectors.from_blob(side[key][0]), expected, atol=1e-6)
     assert numbers(database.embed("photos")) == (0, len(values), 0, 0)
     database.execute("delete from photos where rowid = 1" if keys is None else "delete from photos where image = ?",
                      *([] if keys is None else [PICTURES[0]]))  # fmt: skip
@@ -281,7 +281,7 @@ def test_a_key_that_does_not_tell_rows_apart(photos: Database) -> None:
 def test_texts(photos: Database) -> None:
     assert numbers(photos.embed("photos", column="name")) == (30, 0, 0, 0)
     embedding = photos.side("photos")[4][0]
-    np.testing.assert_allclose(vectors.decode(embedding), photos.vision.embed_text("photo 4"), atol=1e-6)
+    np.testing.assert_allclose(vectors.from_blob(embedding), photos.vision.embed_text("photo 4"), atol=1e-6)
     photos.execute("update photos set name = 'other' where id = 4")
     assert numbers(photos.embed("photos", column="name")) == (1, 29, 0, 0)
     photos.embed("photos", column="image")

@@ -17,7 +17,7 @@ from datasette_vision.bulk.embed_table import embed_table
 from datasette_vision.bulk.folders import Walk
 from datasette_vision.bulk.load import LoadSummary, load
 from datasette_vision.bulk.photo_rows import PhotoTable
-from datasette_vision.bulk.photos import Pictures
+from datasette_vision.bulk.photos import ImageStorage
 from datasette_vision.bulk.pipeline import config_for_bulk
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
@@ -122,8 +122,8 @@ def test_only_what_changed_is_read_again(
         library.write(f"{number}.jpg", seed=number)
     library.load()
     read: list[str] = []
-    real = photos.describe
-    monkeypatch.setattr(photos, "describe", lambda *arguments: read.append("described") or real(*arguments))
+    real = photos.describe_photo
+    monkeypatch.setattr(photos, "describe_photo", lambda *arguments: read.append("described") or real(*arguments))
     monkeypatch.setattr(
         "datasette_vision.bulk.load.read_image",
         lambda path, limit: read.append(path.name) or Path(path).read_bytes(),
@@ -154,7 +154,7 @@ def test_what_is_noted_is_found_at_once(library: Library) -> None:
     connection = sqlite3.connect(library.database)
     statements: list[str] = []
     connection.set_trace_callback(statements.append)
-    table = PhotoTable(SideTable("photos", ("id",)), "fake", Pictures())
+    table = PhotoTable(SideTable("photos", ("id",)), "fake", ImageStorage())
     assert table.noted(connection, "a.jpg") is not None
     connection.set_trace_callback(None)
     plan = " ".join(row[3] for row in connection.execute("explain query plan " + statements[0]))
@@ -324,9 +324,10 @@ def test_paths_are_below_the_first_folder(library: Library, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("kept", "column"), [(Pictures(pixels=32), "thumbnail"), (Pictures(originals=True), "image"), (Pictures(), None)]
+    ("kept", "column"),
+    [(ImageStorage(pixels=32), "thumbnail"), (ImageStorage(originals=True), "image"), (ImageStorage(), None)],
 )
-def test_what_is_kept_of_a_picture(library: Library, kept: Pictures, column: str | None) -> None:
+def test_what_is_kept_of_a_picture(library: Library, kept: ImageStorage, column: str | None) -> None:
     path = library.write("a.jpg", width=200, height=100, seed=1)
     library.load(pictures=kept)
     connection = sqlite3.connect(library.database)
@@ -336,7 +337,7 @@ def test_what_is_kept_of_a_picture(library: Library, kept: Pictures, column: str
         (blob,) = connection.execute(f"select {column} from photos").fetchone()
         assert blob == path.read_bytes() if column == "image" else sniff(blob) == "WEBP"
     connection.close()
-    other = Pictures(pixels=64)
+    other = ImageStorage(pixels=64)
     with pytest.raises(InvalidArgument, match=f"photos was loaded with {kept}, not with thumbnails of 64 pixels"):
         library.load(pictures=other)
     assert numbers(library.load(pictures=other, table="other")) == (1, 0, 0)
@@ -384,7 +385,7 @@ def test_another_model(library: Library, counting: fakes.CountingLoads, monkeypa
     for number in range(4):
         library.write(f"{number}.jpg", seed=number)
     library.load()
-    monkeypatch.setattr(photos, "describe", lambda *_: pytest.fail("was described before"))
+    monkeypatch.setattr(photos, "describe_photo", lambda *_: pytest.fail("was described before"))
     assert numbers(library.load(model="fake-wide")) == (4, 0, 0)
     assert len(library.rows("model")) == 8
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from datasette_vision.bulk import stages
-from datasette_vision.bulk.pipeline import Outcome, config_for_bulk, embed
+from datasette_vision.bulk.pipeline import Outcome, config_for_bulk, embed_all
 from datasette_vision.config.settings import Config, ModelConfig
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import Busy, EngineFailure, InvalidImage, InvalidText, ModelCorrupt, Unreadable, WrongTask
@@ -53,7 +53,7 @@ PICTURES = [pictures.png(width=20 + seed % 5, height=30, seed=seed) for seed in 
 @pytest.mark.parametrize("in_order", [True, False])
 def test_images_are_embedded_as_they_are_one_by_one(make: Make, in_order: bool) -> None:
     vision = make()
-    outcomes = list(embed(vision.image_tower(), PICTURES, content, in_order=in_order))
+    outcomes = list(embed_all(vision.image_tower(), PICTURES, content, in_order=in_order))
     if in_order:
         assert [outcome.item for outcome in outcomes] == PICTURES
     assert sorted(outcome.item for outcome in outcomes) == sorted(PICTURES)
@@ -69,7 +69,7 @@ def test_images_are_embedded_as_they_are_one_by_one(make: Make, in_order: bool) 
 def test_texts(make: Make) -> None:
     vision = make(max_text_chars=20)
     texts = ["cat", "a purple heart", "", "é", "x" * 21, "cat"]
-    outcomes = list(embed(vision.text_tower(), texts, str.encode))
+    outcomes = list(embed_all(vision.text_tower(), texts, str.encode))
     for text, outcome in zip(texts, outcomes, strict=True):
         if len(text) > 20:
             assert isinstance(outcome.error, InvalidText)
@@ -81,7 +81,7 @@ def test_texts(make: Make) -> None:
 
 def test_a_classifier_gives_its_scores(make: Make) -> None:
     vision = make()
-    (outcome,) = embed(vision.image_tower("fake-classifier"), PICTURES[:1], content)
+    (outcome,) = embed_all(vision.image_tower("fake-classifier"), PICTURES[:1], content)
     assert outcome.vector is not None
     expected = {entry["label"]: entry["score"] for entry in vision.classify(PICTURES[0], "fake-classifier")}
     assert dict(zip(("ant", "bee", "cat"), outcome.vector.tolist(), strict=True)) == pytest.approx(expected, abs=1e-6)
@@ -105,7 +105,7 @@ def test_bad_items_are_named_and_stop_nobody(make: Make, tmp_path: Path) -> None
     tmp_path.joinpath("folder").mkdir()
     names = ["truncated", "missing", *files, "folder", "last"] * 20
     vision = make(max_image_megapixels=10)
-    outcomes = list(embed(vision.image_tower(), [tmp_path / name for name in names], Path.read_bytes))
+    outcomes = list(embed_all(vision.image_tower(), [tmp_path / name for name in names], Path.read_bytes))
     errors = {outcome.item.name: outcome.error for outcome in outcomes if outcome.error}
     assert {name: type(error) for name, error in errors.items()} == {
         "truncated": InvalidImage,
@@ -123,7 +123,7 @@ def test_bad_items_are_named_and_stop_nobody(make: Make, tmp_path: Path) -> None
 
 
 def test_equal_contents_are_computed_once(make: Make, counting: fakes.CountingLoads) -> None:
-    outcomes = list(embed(make().image_tower(), PICTURES[:5] * 30, content))
+    outcomes = list(embed_all(make().image_tower(), PICTURES[:5] * 30, content))
     assert sum(counting.batches) == 5
     assert sum(outcome.computed for outcome in outcomes) == 5
     by_item: dict[bytes, list[Outcome[bytes]]] = {}
@@ -139,7 +139,7 @@ def test_what_is_known_or_unchanged_is_not_computed(make: Make, counting: fakes.
     vector = np.ones(8, dtype=np.float32)
     seen: list[tuple[bytes, bytes]] = []
     outcomes = list(
-        embed(
+        embed_all(
             make().image_tower(),
             PICTURES,
             content,
@@ -162,7 +162,7 @@ def test_what_inspecting_finds_wrong_is_the_items_error(make: Make, counting: fa
             raise InvalidImage("not to my taste")
         return "fine"
 
-    outcomes = list(embed(make().image_tower(), [*PICTURES[:3], b"no"], content, inspect=inspect))
+    outcomes = list(embed_all(make().image_tower(), [*PICTURES[:3], b"no"], content, inspect=inspect))
     assert [str(outcome.error) for outcome in outcomes[:3]] == ["None", "not to my taste", "None"]
     assert isinstance(outcomes[3].error, InvalidImage)
     assert outcomes[3].inspected == "fine"
@@ -180,7 +180,7 @@ def test_an_input_that_the_engine_fails_on_fails_alone(make: Make, counting: fak
             raise RuntimeError
 
     counting.before_run = before_run
-    outcomes = list(embed(vision.image_tower(), [*PICTURES[:10], bad, *PICTURES[10:]], content))
+    outcomes = list(embed_all(vision.image_tower(), [*PICTURES[:10], bad, *PICTURES[10:]], content))
     assert [type(outcome.error) for outcome in outcomes if outcome.error] == [EngineFailure]
     assert outcomes[10].error is not None
 
@@ -191,14 +191,14 @@ def test_a_model_that_is_damaged_ends_the_run(make: Make, counting: fakes.Counti
 
     counting.before_run = before_run
     with pytest.raises(ModelCorrupt, match=r"image\.onnx: gone"):
-        list(embed(make().image_tower(), PICTURES, content))
+        list(embed_all(make().image_tower(), PICTURES, content))
     assert no_threads()
 
 
 def test_a_vision_that_is_closed_ends_the_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "WINDOW", 5)
     vision = make()
-    outcomes = embed(vision.image_tower(), PICTURES, content)
+    outcomes = embed_all(vision.image_tower(), PICTURES, content)
     next(outcomes)
     vision.services.close()
     with pytest.raises(Busy, match="shutting down"):
@@ -216,16 +216,16 @@ def test_a_defect_is_raised(make: Make, where: str) -> None:
 
     functions: dict[str, Any] = {"read": content} | ({where: fail} if where != "items" else {})
     with pytest.raises(ZeroDivisionError):
-        list(embed(make().image_tower(), items() if where == "items" else PICTURES, **functions))
+        list(embed_all(make().image_tower(), items() if where == "items" else PICTURES, **functions))
     assert no_threads()
 
 
 def test_nothing_to_do(make: Make) -> None:
-    assert list(embed(make().image_tower(), [], content)) == []
+    assert list(embed_all(make().image_tower(), [], content)) == []
 
 
 def test_giving_up_half_way(make: Make) -> None:
-    outcomes = embed(make().image_tower(), iter(PICTURES * 100), content)
+    outcomes = embed_all(make().image_tower(), iter(PICTURES * 100), content)
     for _ in range(3):
         next(outcomes)
     outcomes.close()
@@ -244,7 +244,7 @@ def test_items_are_taken_only_a_little_ahead(
             taken += 1
             yield PICTURES[number % 40]
 
-    for delivered, _ in enumerate(embed(make().image_tower(), items(), content, workers=4), start=1):
+    for delivered, _ in enumerate(embed_all(make().image_tower(), items(), content, workers=4), start=1):
         assert taken - delivered <= 20 + 4
     assert delivered == 500
 
@@ -266,7 +266,7 @@ def test_few_are_in_the_queue_at_a_time(make: Make, counting: fakes.CountingLoad
 
     outcomes: list[Outcome[bytes]] = []
     counted = type(tower)(tower.model, tower.dimensions, prepare, tower.queue, tower.finish)
-    thread = threading.Thread(target=lambda: outcomes.extend(embed(counted, PICTURES, content, max_queued=6)))
+    thread = threading.Thread(target=lambda: outcomes.extend(embed_all(counted, PICTURES, content, max_queued=6)))
     thread.start()
     deadline = time.monotonic() + 30
     while prepared < 6 and time.monotonic() < deadline:
@@ -280,7 +280,7 @@ def test_few_are_in_the_queue_at_a_time(make: Make, counting: fakes.CountingLoad
 
 def test_others_are_served_meanwhile(make: Make) -> None:
     vision = make(max_queue=1)
-    for number, outcome in enumerate(embed(vision.image_tower(), PICTURES, content)):
+    for number, outcome in enumerate(embed_all(vision.image_tower(), PICTURES, content)):
         assert outcome.vector is not None
         if number % 10 == 0:
             while True:
@@ -298,7 +298,7 @@ def test_an_error_holds_no_picture(make: Make) -> None:
         pass
 
     contents = [Content(pictures.jpeg(seed=seed)[:-500]) for seed in range(3)]
-    errors = [outcome.error for outcome in embed(make().image_tower(), range(3), lambda item: contents.pop())]
+    errors = [outcome.error for outcome in embed_all(make().image_tower(), range(3), lambda item: contents.pop())]
     assert all(error is not None for error in errors)
     gc.collect()
     assert not [found for found in gc.get_objects() if isinstance(found, Content)]

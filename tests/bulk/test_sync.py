@@ -65,7 +65,7 @@ class Place:
         return embed_table(self.path, table, vision=self.vision, **options)
 
     def source(self, table: str) -> side_tables.EmbeddedSource:
-        found = side_tables.find(self.reader, table)
+        found = side_tables.find_source(self.reader, table)
         assert found is not None
         return found
 
@@ -74,7 +74,7 @@ class Place:
 
     def check(self, table: str, column: str = "image", kind: str = "images") -> list[Any]:
         source = self.source(table)
-        check = ContentCheck(diff.opened(self.reader, source), column, "fake", kind, 100_000)
+        check = ContentCheck(diff.source_table(self.reader, source), column, "fake", kind, 100_000)
         found, done = check.run(60, 1000)
         assert done
         return found

@@ -159,7 +159,7 @@ def test_the_check_counts_only_what_is_there(tmp_path: Path) -> None:
     matrix[50] = np.nan
     matrix[51] = 0
     side.write(
-        connection, (SideTableRow((k,), "image", "elsewhere", "h", vectors.encode(v)) for k, v in enumerate(matrix))
+        connection, (SideTableRow((k,), "image", "elsewhere", "h", vectors.to_blob(v)) for k, v in enumerate(matrix))
     )
     connection.commit()
     connection.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datasette_vision.config.settings import KEYS, MODEL_KEYS, AutoEmbed, Config, ModelConfig, RateLimits
+from datasette_vision.config.settings import CONFIG_KEYS, MODEL_KEYS, AutoEmbed, Config, ModelConfig, RateLimits
 from datasette_vision.errors import ConfigError
 
 WHERE = "plugins.datasette-vision"
@@ -53,9 +53,9 @@ def test_defaults() -> None:
 
 
 def test_the_table_of_keys_is_the_fields() -> None:
-    assert [key.name for key in KEYS] == [field.name for field in dataclasses.fields(Config)]
+    assert [key.name for key in CONFIG_KEYS] == [field.name for field in dataclasses.fields(Config)]
     assert [key.name for key in MODEL_KEYS] == [field.name for field in dataclasses.fields(ModelConfig)]
-    for key in KEYS:
+    for key in CONFIG_KEYS:
         assert key.meaning
         assert key.expected.startswith(("a ", "an ", "the "))
 
@@ -159,7 +159,7 @@ def test_bad_values_within_rate_limit() -> None:
 
 
 def test_every_key_is_tested() -> None:
-    assert [key.name for key in KEYS] == list(VALUES)
+    assert [key.name for key in CONFIG_KEYS] == list(VALUES)
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, (good, _, _) in VALUES.items() for value in good])

@@ -12,7 +12,7 @@ import pytest
 from datasette.cli import cli
 
 import datasette_vision
-from datasette_vision.config.settings import KEYS
+from datasette_vision.config.settings import CONFIG_KEYS
 from datasette_vision.sql.table import FUNCTIONS, SqlFunction
 from tests.conftest import Connection
 from tests.paths import ROOT
@@ -27,7 +27,7 @@ def test_every_function_is_documented(function: SqlFunction) -> None:
     assert function.example in REFERENCE
 
 
-@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
+@pytest.mark.parametrize("key", CONFIG_KEYS, ids=lambda key: key.name)
 def test_every_configuration_key_is_documented(key: object) -> None:
     assert f"| `{key.name}` |" in REFERENCE  # type: ignore[attr-defined]
 

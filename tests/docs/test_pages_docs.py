@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from datasette_vision.plugin.pages.image_route import MAX_AGE_S, SIZES
+from datasette_vision.plugin.pages.image_route import IMAGE_SIZES, MAX_AGE_S
 from datasette_vision.plugin.search.embedded import LARGE
 from datasette_vision.plugin.search.request import DEFAULT_SIZE, LESS, OWN_ARGUMENTS
 from tests.paths import ROOT
@@ -28,7 +28,10 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"| {DEFAULT_SIZE}, and 1 |" in PAGE
     assert f"| 1, and {abs(LESS):g} |" in PAGE
     assert f"up to {LARGE:,} rows" in PAGE
-    assert f"`?_size={SIZES[0]}`, {', '.join(f'`{size}`' for size in SIZES[1:-1])} or `{SIZES[-1]}`" in PAGE
+    assert (
+        f"`?_size={IMAGE_SIZES[0]}`, {', '.join(f'`{size}`' for size in IMAGE_SIZES[1:-1])} or `{IMAGE_SIZES[-1]}`"
+        in PAGE
+    )
     assert MAX_AGE_S == 5 * 60
 
 

@@ -22,7 +22,7 @@ from datasette_vision.bulk.embed_table import Summary  # noqa: E402
 from datasette_vision.engine.vision import Vision  # noqa: E402
 from datasette_vision.files import embed_files  # noqa: E402
 from datasette_vision.files.embed_files import Job  # noqa: E402
-from datasette_vision.files.parquet import opened, shards  # noqa: E402
+from datasette_vision.files.parquet import open_shard, shards  # noqa: E402
 from datasette_vision.files.storage import place  # noqa: E402
 from datasette_vision.images import decode as images  # noqa: E402
 from datasette_vision.tables.schema import content_hash  # noqa: E402
@@ -64,7 +64,7 @@ def run(fake_models: Path, out: Path) -> Any:
 
 
 def rows(out: object) -> list[dict[str, Any]]:
-    found = [row for shard in shards(place(str(out))) for row in opened(shard).read().to_pylist()]
+    found = [row for shard in shards(place(str(out))) for row in open_shard(shard).read().to_pylist()]
     return sorted(found, key=lambda row: row["path"])
 
 
@@ -82,7 +82,7 @@ def check(found: list[dict[str, Any]], fake_vision: Vision, name: Any = lambda n
             assert row["error"] is None
             info = images.info(content(number))
             assert (row["width"], row["height"]) == (info["width"], info["height"])
-            assert vectors.encode(row["embedding"]) == vectors.encode(fake_vision.embed_image(content(number)))
+            assert vectors.to_blob(row["embedding"]) == vectors.to_blob(fake_vision.embed_image(content(number)))
 
 
 def test_a_folder(run: Any, photos: Path, out: Path, fake_vision: Vision) -> None:

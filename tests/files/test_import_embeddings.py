@@ -78,7 +78,7 @@ def stored(connection: sqlite3.Connection, table: str = "photos") -> list[tuple[
 def expected(column: str = "path") -> list[tuple[Any, ...]]:
     rows = [(number, image(number)) for number in range(COUNT)]
     return [
-        (100 + n, column, "fake", r.digest, None if r.embedding is None else vectors.encode(r.embedding), r.error)
+        (100 + n, column, "fake", r.digest, None if r.embedding is None else vectors.to_blob(r.embedding), r.error)
         for n, r in rows
     ]
 
@@ -107,7 +107,7 @@ def test_they_can_be_searched(connection: sqlite3.Connection, database: Path, sh
     assert "photos (path, fake): 45 embeddings, all compared" in result.output
     assert list(database.parent.glob("photos.db-vision/*"))
     searcher = Searcher(Vision(), improve=False)
-    hits = searcher.search(connection, "photos", vectors.encode(embedding(12)), 1, "fake", "path")
+    hits = searcher.search(connection, "photos", vectors.to_blob(embedding(12)), 1, "fake", "path")
     assert [hit.key for hit in hits] == [{"id": 112}]
 
 
@@ -255,7 +255,7 @@ def test_an_error_does_not_take_the_place_of_an_embedding(
     connection: sqlite3.Connection, database: Path, shards: Path
 ) -> None:
     run(database, "photos", shards)
-    blob = vectors.encode(embedding(1))
+    blob = vectors.to_blob(embedding(1))
     connection.execute("update _vision_photos set embedding = ?, error = null where id = 109", [blob])
     connection.commit()
     assert "50 unchanged" in run(database, "photos", shards).output
@@ -288,7 +288,7 @@ def test_embeddings_of_another_making(connection: sqlite3.Connection, database: 
     found = connection.execute(
         "select embedding, error, source_column, model from _vision_photos order by id"
     ).fetchall()
-    assert [None if row[0] is None else vectors.decode(row[0]).tolist() for row in found] == [
+    assert [None if row[0] is None else vectors.from_blob(row[0]).tolist() for row in found] == [
         pytest.approx([0.6, 0.8], abs=1e-6), None, None, None, [1.0, 0.0],
     ]  # fmt: skip
     assert [row[1] for row in found] == [
@@ -347,7 +347,7 @@ def test_what_is_too_large_for_float32_is_no_embedding(
         None,
         "expected an embedding of finite floats, found a NaN or an infinity in it",
     )
-    assert vectors.decode(second[4]).tolist() == pytest.approx([0.6, 0.8])
+    assert vectors.from_blob(second[4]).tolist() == pytest.approx([0.6, 0.8])
 
 
 def test_another_may_write_meanwhile(

@@ -16,7 +16,7 @@ import urllib.request  # noqa: E402
 
 from datasette_vision.engine.vision import Vision  # noqa: E402
 from datasette_vision.files.inputs import Inputs  # noqa: E402
-from datasette_vision.files.parquet import opened, shards  # noqa: E402
+from datasette_vision.files.parquet import open_shard, shards  # noqa: E402
 from datasette_vision.files.storage import place  # noqa: E402
 from datasette_vision.vectors import embedding as vectors  # noqa: E402
 from tests import pictures  # noqa: E402
@@ -52,12 +52,14 @@ def test_from_s3_to_s3(options: str, fake_models: Path, fake_vision: Vision) -> 
     assert "  s3://bucket/photos/1/05.jpg: not an image of a known format" in output
     assert "6 embedded, 6 unchanged, 0 failed;" in run("photos")
     (first, second) = shards(place(f"s3://bucket/out{options}"))
-    rows = sorted([*opened(first).read().to_pylist(), *opened(second).read().to_pylist()], key=lambda row: row["path"])
+    rows = sorted(
+        [*open_shard(first).read().to_pylist(), *open_shard(second).read().to_pylist()], key=lambda row: row["path"]
+    )
     assert [row["path"] for row in rows] == [
         f"s3://bucket/photos/{half}/{number:02}.jpg" for half in range(2) for number in range(half, 12, 2)
     ]
-    blob = vectors.encode(fake_vision.embed_image(pictures.jpeg(seed=2)))
-    assert vectors.encode(rows[1]["embedding"]) == blob
+    blob = vectors.to_blob(fake_vision.embed_image(pictures.jpeg(seed=2)))
+    assert vectors.to_blob(rows[1]["embedding"]) == blob
 
 
 def test_a_bucket_that_is_not_there(options: str, tmp_path: Path) -> None:

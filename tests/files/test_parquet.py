@@ -12,7 +12,7 @@ pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
 from datasette_vision.errors import InvalidArgument, StorageFailed  # noqa: E402
-from datasette_vision.files.parquet import ImageRow, Output, OutputForm, opened, shards, vectors_of  # noqa: E402
+from datasette_vision.files.parquet import ImageRow, Output, OutputForm, open_shard, shards, vectors_of  # noqa: E402
 from datasette_vision.files.storage import place  # noqa: E402
 
 FORM = OutputForm("fake", "f" * 64, 4)
@@ -35,7 +35,7 @@ def output(tmp_path: Path) -> Output:
 
 
 def rows_of(output: Output) -> list[dict[str, object]]:
-    return [row for shard in output.shards() for row in opened(shard).read().to_pylist()]
+    return [row for shard in output.shards() for row in open_shard(shard).read().to_pylist()]
 
 
 def test_rows_come_back(output: Output) -> None:
@@ -58,7 +58,7 @@ def test_rows_come_back(output: Output) -> None:
         "error": "an image of 0 bytes is empty",
     }
     (shard,) = output.shards()
-    matrix, missing = vectors_of(opened(shard).read().column("embedding"))
+    matrix, missing = vectors_of(open_shard(shard).read().column("embedding"))
     assert missing.tolist() == [False] * 4 + [True] + [False] * 4 + [True]
     assert (matrix[3] == [3, 4, 5, 6]).all()
     assert matrix.dtype == np.float32
@@ -67,7 +67,7 @@ def test_rows_come_back(output: Output) -> None:
 def test_the_form_is_written_in_the_file(output: Output) -> None:
     output.write(FORM.table([row(0)]))
     (shard,) = output.shards()
-    schema = opened(shard).schema_arrow
+    schema = open_shard(shard).schema_arrow
     fixed = "fixed_size_list<element: float>[4]" if FIXED else "list<element: float>"
     assert str(schema.field("embedding").type) == fixed
     assert schema.metadata[b"datasette_vision.model"] == b"fake"
@@ -165,9 +165,9 @@ def test_embeddings_of_others_are_read(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"embedding": half if kind == "half" else pa.array(rows, types[kind])}), path)
     for column in (
-        opened(place(str(path))).read().column("embedding"),
-        next(iter(opened(place(str(path))).iter_batches(2))).column(0),
-        opened(place(str(path))).read().column("embedding").slice(1, 2),
+        open_shard(place(str(path))).read().column("embedding"),
+        next(iter(open_shard(place(str(path))).iter_batches(2))).column(0),
+        open_shard(place(str(path))).read().column("embedding").slice(1, 2),
     ):
         expected = rows[1:] if len(column) == 2 and column[0].as_py() is None else rows[: len(column)]
         matrix, missing = vectors_of(column)

@@ -29,7 +29,7 @@ from datasette_vision.engine.vision import Vision  # noqa: E402
 from datasette_vision.errors import ConfigError, VisionError  # noqa: E402
 from datasette_vision.files import embed_files, model_transfer  # noqa: E402
 from datasette_vision.files.embed_files import Job  # noqa: E402
-from datasette_vision.files.parquet import opened, shards  # noqa: E402
+from datasette_vision.files.parquet import open_shard, shards  # noqa: E402
 from datasette_vision.files.ray import cluster as ray_cluster  # noqa: E402
 from datasette_vision.files.ray import job as ray_job  # noqa: E402
 from datasette_vision.files.storage import place  # noqa: E402
@@ -92,13 +92,15 @@ def run(photos: Path, out: Path, fake_models: Path, cluster: Cluster) -> Callabl
     def run(inputs: object = photos, config: Config | None = None, **options: Any) -> embed_files.EmbedFilesSummary:
         job = Job((str(inputs),), str(out), "fake", rows_per_file=options.pop("rows_per_file", 16))
         workers = ray_job.Workers(images_per_block=8, **{"minimum": 2, "maximum": 3, **options})
-        return ray_job.embed_files(job, config or Config(models_dir=str(fake_models)), workers=workers, quiet=True)
+        return ray_job.embed_files_on_ray(
+            job, config or Config(models_dir=str(fake_models)), workers=workers, quiet=True
+        )
 
     return run
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    found = [row for shard in shards(place(str(out))) for row in opened(shard).read().to_pylist()]
+    found = [row for shard in shards(place(str(out))) for row in open_shard(shard).read().to_pylist()]
     return sorted(found, key=lambda row: row["path"])
 
 
@@ -210,7 +212,7 @@ def test_no_cluster_there(photos: Path, out: Path, fake_models: Path, cluster: C
     ray.shutdown()
     try:
         with pytest.raises(VisionError, match=r"^Ray at 127\.0\.0\.1:1: "):
-            ray_job.embed_files(
+            ray_job.embed_files_on_ray(
                 Job((str(photos),), str(out), "fake"), Config(models_dir=str(fake_models)), address="127.0.0.1:1"
             )
     finally:
@@ -252,7 +254,7 @@ def test_parquet_on_a_machine_of_one_core(
     pq.write_table(pa.table({"image": images}), tmp_path / "images.parquet", row_group_size=50)
     ray.shutdown()
     try:
-        done = ray_job.embed_files(
+        done = ray_job.embed_files_on_ray(
             Job((str(tmp_path / "images.parquet"),), str(out), "fake"), Config(models_dir=str(fake_models)), quiet=True
         )
         assert (done.summary.embedded, done.summary.failed) == (230, 10)

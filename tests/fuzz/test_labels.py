@@ -87,13 +87,13 @@ def test_reading_labels_takes_time_in_proportion(prefix: str, repeated: str, suf
 
 def check_manifest(value: Any) -> None:
     try:
-        found = manifest.parse(value, "manifest.json")
+        found = manifest.parse_manifest(value, "manifest.json")
     except ModelCorrupt as reason:
         assert str(reason).startswith("manifest.json: ")
         assert len(str(reason)) < 300
         return
-    assert manifest.NAME.fullmatch(found.name)
-    assert manifest.parse(json.loads(json.dumps(value)), "manifest.json") == found
+    assert manifest.NAME_PATTERN.fullmatch(found.name)
+    assert manifest.parse_manifest(json.loads(json.dumps(value)), "manifest.json") == found
     for file in found.files:
         assert (Path("/models/x") / file.path).resolve().is_relative_to("/models/x")
     found.preprocess  # noqa: B018
@@ -111,7 +111,7 @@ def test_manifests_of_any_json(tmp_path_factory: pytest.TempPathFactory, text: s
     folder.mkdir(exist_ok=True)
     (folder / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ModelCorrupt) as caught:
-        manifest.read(folder)
+        manifest.read_manifest(folder)
     assert len(str(caught.value)) < len(str(folder)) + 300
 
 
@@ -123,7 +123,7 @@ def test_deep_manifests(tmp_path_factory: pytest.TempPathFactory, key: str, dept
     text = json.dumps({**GOOD, key: "HERE"}).replace('"HERE"', own.nested(depth))
     (folder / "manifest.json").write_text(text)
     with pytest.raises(ModelCorrupt):
-        manifest.read(folder)
+        manifest.read_manifest(folder)
 
 
 # What others write of their models

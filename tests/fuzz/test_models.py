@@ -77,7 +77,7 @@ def test_any_value_in_a_cell(value: Any, column: str) -> None:
 
 
 @fuzz(
-    st.lists(st.binary(min_size=perceptual_hash.BYTES, max_size=perceptual_hash.BYTES), max_size=8),
+    st.lists(st.binary(min_size=perceptual_hash.HASH_BYTES, max_size=perceptual_hash.HASH_BYTES), max_size=8),
     st.lists(st.integers(0, 127), max_size=6),
 )
 def test_groups_of_hashes(hashes: list[bytes], flips: list[int]) -> None:

@@ -21,7 +21,14 @@ from datasette_vision.plugin.api.openai import read_input
 from datasette_vision.plugin.http.bodies import FORM, INLINE_BYTES, JSON, MULTIPART, Field, read_fields
 from datasette_vision.plugin.http.inputs import EMBEDDING, IMAGE, TEXT, input_of, read_inputs
 from datasette_vision.plugin.http.limits import Limits
-from datasette_vision.plugin.http.parameters import ENCODING_FORMAT, LABELS, MODEL, K, refuse_unknown, shown
+from datasette_vision.plugin.http.parameters import (
+    ENCODING_FORMAT,
+    K_PARAMETER,
+    LABELS,
+    MODEL_PARAMETER,
+    quoted_value,
+    refuse_unknown,
+)
 from datasette_vision.plugin.http.responses import RequestError
 from datasette_vision.plugin.search.request import SearchRequest
 from tests.fuzz import strategies as own
@@ -120,7 +127,7 @@ def test_any_body(read: Reader, body: bytes, content_type: str, query: bytes, le
         return
     for field in fields:
         assert isinstance(field.name, str)
-        shown(field.value)
+        quoted_value(field.value)
 
 
 @fuzz(st.lists(st.tuples(own.plain_texts, own.plain_texts), max_size=6), st.data())
@@ -202,7 +209,8 @@ def check_fields(fields: list[Field]) -> None:
         lambda: refuse_unknown(fields, KINDS),
     ]
     attempts += [
-        lambda parameter=parameter: parameter.value(fields) for parameter in (MODEL, K, LABELS, ENCODING_FORMAT)
+        lambda parameter=parameter: parameter.value(fields)
+        for parameter in (MODEL_PARAMETER, K_PARAMETER, LABELS, ENCODING_FORMAT)
     ]
     for field in fields:
         attempts.append(lambda field=field: read_input(field.value))

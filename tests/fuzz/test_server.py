@@ -17,8 +17,8 @@ from datasette.app import Datasette
 from hypothesis import example
 from hypothesis import strategies as st
 
-from datasette_vision.plugin.api.table import routes
-from datasette_vision.plugin.http.routes import PREFIX, Route
+from datasette_vision.plugin.api.table import api_routes
+from datasette_vision.plugin.http.routes import ROUTE_PREFIX, Route
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests.fuzz import strategies as own
 from tests.fuzz.properties import fuzz
@@ -101,7 +101,7 @@ def check(answer: tuple[int, dict[bytes, bytes], bytes], *, api: bool = True) ->
             assert "ok" not in value or (value["ok"], value["status"]) == (False, status)
 
 
-BY_NAME = {route.name: route for route in routes()}
+BY_NAME = {route.name: route for route in api_routes()}
 
 # Paths
 
@@ -110,7 +110,7 @@ SEGMENTS = st.sampled_from(["demo", "emoji", "_vision_emoji", "image", "1F600", 
 
 
 def path_of(draw: st.DrawFn, route: Route) -> str:
-    path = PREFIX + route.path
+    path = ROUTE_PREFIX + route.path
     while "{" in path:
         before, _, rest = path.partition("{")
         name, _, after = rest.partition("}")
@@ -216,7 +216,7 @@ def test_any_request(
 @fuzz(API_BODIES, weight=0.4)
 @example({"input": 10**4000})
 def test_any_json(server: Server, name: str, body: dict[str, Any]) -> None:
-    path = PREFIX + BY_NAME[name].path.format(database="demo", table="emoji")
+    path = ROUTE_PREFIX + BY_NAME[name].path.format(database="demo", table="emoji")
     written = json.dumps(body).encode()
     check(server.ask("POST", path, b"", [(b"content-type", b"application/json")], written))
 

@@ -63,7 +63,7 @@ ALIVE = np.arange(60) % 3 > 0
 def written_index(folder: Path, kind: str) -> bytes:
     path = folder / f"{kind}.index"
     if not path.exists():
-        index_file.save(path, {"state": [1]}, flat(MATRIX) if kind == "flat" else graph(MATRIX), ALIVE, 64)
+        index_file.save_index(path, {"state": [1]}, flat(MATRIX) if kind == "flat" else graph(MATRIX), ALIVE, 64)
     return path.read_bytes()
 
 
@@ -79,13 +79,13 @@ def test_damaged_indexes(tmp_path_factory: pytest.TempPathFactory, kind: str, da
     path.write_bytes(content)
     verified = True
     try:
-        index_file.verify(path)
+        index_file.verify_index(path)
     except UnusableIndex as reason:
         assert str(path) in str(reason)
         assert len(str(reason)) < len(str(path)) + 200
         verified = False
     try:
-        saved = index_file.load(path)
+        saved = index_file.open_index(path)
     except UnusableIndex as reason:
         assert str(path) in str(reason)
         assert not verified
@@ -96,7 +96,7 @@ def test_damaged_indexes(tmp_path_factory: pytest.TempPathFactory, kind: str, da
     assert len(labels) == len(similarities) == 5
     if verified and len(content) == len(good):
         # Between the parts there is padding, which nothing looks at.
-        expected = Index(index_file.load(folder / f"{kind}.index").base, 64, ALIVE).search(MATRIX[1], 5)[0]
+        expected = Index(index_file.open_index(folder / f"{kind}.index").base, 64, ALIVE).search(MATRIX[1], 5)[0]
         assert labels.tolist() == expected.tolist()
 
 
@@ -279,7 +279,7 @@ def exifs(draw: st.DrawFn) -> bytes:
 
 @fuzz(exifs() | st.binary(max_size=100), weight=2)
 def test_any_exif(block: bytes) -> None:
-    taken = exif.read(block)
+    taken = exif.read_exif(block)
     assert taken.latitude is None or -90 <= taken.latitude <= 90
     assert taken.longitude is None or -180 <= taken.longitude <= 180
     assert (taken.latitude is None) == (taken.longitude is None)
@@ -314,7 +314,7 @@ def test_what_a_camera_writes_is_read(
     tags[0x0112] = orientation
     tags.get_ifd(0x8769)[0x9003] = at.strftime("%Y:%m:%d %H:%M:%S")
     tags.get_ifd(0x8825).update({1: "S" if is_south else "N", 2: north, 3: "W" if is_west else "E", 4: east})
-    found = exif.read(tags.tobytes())
+    found = exif.read_exif(tags.tobytes())
     assert found.at == at.isoformat()
     expected = [sum(part / 60**place for place, part in enumerate(parts)) for parts in (north, east)]
     if any(expected):
@@ -331,7 +331,7 @@ def test_what_a_camera_writes_is_read(
 def test_reading_exif_takes_time_in_proportion(head: bytes, repeated: bytes) -> None:
     def work(count: int) -> None:
         block = head + repeated * count
-        exif.read(block)
+        exif.read_exif(block)
         tiff_tags.exif_orientation(block)
         tiff_tags.tag_bomb("TIFF", block)
         tiff_tags.tag_bomb("AVIF", block)

@@ -69,7 +69,7 @@ def test_reading_an_image_as_text_takes_time_in_proportion(prefix: str, repeated
 
 def decoded(blob: bytes) -> np.ndarray | None:
     try:
-        return vectors.decode(blob)
+        return vectors.from_blob(blob)
     except InvalidVector:
         return None
 
@@ -80,11 +80,11 @@ def test_blobs(blob: bytes) -> None:
     if vector is None:
         return
     assert np.isfinite(vector).all()
-    assert vectors.encode(vector) == blob
+    assert vectors.to_blob(vector) == blob
     text = vectors.to_json(vector)
-    assert vectors.encode(vectors.from_json(text)) == blob
+    assert vectors.to_blob(vectors.from_json(text)) == blob
     for encoded in (base64.b64encode(blob), base64.urlsafe_b64encode(blob), base64.b64encode(blob).rstrip(b"=")):
-        assert vectors.encode(vectors.from_base64(encoded.decode())) == blob
+        assert vectors.to_blob(vectors.from_base64(encoded.decode())) == blob
     try:
         unit = vectors.normalise(vector)
     except InvalidVector:
@@ -114,7 +114,7 @@ def test_embeddings_in_base64(text: str) -> None:
     except InvalidVector as reason:
         assert len(str(reason)) < 200
     else:
-        assert vectors.from_base64(base64.b64encode(vectors.encode(vector)).decode()).tobytes() == vector.tobytes()
+        assert vectors.from_base64(base64.b64encode(vectors.to_blob(vector)).decode()).tobytes() == vector.tobytes()
 
 
 @pytest.mark.parametrize("read", [vectors.from_json, vectors.from_base64])
@@ -155,13 +155,13 @@ def test_combinations(pairs: list[tuple[bytes, float]]) -> None:
     except (InvalidArgument, InvalidVector, DimensionMismatch) as reason:
         assert len(str(reason)) < 200
         return
-    vector = vectors.decode(blob)
+    vector = vectors.from_blob(blob)
     assert abs(float(np.linalg.norm(vector.astype(np.float64))) - 1) < 1e-5
     # Of the weights only the proportions matter.
     weights = [float(weight) for _, weight in pairs]
     assume(all(weight == 0 or 1e-300 < abs(weight) < 1e300 for weight in weights))
     halves = [value for (embedding, _), weight in zip(pairs, weights, strict=True) for value in (embedding, weight / 2)]
-    np.testing.assert_allclose(vectors.decode(functions.vision_combine(*halves)), vector, atol=1e-5)
+    np.testing.assert_allclose(vectors.from_blob(functions.vision_combine(*halves)), vector, atol=1e-5)
 
 
 @fuzz(st.lists(own.embeddings(4), max_size=6), st.booleans())

@@ -39,7 +39,7 @@ def test_formats(image_format: str) -> None:
         options = {"tiffinfo": ImageFileDirectory_v2()}
         options["tiffinfo"][exif.EXIF_POINTER] = taken
         options["tiffinfo"][exif.GPS_POINTER] = LONDON
-    found = exif.read(images.exif(pictures.encode(pictures.scene(), image_format, **options)))
+    found = exif.read_exif(images.exif(pictures.encode(pictures.scene(), image_format, **options)))
     assert found.at == "2024-05-01T12:00:30+02:00"
     assert found.latitude == pytest.approx(51.5073611, abs=1e-6)
     assert found.longitude == pytest.approx(-0.1277500, abs=1e-6)
@@ -62,7 +62,7 @@ def test_formats(image_format: str) -> None:
     ],
 )
 def test_times(taken: dict[int, Any], at: str | None) -> None:
-    assert exif.read(block(taken).tobytes()) == Taken(at)
+    assert exif.read_exif(block(taken).tobytes()) == Taken(at)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_times(taken: dict[int, Any], at: str | None) -> None:
     ],
 )
 def test_places(place: dict[int, Any], expected: tuple[float | None, float | None]) -> None:
-    found = exif.read(block(place=place).tobytes())
+    found = exif.read_exif(block(place=place).tobytes())
     assert (found.latitude, found.longitude) == (
         pytest.approx(expected[0], abs=1e-4),
         pytest.approx(expected[1], abs=1e-4),
@@ -103,27 +103,27 @@ def test_the_tags_are_those_of_the_standard() -> None:
     ],
 )
 def test_the_poles_and_the_equator_are_places(latitude: Any, longitude: Any, expected: Taken) -> None:
-    assert exif.read(block(place={2: degrees(*latitude), 4: degrees(*longitude)}).tobytes()) == expected
+    assert exif.read_exif(block(place={2: degrees(*latitude), 4: degrees(*longitude)}).tobytes()) == expected
 
 
 def test_degrees_have_seven_decimals() -> None:
     """A centimetre."""
-    found = exif.read(block(place={2: degrees(1, 0, 0.0044), 4: degrees(2, 0, 0.0001)}).tobytes())
+    found = exif.read_exif(block(place={2: degrees(1, 0, 0.0044), 4: degrees(2, 0, 0.0001)}).tobytes())
     assert found == Taken(None, 1.0000012, 2.0)
 
 
 def test_cameras_of_both_byte_orders() -> None:
     big = b"MM\0*\0\0\0\x08\0\x01\x87\x69\0\x04\0\0\0\x01\0\0\0\x1a\0\0\0\0"
     big += b"\0\x01\x90\x03\0\x02\0\0\0\x14\0\0\0\x2c\0\0\0\0" + b"2024:05:01 12:00:30\0"
-    assert exif.read(b"Exif\0\0" + big) == Taken("2024-05-01T12:00:30")
+    assert exif.read_exif(b"Exif\0\0" + big) == Taken("2024-05-01T12:00:30")
 
 
 def test_nothing_breaks_it() -> None:
     whole = block(NOON, LONDON).tobytes()
     for length in range(len(whole)):
-        exif.read(whole[:length])
+        exif.read_exif(whole[:length])
     for position in range(len(whole)):
         for value in (0, 0x7F, 0xFF):
-            exif.read(whole[:position] + bytes([value]) + whole[position + 1 :])
-    assert exif.read(b"") == exif.read(b"nonsense") == Taken()
+            exif.read_exif(whole[:position] + bytes([value]) + whole[position + 1 :])
+    assert exif.read_exif(b"") == exif.read_exif(b"nonsense") == Taken()
     assert images.exif(pictures.png()) == b""

@@ -112,7 +112,7 @@ def test_what_an_export_reads(tmp_path: Path) -> None:
 def embeddings(model: InstalledModel) -> tuple[np.ndarray, np.ndarray]:
     """What an installed model makes of a picture and of two texts in one batch."""
     encoder = DualEncoder(model, load_on(1))
-    pixels = np.stack([model.manifest.preprocess(picture) for picture in samples.pictures(3)])
+    pixels = np.stack([model.manifest.preprocess(picture) for picture in samples.sample_images(3)])
     cutter = encoder.tokenizer.get()
     return encoder.encode_pixels(pixels), encoder.encode_tokens([cutter.encode(text) for text in ("a cat", "dogs!")])
 
@@ -324,7 +324,7 @@ def test_calibration_by_ones_own_pictures(machine: Machine, tmp_path: Path) -> N
 
 
 def scores(model: InstalledModel) -> np.ndarray:
-    pixels = np.stack([model.manifest.preprocess(picture) for picture in samples.pictures(3)])
+    pixels = np.stack([model.manifest.preprocess(picture) for picture in samples.sample_images(3)])
     return ImageClassifier(model, load_on(1)).classify_pixels(pixels)
 
 
@@ -439,5 +439,5 @@ def test_the_samples_are_always_the_same() -> None:
     assert picture.shape == (120, 160, 3)
     assert picture[0, 0].tolist() == [0, 0, 0]
     assert int(picture.astype(np.int64).sum()) == 7062607
-    different = {np.asarray(each).tobytes() for each in samples.pictures()}
+    different = {np.asarray(each).tobytes() for each in samples.sample_images()}
     assert len(different) == 12

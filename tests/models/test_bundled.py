@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from datasette_vision.demo import demo
 from datasette_vision.engine.vision import Vision
-from datasette_vision.models.manifest import read
+from datasette_vision.models.manifest import read_manifest
 from datasette_vision.models.store import BUNDLED, ModelStore
 from tests import pictures
 
@@ -46,12 +46,12 @@ def test_it_is_whole_and_small() -> None:
 def test_its_card_says_what_it_is_and_holds_measured_numbers() -> None:
     card = (FOLDER / "MODEL_CARD.md").read_text("utf-8")
     assert "photographs" in card
-    assert "drawings" in read(FOLDER).description
+    assert "drawings" in read_manifest(FOLDER).description
     assert re.search(r"recall@10.*0\.\d\d", card)
 
 
 def test_the_canonical_embedding(vision: Vision) -> None:
-    canonical = read(FOLDER).canonical
+    canonical = read_manifest(FOLDER).canonical
     found = vision.embed_text(canonical["text"])[: len(canonical["embedding"])]
     np.testing.assert_allclose(found, canonical["embedding"], atol=2e-3)
 
@@ -82,13 +82,13 @@ def test_colours_of_swatches_and_shapes(vision: Vision, name: str) -> None:
     ],
 )
 def test_searches_make_sense_to_a_person(demo_path: Path, vision: Vision, text: str, words: str, least: int) -> None:
-    names = [name for _, name, _ in demo.search(demo_path, vision, text)]
+    names = [name for _, name, _ in demo.search_demo(demo_path, vision, text)]
     assert sum(bool(re.search(words, name)) for name in names) >= least, names
 
 
 def test_something_to_eat_is_food(demo_path: Path, vision: Vision) -> None:
     food = {emoji.name for emoji in demo.read_archive() if emoji.group_name == "food-drink"}
-    names = [name for _, name, _ in demo.search(demo_path, vision, "something to eat")]
+    names = [name for _, name, _ in demo.search_demo(demo_path, vision, "something to eat")]
     assert len(food & set(names)) >= 4, names
 
 

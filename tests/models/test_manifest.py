@@ -13,7 +13,15 @@ import pytest
 from datasette_vision.errors import ModelCorrupt
 from datasette_vision.images.preprocess import Preprocess, Size
 from datasette_vision.models import manifest
-from datasette_vision.models.manifest import ImageTower, Label, Manifest, ModelFile, ModelSource, TextTower, read
+from datasette_vision.models.manifest import (
+    ImageTower,
+    Label,
+    Manifest,
+    ModelFile,
+    ModelSource,
+    TextTower,
+    read_manifest,
+)
 from datasette_vision.models.store import BUNDLED
 
 DIGEST = "0123456789abcdef" * 4
@@ -76,7 +84,7 @@ def changed(path: str, value: Any, good: dict[str, Any] = GOOD) -> dict[str, Any
 
 def read_value(folder: Path, value: Any) -> Manifest:
     (folder / "manifest.json").write_text(json.dumps(value))
-    return read(folder)
+    return read_manifest(folder)
 
 
 def message(folder: Path, value: Any) -> str:
@@ -169,7 +177,7 @@ def test_identity_changes_with_every_byte(tmp_path: Path) -> None:
     "folder", sorted(path.parent for path in BUNDLED.glob("*/manifest.json")), ids=lambda p: p.name
 )
 def test_the_bundled_one(folder: Path) -> None:
-    found = read(folder)
+    found = read_manifest(folder)
     assert found.name == folder.name
     assert {file.path for file in found.files} <= {
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
@@ -339,7 +347,7 @@ def test_a_classifier_has_a_label_for_each_output(tmp_path: Path, count: int) ->
 def test_what_is_not_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(ModelCorrupt) as caught:
-        read(tmp_path)
+        read_manifest(tmp_path)
     assert str(caught.value) == f"{tmp_path / 'manifest.json'}: expected JSON, found something else"
 
 
@@ -350,14 +358,14 @@ def test_json_that_is_not_an_object(tmp_path: Path, value: Any) -> None:
 
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(ModelCorrupt) as caught:
-        read(tmp_path)
+        read_manifest(tmp_path)
     assert str(caught.value) == f"{tmp_path / 'manifest.json'}: cannot be read: No such file or directory"
     (tmp_path / "manifest.json").mkdir()
     with pytest.raises(ModelCorrupt) as caught:
-        read(tmp_path)
+        read_manifest(tmp_path)
     assert str(caught.value) == f"{tmp_path / 'manifest.json'}: cannot be read: Is a directory"
 
 
 @pytest.mark.parametrize("name", ["clip", "a", "0", "clip-vit-b32_int8.v1", "x" * 64])
 def test_names(name: str) -> None:
-    assert manifest.NAME.fullmatch(name)
+    assert manifest.NAME_PATTERN.fullmatch(name)

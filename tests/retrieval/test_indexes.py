@@ -75,7 +75,7 @@ def write(connection: sqlite3.Connection, keys: range | list[int], matrix: np.nd
     connection.executemany("insert or replace into photos values (?)", ((key,) for key in keys))
     SIDE.write(
         connection,
-        (SideTableRow((k,), "image", "fake", "h", vectors.encode(v)) for k, v in zip(keys, matrix, strict=True)),
+        (SideTableRow((k,), "image", "fake", "h", vectors.to_blob(v)) for k, v in zip(keys, matrix, strict=True)),
     )
 
 
@@ -93,7 +93,7 @@ class Shared:
         return sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
 
     def search(self, connection: sqlite3.Connection, query: np.ndarray, k: int = 10) -> list[int]:
-        hits = self.searcher.search(connection, "photos", vectors.encode(query), k)
+        hits = self.searcher.search(connection, "photos", vectors.to_blob(query), k)
         return [hit.key["id"] for hit in hits]
 
     @property
@@ -113,7 +113,7 @@ def exact(connection: sqlite3.Connection, query: np.ndarray, k: int = 10) -> lis
     rows = connection.execute(
         "select photos.id, embedding from photos join _vision_photos using (id) where model = 'fake'"
     ).fetchall()
-    matrix = np.array([vectors.decode(row[1]) for row in rows])
+    matrix = np.array([vectors.from_blob(row[1]) for row in rows])
     return [rows[place][0] for place in np.argsort(-(matrix @ query), kind="stable")[:k]]
 
 
@@ -345,7 +345,7 @@ def test_searching_while_another_process_writes(
         random = np.random.default_rng(thread)
         try:
             while writer.poll() is None:
-                query = vectors.encode(MATRIX[random.integers(0, SIZE)])
+                query = vectors.to_blob(MATRIX[random.integers(0, SIZE)])
                 found, expected = connection.execute(BOTH, [query]).fetchone()
                 answers.append(([hit["rowid"] for hit in json.loads(found)], json.loads(expected)))
         except Exception as error:
@@ -398,7 +398,7 @@ def test_a_graph_is_made_in_the_background_and_saved(shared: Shared, graphs: Non
     shared.searcher.indexes.wait()
     assert isinstance(shared.entry.index and shared.entry.index.view.base, HnswGraph)
     check(shared, connection)
-    index_file.verify(saved(shared))
+    index_file.verify_index(saved(shared))
     other = again(shared)
     check(other, connection)
     assert isinstance(other.entry.index and other.entry.index.view.base, HnswGraph)
@@ -480,7 +480,7 @@ def test_a_damaged_file_is_made_anew(
         check(other, connection)
     other.searcher.indexes.wait()
     assert "made anew" in caplog.text
-    index_file.verify(file)
+    index_file.verify_index(file)
     check(again(other), connection)
     connection.close()
 
@@ -550,7 +550,7 @@ def test_what_fails_in_the_background_is_not_tried_again(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of everything")
 
-    monkeypatch.setattr(hnsw, "build", broken)
+    monkeypatch.setattr(hnsw, "build_graph", broken)
     connection = shared.connect()
     for _ in range(3):
         check(shared, connection)
@@ -582,10 +582,10 @@ def test_each_model_and_column_has_its_own(shared: Shared, monkeypatch: pytest.M
     wide = clustered(50, 12)
     with transaction(connection):
         SIDE.write(
-            connection, (SideTableRow((k,), "image", "fake-wide", "h", vectors.encode(wide[k])) for k in range(50))
+            connection, (SideTableRow((k,), "image", "fake-wide", "h", vectors.to_blob(wide[k])) for k in range(50))
         )
     check(shared, connection)
-    assert shared.searcher.search(connection, "photos", vectors.encode(wide[7]), 1, "fake-wide")[0].key == {"id": 7}
+    assert shared.searcher.search(connection, "photos", vectors.to_blob(wide[7]), 1, "fake-wide")[0].key == {"id": 7}
     shared.searcher.indexes.wait()
     names = sorted(file.name.rpartition("-")[0] for file in Path(f"{shared.path}-vision").iterdir())
     assert names == ["photos-image-fake", "photos-image-fake-wide"]
@@ -765,17 +765,17 @@ def test_what_is_prepared_is_what_is_searched(shared: Shared, reads: list[str], 
         assert 0 < progress.done <= progress.total
         steps.append(progress.step)
 
-    entry = index_work.prepare(file, connection, wanted, DIMENSIONS, on_progress)
+    entry = index_work.prepare_index(file, connection, wanted, DIMENSIONS, on_progress)
     assert set(steps) == {"reading", "building the graph"}
     assert (entry.saved_at, entry.state) == (entry.changed, change_log.state(connection, "main", SIDE.name))
     content = file.read_bytes()
-    index_work.prepare(file, connection, wanted, DIMENSIONS)
+    index_work.prepare_index(file, connection, wanted, DIMENSIONS)
     assert file.read_bytes() == content  # there was nothing to do
     for key in (5, 5000):
         connection.execute("delete from _vision_photos where id < ?", [key // 1000 + key % 1000])
         write(connection, [key], MATRIX[:1])
-        entry = index_work.prepare(file, connection, wanted, DIMENSIONS)
-        assert index_file.load(file).about["state"] == list(change_log.state(connection, "main", SIDE.name) or ())
+        entry = index_work.prepare_index(file, connection, wanted, DIMENSIONS)
+        assert index_file.open_index(file).about["state"] == list(change_log.state(connection, "main", SIDE.name) or ())
     check(shared, connection)
     assert reads == ["read", "opened", "opened", "opened", "opened"]
     connection.close()

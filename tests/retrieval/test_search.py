@@ -40,7 +40,7 @@ def embed(
 ) -> None:
     side.create(connection)
     rows = (
-        SideTableRow(key, column, model, "hash", vectors.encode(vector))
+        SideTableRow(key, column, model, "hash", vectors.to_blob(vector))
         for key, vector in zip(keys, matrix, strict=True)
     )
     side.write(connection, rows)
@@ -83,7 +83,7 @@ def best(query: Vector, k: int = 10, without: tuple[int, ...] = ()) -> list[int]
 
 
 def test_by_embedding(photos: Connection) -> None:
-    found = search(photos, vectors.encode(MATRIX[41]))
+    found = search(photos, vectors.to_blob(MATRIX[41]))
     assert rowids(found) == best(MATRIX[41])
     assert found[0] == {"rowid": 42, "similarity": pytest.approx(1, abs=1e-6)}
     for hit in found:
@@ -96,7 +96,7 @@ def test_by_text_and_by_image(photos: Connection, fake_vision: Vision) -> None:
 
 
 def test_an_embedding_of_any_length(photos: Connection) -> None:
-    assert rowids(search(photos, vectors.encode(MATRIX[6] * 3))) == best(MATRIX[6])
+    assert rowids(search(photos, vectors.to_blob(MATRIX[6] * 3))) == best(MATRIX[6])
 
 
 def test_similarities_are_those_of_vision_similarity(photos: Connection) -> None:
@@ -138,7 +138,7 @@ def test_once_for_a_query(photos: Connection, fake_vision: Vision, monkeypatch: 
 
 
 def test_deleted_rows_do_not_appear(photos: Connection) -> None:
-    query = vectors.encode(MATRIX[0])
+    query = vectors.to_blob(MATRIX[0])
     gone = best(MATRIX[0], 80)
     photos.connection.execute(f"delete from photos where id in ({', '.join(map(str, gone))})")
     assert rowids(search(photos, query)) == best(MATRIX[0], 10, tuple(gone))
@@ -196,7 +196,7 @@ def test_keys_of_every_kind(
     for values in keys:
         connection.execute(f"insert into photos ({columns}) values ({', '.join('?' * len(key))})", values)
     embed(connection, SideTable("photos", key), keys, MATRIX[:3])
-    found = search(fake_db, vectors.encode(MATRIX[1]))
+    found = search(fake_db, vectors.to_blob(MATRIX[1]))
     shown = [tuple(value.hex().upper() if isinstance(value, bytes) else value for value in values) for values in keys]
     assert len(found) == 3
     for hit in found:
@@ -229,7 +229,7 @@ def test_keys_of_every_kind(
 def test_views(photos: Connection, view: str) -> None:
     photos.connection.execute(f"create view even as {view}")
     embed(photos.connection, SideTable("even", ("id",)), [(n,) for n in range(1, 101)], MATRIX)
-    found = search(photos, vectors.encode(MATRIX[0]), table="even")
+    found = search(photos, vectors.to_blob(MATRIX[0]), table="even")
     assert [hit["key"] for hit in found] == [{"id": n} for n in best(MATRIX[0], 10, tuple(range(1, 101, 2)))]
 
 
@@ -291,7 +291,7 @@ def test_embeddings_of_a_model_that_is_not_installed(photos: Connection) -> None
     matrix = directions(3, 5)
     photos.connection.execute("delete from _vision_photos")
     embed(photos.connection, PHOTOS, [(1,), (2,), (3,)], matrix, "elsewhere")
-    assert rowids(search(photos, vectors.encode(matrix[1])))[0] == 2
+    assert rowids(search(photos, vectors.to_blob(matrix[1])))[0] == 2
     assert "no model 'elsewhere' is installed" in photos.error("vision_search('photos', 'x')")
 
 
@@ -302,7 +302,7 @@ def test_columns(photos: Connection) -> None:
         " name which to search: fake (back, image)"
     )
     assert rowids(search(photos, "x", 10, "", "back")) == [7]
-    assert rowids(search(photos, vectors.encode(MATRIX[41]), 10, "fake", "image")) == best(MATRIX[41])
+    assert rowids(search(photos, vectors.to_blob(MATRIX[41]), 10, "fake", "image")) == best(MATRIX[41])
 
 
 @pytest.mark.parametrize(
@@ -402,5 +402,5 @@ def test_reading_the_whole_table_finds_the_same(photos: Connection, fake_vision:
     source = searcher.source(photos.connection, "photos")
     wanted = searcher.choose(photos.connection, source)
     for k in (1, 10, 100, 1000):
-        expected = searcher.search(photos.connection, "photos", vectors.encode(MATRIX[3]), k)
+        expected = searcher.search(photos.connection, "photos", vectors.to_blob(MATRIX[3]), k)
         assert from_table(photos.connection, wanted, MATRIX[3], k) == expected

@@ -201,7 +201,7 @@ def test_similarity(fake_db: Connection, name: str, a: bytes, b: bytes, expected
 def test_similarity_is_the_same_whatever_was_compared_before(fake_db: Connection) -> None:
     pairs = [(blob(1, 2), blob(3, 4)), (blob(1, 2), b"bad"), (blob(5, 6), blob(3, 4)), (blob(1, 2), blob(7, -8))]
     for a, b in pairs * 3:
-        expected = None if b == b"bad" else vectors.cosine(vectors.decode(a), vectors.decode(b))
+        expected = None if b == b"bad" else vectors.cosine(vectors.from_blob(a), vectors.from_blob(b))
         assert fake_db.one("vision_similarity(?, ?)", a, b) == (
             expected if expected is None else pytest.approx(expected)
         )

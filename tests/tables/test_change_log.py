@@ -130,7 +130,7 @@ def test_more_than_asked_for_cannot_be_told(connection: sqlite3.Connection) -> N
 
 
 def test_only_the_last_changes_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(change_log, "KEPT", 10)
+    monkeypatch.setattr(change_log, "KEPT_CHANGES", 10)
     connection = sqlite3.connect(path, isolation_level=None)
     SIDE.create(connection)
     first = state(connection)

@@ -41,9 +41,9 @@ def test_the_key_of_the_source(
     connection: sqlite3.Connection, create: str, key: tuple[str, ...], rowid: str | None
 ) -> None:
     connection.execute(create)
-    assert side_tables.find(connection, "t") is None
+    assert side_tables.find_source(connection, "t") is None
     embed(connection, "t", key)
-    found = side_tables.find(connection, "T")
+    found = side_tables.find_source(connection, "T")
     assert found is not None
     assert (found.table, found.key, found.rowid, found.schema) == ("t", key, rowid, "main")
     assert found.is_view == create.startswith("create view")
@@ -123,4 +123,4 @@ def test_an_attached_database(connection: sqlite3.Connection) -> None:
     embed(connection, "t", ("id",))
     connection.execute("attach ':memory:' as 'other one'")
     assert side_tables.sources(connection, "other one") == []
-    assert side_tables.find(connection, "t", "other one") is None
+    assert side_tables.find_source(connection, "t", "other one") is None

@@ -28,17 +28,17 @@ def f32(*values: float) -> vectors.Vector:
 def test_layout_is_little_endian_float32() -> None:
     blob = bytes.fromhex("0000803f 000000bf cdcccc3d 00000080 ffff7f7f 01000000".replace(" ", ""))
     values = [1.0, -0.5, 0.1, -0.0, MAX, SMALLEST]
-    assert vectors.encode(values) == blob
-    assert vectors.encode(f32(*values)) == blob
-    assert vectors.encode(np.array(values, dtype=">f4")) == blob
-    assert vectors.encode(np.array(values, dtype=np.float64)) == blob
-    assert vectors.encode(np.repeat(f32(*values), 2)[::2]) == blob
-    assert vectors.decode(blob).tolist() == [1.0, -0.5, float(np.float32(0.1)), 0.0, MAX, SMALLEST]
-    assert vectors.encode(vectors.decode(blob)) == blob
+    assert vectors.to_blob(values) == blob
+    assert vectors.to_blob(f32(*values)) == blob
+    assert vectors.to_blob(np.array(values, dtype=">f4")) == blob
+    assert vectors.to_blob(np.array(values, dtype=np.float64)) == blob
+    assert vectors.to_blob(np.repeat(f32(*values), 2)[::2]) == blob
+    assert vectors.from_blob(blob).tolist() == [1.0, -0.5, float(np.float32(0.1)), 0.0, MAX, SMALLEST]
+    assert vectors.to_blob(vectors.from_blob(blob)) == blob
 
 
 def test_decoded_is_float32_and_cannot_be_written() -> None:
-    vector = vectors.decode(vectors.encode([1, 2, 3]), 3)
+    vector = vectors.from_blob(vectors.to_blob([1, 2, 3]), 3)
     assert vector.dtype == np.float32
     assert vector.shape == (3,)
     with pytest.raises(ValueError, match="read-only"):
@@ -48,14 +48,14 @@ def test_decoded_is_float32_and_cannot_be_written() -> None:
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 7, 2047])
 def test_size_that_is_not_of_whole_floats(size: int) -> None:
     with pytest.raises(InvalidVector) as caught:
-        vectors.decode(bytes(size))
+        vectors.from_blob(bytes(size))
     assert str(caught.value) == f"expected an embedding, a BLOB of 4 bytes a float, found {size} bytes"
 
 
 @pytest.mark.parametrize("size", [0, 4, 2044, 2047, 2049, 2052])
 def test_size_of_another_model(size: int) -> None:
     with pytest.raises(InvalidVector) as caught:
-        vectors.decode(bytes(size), 512)
+        vectors.from_blob(bytes(size), 512)
     assert str(caught.value) == f"expected an embedding of 512 floats, 2048 bytes, found {size} bytes"
 
 
@@ -72,17 +72,17 @@ def test_size_of_another_model(size: int) -> None:
 )
 def test_not_finite_is_no_embedding(values: list[float]) -> None:
     with pytest.raises(InvalidVector) as caught:
-        vectors.decode(f32(*values).tobytes())
+        vectors.from_blob(f32(*values).tobytes())
     assert str(caught.value) == NOT_FINITE
 
 
 def test_signalling_nan_is_no_embedding() -> None:
     with pytest.raises(InvalidVector, match=NOT_FINITE):
-        vectors.decode(bytes.fromhex("0100807f0000803f"))
+        vectors.from_blob(bytes.fromhex("0100807f0000803f"))
 
 
 def test_largest_values_are_an_embedding() -> None:
-    assert vectors.decode(f32(*[MAX] * 1000)).shape == (1000,)
+    assert vectors.from_blob(f32(*[MAX] * 1000)).shape == (1000,)
 
 
 # Length
@@ -247,7 +247,7 @@ def test_json_round_trip_is_exact() -> None:
     found = np.concatenate([bits, edges.astype(np.uint32), powers, powers - 1, powers + 1]).view(np.float32)
     found = found[np.isfinite(found)]
     text = vectors.to_json(found)
-    assert vectors.encode(vectors.from_json(text)) == vectors.encode(found)
+    assert vectors.to_blob(vectors.from_json(text)) == vectors.to_blob(found)
     assert len(json.loads(text)) == len(found) > 39_000
 
 
@@ -290,11 +290,11 @@ def test_text_that_is_no_embedding(text: str, message: str) -> None:
 
 def test_an_embedding_of_more_floats_than_any_model_makes_is_refused() -> None:
     most = vectors.MAX_DIMENSIONS
-    assert len(vectors.decode(bytes(4 * most))) == most
+    assert len(vectors.from_blob(bytes(4 * most))) == most
     assert len(vectors.from_json(vectors.to_json(np.full(most, -1.17549435e-38, dtype=np.float32)))) == most
     assert len(vectors.from_base64(base64.b64encode(bytes(4 * most)).decode())) == most
     for refused in (
-        lambda: vectors.decode(bytes(4 * most + 4)),
+        lambda: vectors.from_blob(bytes(4 * most + 4)),
         lambda: vectors.from_base64(base64.b64encode(bytes(5 * most)).decode()),
         lambda: vectors.from_json("[" + "1," * 20 * most + "1]"),
     ):
@@ -315,8 +315,8 @@ def test_base64_needs_no_padding(size: int) -> None:
 
 def test_what_is_an_embedding_among_images() -> None:
     unit = f32(0.6, 0.8)
-    assert vectors.unless_image(vectors.encode(unit), 2).tobytes() == unit.tobytes()
-    assert vectors.unless_image(vectors.encode(3 * unit), 2).tolist() == pytest.approx(unit.tolist())
+    assert vectors.unless_image(vectors.to_blob(unit), 2).tobytes() == unit.tobytes()
+    assert vectors.unless_image(vectors.to_blob(3 * unit), 2).tolist() == pytest.approx(unit.tolist())
     assert vectors.unless_image(pictures.png(), 2) is None
     gif = b"GIF89a\x80\x3f"  # of unit length, though it begins like an image
     assert vectors.unless_image(gif, 2).tobytes() == gif
@@ -326,16 +326,16 @@ def test_what_is_an_embedding_among_images() -> None:
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (vectors.encode([0.6, 0.8]), DimensionMismatch, "expected an embedding of 3 floats, found one of 2"),
+        (vectors.to_blob([0.6, 0.8]), DimensionMismatch, "expected an embedding of 3 floats, found one of 2"),
         (
-            vectors.encode([6, 8]),
+            vectors.to_blob([6, 8]),
             InvalidImage,
             "expected an image, or an embedding of 12 bytes, found 8 bytes of neither",
         ),
         (b"nothing", InvalidImage, "expected an image, or an embedding of 12 bytes, found 7 bytes of neither"),
         (b"", InvalidImage, "expected an image, or an embedding of 12 bytes, found 0 bytes of neither"),
         (bytes(12), InvalidVector, "expected an embedding with a direction, found one that is zero everywhere"),
-        (vectors.encode([math.nan, 1, 1]), InvalidImage, "expected an image, or an embedding of 12 bytes, found 12"),
+        (vectors.to_blob([math.nan, 1, 1]), InvalidImage, "expected an image, or an embedding of 12 bytes, found 12"),
     ],
 )
 def test_what_is_neither(data: bytes, error: type[Exception], message: str) -> None:

@@ -31,7 +31,7 @@ def flat(matrix: Matrix, first: int = 0) -> Flat:
 
 
 def graph(matrix: Matrix) -> hnsw.HnswGraph:
-    made = hnsw.build([flat(matrix)], matrix.shape[1])
+    made = hnsw.build_graph([flat(matrix)], matrix.shape[1])
     assert made is not None
     return made
 
@@ -144,7 +144,9 @@ def test_every_vector_of_a_graph_is_found_again() -> None:
 
 def test_building_a_graph_can_be_stopped() -> None:
     seen: list[Progress] = []
-    stopped = hnsw.build([flat(clustered(500))], 64, on_progress=seen.append, stop=lambda: len(seen) == 2, chunk=100)
+    stopped = hnsw.build_graph(
+        [flat(clustered(500))], 64, on_progress=seen.append, stop=lambda: len(seen) == 2, chunk=100
+    )
     assert stopped is None
     assert seen == [Progress("building the graph", 100, 500), Progress("building the graph", 200, 500)]
 
@@ -152,7 +154,7 @@ def test_building_a_graph_can_be_stopped() -> None:
 def test_a_graph_that_is_added_to_leaves_the_first_as_it_is() -> None:
     matrix = clustered(3000)
     first = graph(matrix[:2000])
-    second = hnsw.build([flat(matrix[2000:], 2000)], 64, onto=first)
+    second = hnsw.build_graph([flat(matrix[2000:], 2000)], 64, onto=first)
     assert second is not None
     assert (len(first), len(second)) == (2000, 3000)
     assert recall(Index(second, 64), matrix, matrix[::10]) > 0.98
@@ -214,7 +216,7 @@ def test_any_sequence_of_changes(kind: str) -> None:
             else:
                 assert isinstance(before.base, hnsw.HnswGraph)
                 alive = before.tail if before.tail_alive is None else before.tail.take(before.tail_alive)
-                grown = hnsw.build([alive], 64, onto=before.base)
+                grown = hnsw.build_graph([alive], 64, onto=before.base)
                 assert grown is not None
                 index.replace_base(before, grown, holds_dead=True)
             check(index, expected, np.array([added[0], matrix[step]]))
@@ -225,7 +227,7 @@ def test_a_flat_becomes_a_graph_while_it_changes() -> None:
     index = Index(flat(matrix), 64)
     index.change(np.arange(100), np.array([2000, 2001]), matrix[:2])
     before = index.view
-    made = hnsw.build(alive_parts(before), 64)
+    made = hnsw.build_graph(alive_parts(before), 64)
     assert made is not None
     index.change(np.array([500, 2000]), np.array([501, 2002]), matrix[5:7])
     index.replace_base(before, made)

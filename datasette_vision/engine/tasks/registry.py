@@ -19,7 +19,7 @@ def task_of(name: str) -> Task:
     return _tasks[name]
 
 
-def register(task: Task) -> None:
+def register_task(task: Task) -> None:
     """Add a task, before models are looked for and connections are made.
 
     Raises ValueError for a name that is taken, and for an operation that nothing answers.
@@ -36,7 +36,7 @@ def register(task: Task) -> None:
 @contextlib.contextmanager
 def registered(task: Task) -> Iterator[None]:
     """Have a task for as long as the block runs: for tests."""
-    register(task)
+    register_task(task)
     try:
         yield
     finally:

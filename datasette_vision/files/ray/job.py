@@ -75,7 +75,7 @@ class Workers:
         return dataclasses.replace(chosen, providers=(CUDA,))
 
 
-def embed_files(
+def embed_files_on_ray(
     job: Job, config: Config, *, address: str | None = None, workers: Workers | None = None, quiet: bool = False
 ) -> EmbedFilesSummary:
     """Embed on the cluster at `address`; without one on that of RAY_ADDRESS, else on this machine alone.

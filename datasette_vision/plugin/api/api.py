@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from datasette_vision.errors import VisionError
 from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http import schemas
-from datasette_vision.plugin.http.computing import embed as embed_inputs
+from datasette_vision.plugin.http.computing import embed_inputs as embed_inputs
 from datasette_vision.plugin.http.computing import outputs, take
 from datasette_vision.plugin.http.context import Call, outcomes
 from datasette_vision.plugin.http.inputs import EMBEDDING, IMAGE, TEXT, input_of, read_inputs
-from datasette_vision.plugin.http.parameters import ENCODING_FORMAT, LABELS, MODEL, K, Parameter
+from datasette_vision.plugin.http.parameters import ENCODING_FORMAT, K_PARAMETER, LABELS, MODEL_PARAMETER, Parameter
 from datasette_vision.plugin.http.responses import answer, dumps, error_body
 from datasette_vision.plugin.http.routes import GET, Route
 from datasette_vision.plugin.server import permissions
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 INLINE_EMBEDDINGS = 32
 
 
-async def embed(call: Call) -> Response:
+async def handle_embed(call: Call) -> Response:
     """Answer with the embeddings of texts and images."""
-    model, encoding = MODEL.value(call.fields), ENCODING_FORMAT.value(call.fields)
+    model, encoding = MODEL_PARAMETER.value(call.fields), ENCODING_FORMAT.value(call.fields)
     inputs = read_inputs(call.fields, EMBED.kinds)
     take(call, inputs)
     found = await embed_inputs(call, inputs, model)
-    manifest = call.desk.encoder(model)
-    return await results(
+    manifest = call.context.encoder(model)
+    return await results_response(
         call,
         {"model": manifest.name, "dimensions": manifest.dimensions},
         found,
@@ -45,31 +45,31 @@ async def embed(call: Call) -> Response:
 
 async def classify(call: Call) -> Response:
     """Answer with the best labels of images, out of those that a model brings."""
-    model, k = MODEL.value(call.fields), K.value(call.fields) or 5
+    model, k = MODEL_PARAMETER.value(call.fields), K_PARAMETER.value(call.fields) or 5
     inputs = read_inputs(call.fields, CLASSIFY.kinds)
     take(call, inputs)
-    vision, intake = call.desk.vision, call.desk.intake
-    name = (await call.desk.call(vision.classifier, model)).manifest.name
-    found = await outputs(call, [intake.classify_image(item.content, name) for item in inputs])
-    return await results(
+    vision, inference = call.context.vision, call.context.inference
+    name = (await call.context.call(vision.classifier, model)).manifest.name
+    found = await outputs(call, [inference.classify_image(item.content, name) for item in inputs])
+    return await results_response(
         call, {"model": name}, found, lambda output: dumps({"labels": vision.label(output, name, k)}), on_thread=True
     )
 
 
 async def zero_shot(call: Call) -> Response:
     """Answer with the scores of labels that the request brings."""
-    model, k, text = (parameter.value(call.fields) for parameter in (MODEL, K, LABELS))
+    model, k, text = (parameter.value(call.fields) for parameter in (MODEL_PARAMETER, K_PARAMETER, LABELS))
     inputs = read_inputs(call.fields, ZERO_SHOT.kinds)
     take(call, inputs)
-    desk, vision = call.desk, call.desk.vision
-    name = (await desk.call(desk.encoder, model)).name
+    context, vision = call.context, call.context.vision
+    name = (await context.call(context.encoder, model)).name
     count_labels(call, name, text)
-    (label_set,) = await outcomes([desk.intake.label_set(name, text)])
+    (label_set,) = await outcomes([context.inference.label_set(name, text)])
     if isinstance(label_set, VisionError):
         raise label_set
     labels, prompts = label_set
     found = await embed_inputs(call, inputs, name)
-    return await results(
+    return await results_response(
         call,
         {"model": name},
         found,
@@ -81,31 +81,31 @@ async def similarity(call: Call) -> Response:
     """Answer with the cosines of the query and each input."""
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
-    model, query = MODEL.value(call.fields), QUERY.value(call.fields)
+    model, query = MODEL_PARAMETER.value(call.fields), QUERY.value(call.fields)
     inputs = [input_of(query, SIMILARITY.kinds, "query"), *read_inputs(call.fields, SIMILARITY.kinds)]
     take(call, inputs)
     first, *others = await embed_inputs(call, inputs, model)
     if isinstance(first, VisionError):
         raise type(first)(f"query: {first}")
-    head = {"model": call.desk.encoder(model).name}
-    return await results(call, head, others, lambda other: dumps({"similarity": vectors.cosine(first, other)}))
+    head = {"model": call.context.encoder(model).name}
+    return await results_response(call, head, others, lambda other: dumps({"similarity": vectors.cosine(first, other)}))
 
 
-async def models(call: Call) -> Response:
+async def handle_models(call: Call) -> Response:
     """Answer with the installed models."""
-    return answer(call.datasette, {"ok": True, "models": await call.desk.call(lambda: call.desk.vision.models())})
+    return answer(call.datasette, {"ok": True, "models": await call.context.call(lambda: call.context.vision.models())})
 
 
 def count_labels(call: Call, model: str, text: str) -> None:
     """Count labels that were not embedded before against the client's rate. Raises a 429, or InvalidLabels."""
     from datasette_vision.vectors.zero_shot import parse_labels  # heavy: NumPy
 
-    vision = call.desk.vision
+    vision = call.context.vision
     if vision.label_sets.get((model, text)) is None:
         call.share.charge(texts=len(parse_labels(text, vision.config.max_labels).labels))
 
 
-async def results(
+async def results_response(
     call: Call,
     head: dict[str, Any],
     found: Sequence[Any],
@@ -132,7 +132,7 @@ async def results(
         status = errors[0].http_status
         whole = error_body([str(error) for error in errors], status)
     # What is written already is not read and written once more: embeddings are long.
-    listed = await call.desk.call(written) if on_thread else written()
+    listed = await call.context.call(written) if on_thread else written()
     return answer(call.datasette, f'{dumps(whole)[:-1]},"results":[{listed}]}}', status)
 
 
@@ -158,10 +158,10 @@ EMBED = Route(
     "/embed",
     "Embed texts and images",
     "Embeddings of unit length: the cosine of two of one model says how well they fit together.",
-    embed,
+    handle_embed,
     kinds=(TEXT, IMAGE),
-    parameters=(MODEL, ENCODING_FORMAT),
-    answer=schemas.results(schemas.EMBEDDED, model=schemas.NAME, dimensions=schemas.COUNT),
+    parameters=(MODEL_PARAMETER, ENCODING_FORMAT),
+    answer=schemas.results_schema(schemas.EMBEDDED, model=schemas.MODEL_NAME, dimensions=schemas.COUNT),
     example=RequestExample(query=[("text", "purple heart")]),
 )
 CLASSIFY = Route(
@@ -172,8 +172,8 @@ CLASSIFY = Route(
     " of its own.",
     classify,
     kinds=(IMAGE,),
-    parameters=(MODEL, K),
-    answer=schemas.results(schemas.LABELLED, model=schemas.NAME),
+    parameters=(MODEL_PARAMETER, K_PARAMETER),
+    answer=schemas.results_schema(schemas.LABELLED, model=schemas.MODEL_NAME),
     example=RequestExample(form=[("image", "@apple.webp"), ("k", "3")]),
 )
 ZERO_SHOT = Route(
@@ -183,8 +183,8 @@ ZERO_SHOT = Route(
     "The score of each label for each image, or for an embedding of one, best first.",
     zero_shot,
     kinds=(IMAGE, EMBEDDING),
-    parameters=(LABELS, MODEL, K),
-    answer=schemas.results(schemas.LABELLED, model=schemas.NAME),
+    parameters=(LABELS, MODEL_PARAMETER, K_PARAMETER),
+    answer=schemas.results_schema(schemas.LABELLED, model=schemas.MODEL_NAME),
     example=RequestExample(form=[("image", "@apple.webp"), ("labels", "fruit"), ("labels", "animal")]),
 )
 SIMILARITY = Route(
@@ -194,19 +194,19 @@ SIMILARITY = Route(
     "The cosine of the query with each input, from -1 to 1.",
     similarity,
     kinds=(TEXT, IMAGE, EMBEDDING),
-    parameters=(QUERY, MODEL),
-    answer=schemas.results(schemas.COMPARED, model=schemas.NAME),
+    parameters=(QUERY, MODEL_PARAMETER),
+    answer=schemas.results_schema(schemas.COMPARED, model=schemas.MODEL_NAME),
     example=RequestExample(form=[("query", "@apple.webp"), ("text", "red apple"), ("text", "fire engine")]),
 )
-MODELS = Route(
+MODELS_ROUTE = Route(
     "models",
     "/models",
     "List the installed models",
     "Each with its task, its dimensions, and which parts of it are in memory.",
-    models,
+    handle_models,
     methods=(GET,),
     action=permissions.VIEW_INSTANCE,
-    answer=schemas.MODELS,
+    answer=schemas.MODEL_LIST,
     example=RequestExample(),
 )
-ROUTES = (EMBED, CLASSIFY, ZERO_SHOT, SIMILARITY, MODELS)
+ROUTES = (EMBED, CLASSIFY, ZERO_SHOT, SIMILARITY, MODELS_ROUTE)

@@ -13,7 +13,7 @@ from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http.context import Call
 from datasette_vision.plugin.http.inputs import EXPECTED
 from datasette_vision.plugin.http.responses import answer, page_error
-from datasette_vision.plugin.http.routes import GET, PREFIX, Route
+from datasette_vision.plugin.http.routes import GET, ROUTE_PREFIX, Route
 from datasette_vision.plugin.server import permissions
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ def entries(routes: Sequence[Route], server: str) -> list[dict[str, Any]]:
     return [
         {
             "name": route.name,
-            "path": PREFIX + route.path,
+            "path": ROUTE_PREFIX + route.path,
             "methods": ", ".join(route.methods),
             "summary": route.summary,
             "description": route.description,
             "parameters": [*_inputs(route), *_parameters(route)],
-            "example": route.example.curl(server, PREFIX + route.path) if route.example else None,
+            "example": route.example.curl(server, ROUTE_PREFIX + route.path) if route.example else None,
         }
         for route in routes
         if route.media_type != HTML
@@ -63,7 +63,7 @@ def _parameters(route: Route) -> list[dict[str, str]]:
     found = [{"name": name, "meaning": meaning} for name, meaning in route.path_parameters]
     found += [{"name": parameter.name, "meaning": parameter.meaning} for parameter in route.parameters]
     for name, schema in (route.body or {}).get("properties", {}).items():
-        found.append({"name": name, "meaning": schema.get("description") or BODY[name]})
+        found.append({"name": name, "meaning": schema.get("description") or DOCUMENT_BODY[name]})
     return found
 
 
@@ -72,14 +72,14 @@ def with_code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-BODY = {
+DOCUMENT_BODY = {
     "input": "A string, or an array of strings: texts, and images as data: URIs.",
     "model": "Name of an installed model; by default the `default_model` of the configuration.",
     "encoding_format": "`float` or `base64`.",
 }
 
 
-def routes(described: Callable[[], Sequence[Route]]) -> tuple[Route, ...]:
+def documentation_routes(described: Callable[[], Sequence[Route]]) -> tuple[Route, ...]:
     """Return the routes that describe the others. `described` is asked when they are: they are among them."""
 
     async def as_openapi(call: Call) -> Response:

@@ -42,7 +42,7 @@ async def jobs(call: Call) -> Response:
 
 NUMBER: schemas.Schema = {"type": "integer", "minimum": 0}
 TEXT: schemas.Schema = {"type": "string"}
-KEPT = schemas.closed(
+KEPT_SCHEMA = schemas.closed(
     {
         **dict.fromkeys(("database", "table", "column", "model"), TEXT),
         "state": {"enum": ["in step", "embedding", "failed", "waiting"]},
@@ -72,7 +72,7 @@ JOBS = Route(
         {
             "ok": {"const": True},
             "auto_embed": {"type": "boolean", "description": "Whether it is configured."},
-            "tables": {"type": "array", "items": KEPT},
+            "tables": {"type": "array", "items": KEPT_SCHEMA},
             "left_out": {"type": "array", "items": schemas.closed({"name": TEXT, "reason": TEXT})},
         },
         optional=("left_out",),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.plugin.api.examples import RequestExample
-from datasette_vision.plugin.http.context import Call, Desk
+from datasette_vision.plugin.http.context import Call, RequestContext
 from datasette_vision.plugin.http.measures import LATENCY_BUCKETS_S
 from datasette_vision.plugin.http.responses import respond
 from datasette_vision.plugin.http.routes import GET, Route
@@ -28,20 +28,20 @@ class Collector:
     What is counted meanwhile, on other threads, is copied before it is gone through.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: RequestContext) -> None:
+        self._context = context
 
     def collect(self) -> Iterator[Any]:
         """Yield the metrics, as prometheus_client's registries ask for them."""
         yield from self._requests()
-        if self._desk.has_vision:
+        if self._context.has_vision:
             yield from self._models()
             yield from self._cache()
 
     def _requests(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        measures, limits = self._desk.measures, self._desk.limits
+        measures, limits = self._context.measures, self._context.limits
         requests = CounterMetricFamily(
             "vision_requests", "HTTP requests answered.", labels=["route", "method", "status"]
         )
@@ -77,7 +77,7 @@ class Collector:
         waiting = GaugeMetricFamily("vision_queue_depth", "Inputs that wait to be computed.", labels=labels)
         batches = HistogramMetricFamily("vision_batch_size", "Inputs computed together.", labels=labels)
         seconds = CounterMetricFamily("vision_compute_seconds", "Time spent computing batches.", labels=labels)
-        for name, service in sorted(self._desk.vision.services.running().items()):
+        for name, service in sorted(self._context.vision.services.running().items()):
             in_memory = service.loaded()
             for tower, queue in service.queues.items():
                 key = [name, tower]
@@ -90,7 +90,7 @@ class Collector:
     def _cache(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        cache = self._desk.vision.cache
+        cache = self._context.vision.cache
         yield CounterMetricFamily("vision_cache_hits", "Embeddings found in the cache.", cache.hits)
         yield CounterMetricFamily("vision_cache_misses", "Embeddings not found in the cache.", cache.misses)
         yield GaugeMetricFamily("vision_cache_bytes", "Memory that the cache takes.", cache.bytes)
@@ -114,20 +114,20 @@ def _batches(queue: Batcher[Any, Any]) -> tuple[list[tuple[str, float]], float]:
     return _buckets(BATCH_BUCKETS, counts), float(sum(size * count for size, count in sizes.items()))
 
 
-def exposition(desk: Desk) -> str:
+def exposition(context: RequestContext) -> str:
     """Return all metrics of a server as text."""
     from prometheus_client import CollectorRegistry, generate_latest  # not needed at start
 
     # One of our own: the global one holds what other plugins publish, at addresses of theirs.
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Collector(desk))
+    registry.register(Collector(context))
     return generate_latest(registry).decode("utf-8")
 
 
 async def metrics(call: Call) -> Response:
     """Answer with the metrics."""
     # On the event loop: its counters are counted there, and it takes about a millisecond.
-    return respond(call.datasette, exposition(call.desk), f"{MEDIA_TYPE}; version=0.0.4; charset=utf-8")
+    return respond(call.datasette, exposition(call.context), f"{MEDIA_TYPE}; version=0.0.4; charset=utf-8")
 
 
 ROUTES = (

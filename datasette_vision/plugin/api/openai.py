@@ -11,10 +11,10 @@ from datasette_vision.models.tasks import embeds
 from datasette_vision.plugin.api.api import INLINE_EMBEDDINGS, written_embedding
 from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http import schemas
-from datasette_vision.plugin.http.computing import embed, take
+from datasette_vision.plugin.http.computing import embed_inputs, take
 from datasette_vision.plugin.http.context import Call
 from datasette_vision.plugin.http.inputs import IMAGE, TEXT, Input, input_of
-from datasette_vision.plugin.http.parameters import ENCODING_FORMAT, MODEL, Parameter, choice, shown
+from datasette_vision.plugin.http.parameters import ENCODING_FORMAT, MODEL_PARAMETER, Parameter, choice, quoted_value
 from datasette_vision.plugin.http.responses import answer, dumps, message_of, status_of
 from datasette_vision.plugin.http.routes import GET, POST, Route
 from datasette_vision.plugin.server import permissions
@@ -45,24 +45,24 @@ async def embeddings(call: Call) -> Response:
     # Some clients send null for what was not asked for.
     fields = [field for field in call.fields if field.value is not None]
     values = {field.name: field.value for field in fields if field.is_json}
-    model, encoding = MODEL.value(fields), ENCODING_FORMAT.value(fields)
+    model, encoding = MODEL_PARAMETER.value(fields), ENCODING_FORMAT.value(fields)
     inputs = read_input(values.get("input"), MODALITY.value(fields))
     take(call, inputs)
-    manifest = await call.desk.call(call.desk.encoder, model)
+    manifest = await call.context.call(call.context.encoder, model)
     dimensions = values.get("dimensions")
     if dimensions is not None and (dimensions != manifest.dimensions or isinstance(dimensions, bool)):
         raise InvalidArgument(
             f"dimensions: the embeddings of {manifest.name} have {manifest.dimensions} dimensions and cannot be"
-            f" shortened, found {shown(dimensions)}"
+            f" shortened, found {quoted_value(dimensions)}"
         )
     vectors: list[Vector] = []
-    for position, found in enumerate(await embed(call, inputs, manifest.name), start=1):
+    for position, found in enumerate(await embed_inputs(call, inputs, manifest.name), start=1):
         if isinstance(found, VisionError):
             raise type(found)(f"input: number {position}: {found}" if len(inputs) > 1 else f"input: {found}")
         vectors.append(found)
     write = written_data, vectors, encoding
-    data = write[0](*write[1:]) if len(vectors) <= INLINE_EMBEDDINGS else await call.desk.call(*write)
-    tokens = await call.desk.call(_count_tokens, call, manifest.name, inputs)
+    data = write[0](*write[1:]) if len(vectors) <= INLINE_EMBEDDINGS else await call.context.call(*write)
+    tokens = await call.context.call(_count_tokens, call, manifest.name, inputs)
     rest = dumps({"model": manifest.name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
     return answer(call.datasette, f'{{"object":"list","data":[{data}],{rest[1:]}')
 
@@ -83,10 +83,11 @@ def read_input(value: Any, modality: str | None = None) -> list[Input]:
                 " texts themselves (in LangChain: check_embedding_ctx_length=False)"
             )
         if not isinstance(entry, str):
-            raise InvalidArgument(f"input: expected a string or an array of strings, found {shown(value)}")
+            raise InvalidArgument(f"input: expected a string or an array of strings, found {quoted_value(value)}")
         if modality == IMAGE and ADDRESS.match(entry):
             raise InvalidArgument(
-                f"input: expected images as data: URIs or base64, found {shown(entry)}: addresses are not fetched"
+                f"input: expected images as data: URIs or base64, found {quoted_value(entry)}:"
+                " addresses are not fetched"
             )
     if modality is not None:
         return [Input(modality, entry) for entry in listed]
@@ -101,9 +102,9 @@ def written_data(vectors: Sequence[Vector], encoding: str) -> str:
     )
 
 
-async def models(call: Call) -> Response:
+async def handle_openai_models(call: Call) -> Response:
     """Answer with the models that embed, as OpenAI lists its own."""
-    manifests = await call.desk.call(_dual_encoders, call)
+    manifests = await call.context.call(_dual_encoders, call)
     return answer(call.datasette, {"object": "list", "data": [_described(manifest) for manifest in manifests]})
 
 
@@ -112,7 +113,7 @@ async def model(call: Call) -> Response:
     from datasette.utils import tilde_decode
 
     name = tilde_decode(call.request.url_vars["model"])
-    return answer(call.datasette, _described(await call.desk.call(call.desk.encoder, name)))
+    return answer(call.datasette, _described(await call.context.call(call.context.encoder, name)))
 
 
 def refused(datasette: Datasette, error: Exception) -> Response:
@@ -139,12 +140,12 @@ def _is_token(value: object) -> bool:
 
 def _count_tokens(call: Call, name: str, inputs: Sequence[Input]) -> int:
     """Count what the text tower reads. Images have no tokens."""
-    service = call.desk.vision.services.dual_encoder(name)
+    service = call.context.vision.services.dual_encoder(name)
     return sum(len(service.tokenise(str(item.content))) for item in inputs if item.kind == TEXT)
 
 
 def _dual_encoders(call: Call) -> list[Manifest]:
-    vision = call.desk.vision
+    vision = call.context.vision
     usable = (entry for entry in vision.models() if embeds(entry.get("task")))
     return [vision.services.get(str(entry["name"])).manifest for entry in usable]
 
@@ -175,11 +176,11 @@ ERROR_SCHEMA: schemas.Schema = schemas.closed(
     }
 )
 STRING_INPUT: schemas.Schema = {"type": "string", "description": "A text, or an image when it is a data: URI."}
-BODY: schemas.Schema = {
+EMBEDDINGS_BODY: schemas.Schema = {
     "type": "object",
     "properties": {
         "input": {"anyOf": [STRING_INPUT, {"type": "array", "items": STRING_INPUT, "minItems": 1}]},
-        "model": {**MODEL.schema, "type": ["string", "null"]},
+        "model": {**MODEL_PARAMETER.schema, "type": ["string", "null"]},
         "encoding_format": {**ENCODING_FORMAT.schema, "type": ["string", "null"], "enum": ["float", "base64", None]},
         "dimensions": {
             "type": ["integer", "null"],
@@ -204,7 +205,7 @@ ANSWER = schemas.closed(
                 }
             ),
         },
-        "model": schemas.NAME,
+        "model": schemas.MODEL_NAME,
         "usage": schemas.closed({"prompt_tokens": {"type": "integer"}, "total_tokens": {"type": "integer"}}),
     }
 )
@@ -221,7 +222,7 @@ ROUTES = (
         refused=refused,
         error=ERROR_SCHEMA,
         strict=False,
-        body=BODY,
+        body=EMBEDDINGS_BODY,
         example=RequestExample(json={"model": "tiny-emoji", "input": "purple heart"}),
     ),
     Route(
@@ -229,7 +230,7 @@ ROUTES = (
         "/v1/models",
         "List the models that embed, as OpenAI does",
         "The dual encoders that are installed.",
-        models,
+        handle_openai_models,
         methods=(GET,),
         action=permissions.VIEW_INSTANCE,
         answer=schemas.closed({"object": {"const": "list"}, "data": {"type": "array", "items": MODEL_SCHEMA}}),

@@ -9,7 +9,7 @@ from datasette_vision import __version__
 from datasette_vision.plugin.http import schemas
 from datasette_vision.plugin.http.bodies import FORM, JSON, MULTIPART
 from datasette_vision.plugin.http.parameters import Parameter
-from datasette_vision.plugin.http.routes import GET, POST, PREFIX, Route
+from datasette_vision.plugin.http.routes import GET, POST, ROUTE_PREFIX, Route
 from datasette_vision.plugin.http.schemas import Schema
 
 # status -> when it is given. What a route can never give is left out in _responses().
@@ -38,7 +38,7 @@ def description(routes: Sequence[Route], server: str) -> dict[str, Any]:
     """Return the OpenAPI 3.1 description of routes below a server's address."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(PREFIX + route.path, {}).update(
+        paths.setdefault(ROUTE_PREFIX + route.path, {}).update(
             {method.lower(): operation(route, method) for method in route.methods}
         )
     return {

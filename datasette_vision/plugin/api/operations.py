@@ -6,12 +6,12 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.models.tasks import Operation, operations
-from datasette_vision.plugin.api.api import results
+from datasette_vision.plugin.api.api import results_response
 from datasette_vision.plugin.http import schemas
 from datasette_vision.plugin.http.computing import outputs, take
 from datasette_vision.plugin.http.context import Call
 from datasette_vision.plugin.http.inputs import IMAGE, read_inputs
-from datasette_vision.plugin.http.parameters import MODEL
+from datasette_vision.plugin.http.parameters import MODEL_PARAMETER
 from datasette_vision.plugin.http.responses import dumps
 from datasette_vision.plugin.http.routes import Route
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasette.utils.asgi import Response
 
 
-def routes() -> list[Route]:
+def operation_routes() -> list[Route]:
     """Return the routes of all operations."""
     return [
         Route(
@@ -29,22 +29,22 @@ def routes() -> list[Route]:
             operation.description,
             functools.partial(_answer, operation),
             kinds=(IMAGE,),
-            parameters=(MODEL,),
-            answer=schemas.results(schemas.closed({operation.name: operation.schema}), model=schemas.NAME),
+            parameters=(MODEL_PARAMETER,),
+            answer=schemas.results_schema(schemas.closed({operation.name: operation.schema}), model=schemas.MODEL_NAME),
         )
         for _, operation in operations()
     ]
 
 
 async def _answer(operation: Operation, call: Call) -> Response:
-    model, inputs = MODEL.value(call.fields), read_inputs(call.fields, (IMAGE,))
+    model, inputs = MODEL_PARAMETER.value(call.fields), read_inputs(call.fields, (IMAGE,))
     take(call, inputs)
-    vision, intake = call.desk.vision, call.desk.intake
-    service = await call.desk.call(vision.services.for_operation, operation.name, model)
+    vision, inference = call.context.vision, call.context.inference
+    service = await call.context.call(vision.services.for_operation, operation.name, model)
     name = service.manifest.name
-    found = await outputs(call, [intake.ask(operation.name, item.content, name) for item in inputs])
+    found = await outputs(call, [inference.ask(operation.name, item.content, name) for item in inputs])
 
     def write(output: Any) -> str:
         return dumps({operation.name: vision.answer(service, operation.name, output)})
 
-    return await results(call, {"model": name}, found, write, on_thread=True)
+    return await results_response(call, {"model": name}, found, write, on_thread=True)

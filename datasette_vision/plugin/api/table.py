@@ -7,14 +7,14 @@ from datasette_vision.plugin.http.routes import Route
 from datasette_vision.plugin.search import api as search_api
 
 
-def routes() -> tuple[Route, ...]:
+def api_routes() -> tuple[Route, ...]:
     """Return all routes. Those of operations depend on which tasks there are."""
     return (
         *api.ROUTES,
-        *operations.routes(),
+        *operations.operation_routes(),
         *search_api.ROUTES,
         *openai.ROUTES,
         *jobs.ROUTES,
         *metrics.ROUTES,
-        *documentation.routes(routes),
+        *documentation.documentation_routes(api_routes),
     )

@@ -30,7 +30,7 @@ from datasette_vision.plugin.server.permissions import (
     may_view_table,
 )
 from datasette_vision.plugin.server.state import StopStart
-from datasette_vision.tables.schema import LOADS, PREFIX
+from datasette_vision.tables.schema import LOADS, SIDE_TABLE_PREFIX
 from datasette_vision.util.sql_names import quote
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ async def _read_database(deployment: Deployment, datasette: Datasette, database:
     names = [*await database.table_names(), *await database.view_names()]
     for name in names:
         seen = await may_view_table(datasette, None, database.name, name)
-        if PREFIX + name in names:
+        if SIDE_TABLE_PREFIX + name in names:
             deployment.embedded.append(f"{database.name}/{name}")
         if not name.startswith(("_vision", "sqlite_")):
             (access.visible if seen else access.hidden).append(f"{database.name}/{name}")

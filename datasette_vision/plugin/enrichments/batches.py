@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.bulk import photos
-from datasette_vision.bulk.embed_table import prepare
-from datasette_vision.bulk.pipeline import Outcome, embed
+from datasette_vision.bulk.embed_table import prepare_side_table
+from datasette_vision.bulk.pipeline import Outcome, embed_all
 from datasette_vision.engine.services import BulkTower
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument, InvalidInput, VisionError
@@ -71,11 +71,11 @@ class Batch:
                 continue
             if reason is not None:
                 failed.append((outcome.item, reason))
-            embedding = None if outcome.vector is None else vectors.encode(outcome.vector)
+            embedding = None if outcome.vector is None else vectors.to_blob(outcome.vector)
             rows.append(SideTableRow(key, self._column, tower.model, outcome.content_hash or "", embedding, reason))
 
         def write(connection: sqlite3.Connection) -> None:
-            prepare(connection, side, tower)
+            prepare_side_table(connection, side, tower)
             # What cannot even be read keeps the embedding it had.
             side.write(
                 connection, (row for row in rows if row.content_hash or not _has_embedding(connection, side, row))
@@ -108,7 +108,7 @@ class Batch:
         self, vision: Vision, tower: BulkTower, known: Callable[[str], Vector | None] | None = None
     ) -> Iterator[Outcome[int]]:
         reader = columns.Reader(self._kind, self._base, vision.limits.max_bytes)
-        outcomes = embed(
+        outcomes = embed_all(
             tower,
             range(len(self._keys)),
             lambda position: reader(self._row(self._keys[position], vision.limits.max_bytes)),
@@ -135,14 +135,14 @@ class Batch:
 
     def _known(self, tower: BulkTower) -> Callable[[str], Vector | None] | None:
         """Return what finds embeddings by their content, where there is an index for it."""
-        source = side_tables.find(self._connection, self.source.name)
+        source = side_tables.find_source(self._connection, self.source.name)
         if source is None or not self._has_contents(source.side):
             return None
 
         def find(content_hash: str) -> Vector | None:
             with self._lock:
                 found = source.side.find(self._connection, content_hash, tower.model)
-            return None if found is None or len(found) != 4 * tower.dimensions else vectors.decode(found)
+            return None if found is None or len(found) != 4 * tower.dimensions else vectors.from_blob(found)
 
         return find
 
@@ -157,7 +157,7 @@ def image_column(connection: sqlite3.Connection, table: str) -> tuple[list[str],
     """Return the columns of a table, and the one that holds pictures, if one does."""
     source = SourceTable(connected(connection), table)
     try:
-        return source.columns, columns.choose(source, None, [])
+        return source.columns, columns.choose_column(source, None, [])
     except VisionError:
         return source.columns, None
 

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import Busy
-from datasette_vision.plugin.http.context import desk_of
+from datasette_vision.plugin.http.context import context_of
 from datasette_vision.plugin.http.cross_origin import is_own_path
-from datasette_vision.plugin.http.limits import SMALL_BYTES
+from datasette_vision.plugin.http.limits import SMALL_BODY_BYTES
 from datasette_vision.plugin.http.pace import LEAST_RATE, Pace, TooSlow
 from datasette_vision.plugin.http.responses import RequestError, error_body, message_of, status_of
 
@@ -28,7 +28,7 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 SLICE_BYTES = 65_536
 
 
-def wrapper(datasette: Datasette) -> Callable[[Application], Application]:
+def slow_clients_wrapper(datasette: Datasette) -> Callable[[Application], Application]:
     """Return what asgi_wrapper() gives to Datasette: every answer goes out in slices, to clients that take them.
 
     Answers to the plugin's own addresses are counted as long as they are held: who leaves many unread gets a 503, and
@@ -40,13 +40,13 @@ def wrapper(datasette: Datasette) -> Callable[[Application], Application]:
             if scope["type"] != "http":
                 await application(scope, receive, send)
                 return
-            desk = desk_of(datasette)
-            limits = desk.limits
+            context = context_of(datasette)
+            limits = context.limits
             sender = _Sender(send, Pace(limits.patience_s))
             if not is_own_path(datasette, scope):
                 await application(scope, receive, sender.send)
                 return
-            with limits.answer(desk.clients.address(scope)) as hold:
+            with limits.answer(context.clients.address(scope)) as hold:
                 sender.hold = hold
                 await application(scope, receive, sender.send)
 
@@ -77,7 +77,7 @@ class _Sender:
         body = message.get("body", b"")
         if self._start is not None:
             start, self._start = self._start, None
-            if self.hold is not None and len(body) > SMALL_BYTES:
+            if self.hold is not None and len(body) > SMALL_BODY_BYTES:
                 try:
                     self.hold(len(body))
                 except (Busy, RequestError) as error:

@@ -102,10 +102,10 @@ async def read_form(request: Request, share: Share, offload: Offload, media_type
         share.hold(max(share.bytes, taken + REQUEST_BYTES))
         arguments = body, media_type, request.headers.get("content-type", "")
         if not is_large:
-            return parse(*arguments)
+            return parse_body(*arguments)
         # What parsing itself needs is bounded by there being one at a time.
         async with share.parsing:
-            fields: list[Field] = await offload(parse, *arguments)
+            fields: list[Field] = await offload(parse_body, *arguments)
         return fields
     finally:
         with contextlib.suppress(BufferError):  # cancelled, while a thread still reads it
@@ -174,7 +174,7 @@ def _width(body: Body) -> int:
     return 2 if WIDE_BYTE.search(body) or WIDE_ESCAPE.search(body) else 1
 
 
-def parse(body: Body, media_type: str, content_type: str) -> list[Field]:
+def parse_body(body: Body, media_type: str, content_type: str) -> list[Field]:
     """Return the fields of a body. Raises RequestError when it is not what its media type says."""
     if media_type == JSON:
         values = parse_json(body)

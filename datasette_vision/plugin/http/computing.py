@@ -22,10 +22,10 @@ def take(call: Call, inputs: Sequence[Input]) -> None:
     counts = Counter(item.kind for item in inputs)
     call.share.take_inputs(texts=len(inputs) - counts[IMAGE], images=counts[IMAGE])
     for kind, count in counts.items():
-        call.desk.measures.items[call.route, kind] += count
+        call.context.measures.items[call.route, kind] += count
 
 
-async def embed(call: Call, inputs: Sequence[Input], model: str | None) -> list[Vector | VisionError]:
+async def embed_inputs(call: Call, inputs: Sequence[Input], model: str | None) -> list[Vector | VisionError]:
     """Embed inputs: for each its unit-length embedding, (d,) float32, or why there is none.
 
     An embedding among the inputs is what it is, once it proves to be one of the model's. Raises what is wrong with the
@@ -33,11 +33,11 @@ async def embed(call: Call, inputs: Sequence[Input], model: str | None) -> list[
     """
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
-    intake = call.desk.intake
-    dimensions = (await call.desk.call(call.desk.encoder, model)).dimensions
-    texts = iter(intake.embed_texts([str(item.content) for item in inputs if item.kind == TEXT], model))
+    inference = call.context.inference
+    dimensions = (await call.context.call(call.context.encoder, model)).dimensions
+    texts = iter(inference.embed_texts([str(item.content) for item in inputs if item.kind == TEXT], model))
     futures: list[Future[Any]] = [
-        next(texts) if item.kind == TEXT else intake.embed_image(item.content, model)
+        next(texts) if item.kind == TEXT else inference.embed_image(item.content, model)
         for item in inputs
         if item.kind != EMBEDDING
     ]
@@ -46,10 +46,10 @@ async def embed(call: Call, inputs: Sequence[Input], model: str | None) -> list[
     for item in inputs:
         try:
             content: Any = item.content
-            vector = vectors.decode(content, dimensions) if item.kind == EMBEDDING else next(computed)
+            vector = vectors.from_blob(content, dimensions) if item.kind == EMBEDDING else next(computed)
             found.append(vector if isinstance(vector, VisionError) else vectors.normalise(vector))
         except VisionError as error:
-            call.desk.measures.error(call.route, error)
+            call.context.measures.error(call.route, error)
             found.append(error)
     return found
 
@@ -61,5 +61,5 @@ async def outputs(call: Call, futures: Sequence[Future[T]]) -> list[T | VisionEr
         if isinstance(result, VisionError):
             if not isinstance(result, (InvalidInput, EngineFailure)):
                 raise result
-            call.desk.measures.error(call.route, result)
+            call.context.measures.error(call.route, result)
     return results

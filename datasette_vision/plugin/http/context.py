@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ATTRIBUTE = "_datasette_vision_desk"
+CONTEXT_ATTRIBUTE = "_datasette_vision_context"
 ANSWER_TIMEOUT_S = 120.0
 # Pictures of rows: how many are read and made smaller at a time, and how many are in memory meanwhile.
 PICTURE_THREADS = 2
 PICTURES_HELD = 4
 
 
-class Desk:
+class RequestContext:
     """The API's part of one Datasette."""
 
     def __init__(self, datasette: Datasette) -> None:
         state = state_of(datasette)
         self._vision = state.vision
-        self._intake: Lazy[Inference] = Lazy(self._make_intake)
+        self._inference: Lazy[Inference] = Lazy(self._make_inference)
         self.limits = Limits(state.config)
         self.clients = Clients(state.config.trusted_proxies)
         self.measures = Measures()
@@ -62,9 +62,9 @@ class Desk:
         return self._vision.loaded
 
     @property
-    def intake(self) -> Inference:
+    def inference(self) -> Inference:
         """The way to its queues."""
-        return self._intake.get()
+        return self._inference.get()
 
     def encoder(self, model: str | None) -> Manifest:
         """Return the manifest of a dual encoder, by default that of the configuration. Raises as Services does."""
@@ -73,13 +73,13 @@ class Desk:
 
     async def ready(self) -> None:
         """Make what is made at the first use, which takes a moment, without stopping the event loop."""
-        if not self._intake.loaded:
-            await asyncio.to_thread(self._intake.get)
+        if not self._inference.loaded:
+            await asyncio.to_thread(self._inference.get)
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run something that blocks, away from the event loop, on threads that are not Datasette's."""
         await self.ready()
-        return await asyncio.wrap_future(self.intake.call(function, *arguments))
+        return await asyncio.wrap_future(self.inference.call(function, *arguments))
 
     async def render(self, function: Callable[..., T], *arguments: Any) -> T:
         """Look at the picture of a row, away from the event loop, on threads that do nothing else."""
@@ -89,21 +89,21 @@ class Desk:
     def close(self) -> None:
         """End the threads."""
         self._pictures.shutdown(wait=False)
-        if self._intake.loaded:
-            self.intake.close()
+        if self._inference.loaded:
+            self.inference.close()
 
-    def _make_intake(self) -> Inference:
+    def _make_inference(self) -> Inference:
         from datasette_vision.engine.inference import Inference  # heavy: NumPy
 
         return Inference(self.vision)
 
 
-def desk_of(datasette: Datasette) -> Desk:
-    """Return the desk of this Datasette, made at the first call. Raises ConfigError."""
-    desk = getattr(datasette, ATTRIBUTE, None)
-    if desk is None:
-        desk = vars(datasette).setdefault(ATTRIBUTE, Desk(datasette))
-    return desk
+def context_of(datasette: Datasette) -> RequestContext:
+    """Return the context of this Datasette, made at the first call. Raises ConfigError."""
+    context = getattr(datasette, CONTEXT_ATTRIBUTE, None)
+    if context is None:
+        context = vars(datasette).setdefault(CONTEXT_ATTRIBUTE, RequestContext(datasette))
+    return context
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Call:
 
     datasette: Datasette
     request: Request
-    desk: Desk
+    context: RequestContext
     share: Share
     fields: Sequence[Field]
     route: str

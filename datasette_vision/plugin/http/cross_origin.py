@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from datasette_vision.plugin.http.responses import error_body
-from datasette_vision.plugin.http.routes import POST, PREFIX, Route
+from datasette_vision.plugin.http.routes import POST, ROUTE_PREFIX, Route
 from datasette_vision.plugin.server.compatibility import IS_1_0
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def is_ours(datasette: Datasette, scope: Mapping[str, Any]) -> bool:
 def is_own_path(datasette: Datasette, scope: Mapping[str, Any]) -> bool:
     """Say whether an address of HTTP is one of the plugin's."""
     path = _path(datasette, scope)
-    return path == PREFIX or path.startswith(PREFIX + "/")
+    return path == ROUTE_PREFIX or path.startswith(ROUTE_PREFIX + "/")
 
 
-def wrapper(datasette: Datasette, routes: Sequence[Route]) -> Callable[[Application], Application]:
+def cross_origin_wrapper(datasette: Datasette, routes: Sequence[Route]) -> Callable[[Application], Application]:
     """Return what asgi_wrapper() gives to Datasette. `routes` are those that other origins may post to, with --cors."""
     patterns = [re.compile(route.pattern) for route in routes if POST in route.methods]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from datasette_vision.errors import Busy
-from datasette_vision.plugin.http.context import desk_of
+from datasette_vision.plugin.http.context import context_of
 from datasette_vision.plugin.http.responses import RequestError, error_answer
 from datasette_vision.plugin.queries.shares import Shares
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
     from datasette_vision.plugin.server.activity import Application
 
-ATTRIBUTE = "_datasette_vision_crowd"
+CONCURRENCY_ATTRIBUTE = "_datasette_vision_crowd"
 # A browser sends 6 at a time, and a proxy whose header is not trusted those of all its clients. What is under way takes
 # turns on the event loop with the requests of others, some milliseconds each.
 AT_A_TIME = 16
-MAX_WAITING = 256
+MAX_WAITING_REQUESTS = 256
 # Datasette reads the cookies of a request again each time it looks at one: 60 kB of them take 45 ms, eight times over.
 MAX_COOKIE_BYTES = 8192
 # For each of them Datasette writes the address without it: 500 take half a second, and fail as SQL too deep.
 MAX_WHERES = 50
-TIMEOUT_S = 60.0
+TURN_TIMEOUT_S = 60.0
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -41,12 +41,12 @@ Receive = Callable[[], Awaitable[Any]]
 _inside: ContextVar[bool] = ContextVar("datasette_vision_inside", default=False)
 
 
-def wrapper(
-    datasette: Datasette, at_a_time: int = AT_A_TIME, max_waiting: int = MAX_WAITING
+def concurrency_wrapper(
+    datasette: Datasette, at_a_time: int = AT_A_TIME, max_waiting: int = MAX_WAITING_REQUESTS
 ) -> Callable[[Application], Application]:
     """Return what wraps an ASGI application so that each client has so many requests under way."""
     # Datasette's own client makes the application again for each of its requests.
-    made: dict[tuple[int, int], Shares] = vars(datasette).setdefault(ATTRIBUTE, {})
+    made: dict[tuple[int, int], Shares] = vars(datasette).setdefault(CONCURRENCY_ATTRIBUTE, {})
     shares = made.setdefault((at_a_time, max_waiting), Shares(at_a_time, max_waiting, "requests"))
 
     def wrap(application: Application) -> Application:
@@ -58,10 +58,10 @@ def wrapper(
             if refusal is not None:
                 await error_answer(datasette, refusal).asgi_send(send)
                 return
-            client = desk_of(datasette).clients.address(scope)
+            client = context_of(datasette).clients.address(scope)
             async with AsyncExitStack() as held:
                 try:
-                    await held.enter_async_context(shares.hold(client, timeout_s=TIMEOUT_S))
+                    await held.enter_async_context(shares.hold(client, timeout_s=TURN_TIMEOUT_S))
                 except Busy as busy:
                     await error_answer(datasette, busy).asgi_send(send)
                     return

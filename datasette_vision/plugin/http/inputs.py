@@ -11,7 +11,7 @@ from typing import Any
 
 from datasette_vision.errors import InvalidArgument
 from datasette_vision.plugin.http.bodies import Field
-from datasette_vision.plugin.http.parameters import shown
+from datasette_vision.plugin.http.parameters import quoted_value
 
 TEXT, IMAGE, EMBEDDING, INPUTS = "text", "image", "embedding", "inputs"
 DATA_URI = re.compile(r"\s*data:", re.IGNORECASE)
@@ -42,7 +42,7 @@ def read_inputs(fields: Sequence[Field], kinds: Sequence[str]) -> list[Input]:
     for field in named:
         if field.name == INPUTS:
             if not isinstance(field.value, list):
-                raise InvalidArgument(f"inputs: expected an array, found {shown(field.value)}")
+                raise InvalidArgument(f"inputs: expected an array, found {quoted_value(field.value)}")
             found += [
                 input_of(value, kinds, f"inputs: number {position}")
                 for position, value in enumerate(field.value, start=1)
@@ -71,7 +71,7 @@ def input_of(value: Any, kinds: Sequence[str], where: str) -> Input:
     else:
         raise InvalidArgument(f"{where}: expected a string or an object of one of {', '.join(kinds)}")
     if kind not in kinds:
-        raise InvalidArgument(f"{where}: expected one of {', '.join(kinds)}, found {shown(kind)}")
+        raise InvalidArgument(f"{where}: expected one of {', '.join(kinds)}, found {quoted_value(kind)}")
     return _input(kind, value, where)
 
 
@@ -83,7 +83,7 @@ def _input(kind: str, value: Any, where: str | None = None) -> Input:
         return Input(kind, value)
     if kind == TEXT and isinstance(value, str):
         return Input(kind, value)
-    raise InvalidArgument(f"{where}: expected {EXPECTED[kind]}, found {shown(value)}")
+    raise InvalidArgument(f"{where}: expected {EXPECTED[kind]}, found {quoted_value(value)}")
 
 
 def _embedding(value: Any, where: str) -> bytes:
@@ -95,12 +95,12 @@ def _embedding(value: Any, where: str) -> bytes:
         try:
             return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError):
-            raise InvalidArgument(f"{where}: expected {EXPECTED[EMBEDDING]}, found {shown(value)}") from None
+            raise InvalidArgument(f"{where}: expected {EXPECTED[EMBEDDING]}, found {quoted_value(value)}") from None
     numbers = isinstance(value, list) and all(
         isinstance(number, (int, float)) and not isinstance(number, bool) for number in value
     )
     if not numbers:
-        raise InvalidArgument(f"{where}: expected {EXPECTED[EMBEDDING]}, found {shown(value)}")
+        raise InvalidArgument(f"{where}: expected {EXPECTED[EMBEDDING]}, found {quoted_value(value)}")
     try:
         with np.errstate(over="ignore"):
             return np.array(value, dtype=np.float64).astype("<f4").tobytes()

@@ -21,8 +21,8 @@ from datasette_vision.plugin.http.responses import too_large, too_many
 LARGEST_REQUESTS = 2.0
 CLIENT_LARGEST_REQUESTS = 1.5
 # Bodies up to this size have room of their own, so that large ones never keep them out.
-SMALL_BYTES = 262_144
-LEAST_SMALL_ROOM = 16 * SMALL_BYTES
+SMALL_BODY_BYTES = 262_144
+LEAST_SMALL_ROOM = 16 * SMALL_BODY_BYTES
 CLIENTS_OF_SMALL_ROOM = 4
 # Requests of few inputs have places of their own too: a word is not refused for somebody else's 300 texts. Few are at
 # most these many, or that part of max_queue; and one client leaves some of the places to the others.
@@ -184,7 +184,7 @@ class Share:
 
         Up to SMALL_BYTES come out of the room for small requests.
         """
-        room = self._limits.small if total <= SMALL_BYTES else self._limits.large
+        room = self._limits.small if total <= SMALL_BODY_BYTES else self._limits.large
         self._room.move_to(room, self._client, self.bytes, total)
         self._room, self.bytes = room, total
 

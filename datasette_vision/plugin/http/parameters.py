@@ -49,10 +49,10 @@ class Parameter:
         try:
             return read(sent)
         except ValueError:
-            raise InvalidArgument(f"{self.name}: expected {self.expected}, found {shown(sent)}") from None
+            raise InvalidArgument(f"{self.name}: expected {self.expected}, found {quoted_value(sent)}") from None
 
 
-def whole(minimum: int, maximum: int) -> Callable[[Any], int]:
+def whole_number(minimum: int, maximum: int) -> Callable[[Any], int]:
     """Return a reader of whole numbers in a range: of digits in a form, of numbers in JSON."""
 
     def read(value: Any) -> int:
@@ -94,10 +94,10 @@ def refuse_unknown(fields: Sequence[Field], known: Sequence[str]) -> None:
     """Raise InvalidArgument for a field of another name: a mistyped one must not be passed over in silence."""
     for field in fields:
         if field.name not in known:
-            raise InvalidArgument(f"unknown parameter {shown(field.name)}; allowed are {', '.join(known)}")
+            raise InvalidArgument(f"unknown parameter {quoted_value(field.name)}; allowed are {', '.join(known)}")
 
 
-def shown(value: Any) -> str:
+def quoted_value(value: Any) -> str:
     """Return a value as a message quotes it, cut short. A large value takes no longer than a small one."""
     cut = _cut(value, SHOWN_DEPTH)
     if isinstance(cut, str) and not isinstance(value, str):
@@ -135,7 +135,7 @@ LABEL = {
     ]
 }
 
-MODEL = Parameter(
+MODEL_PARAMETER = Parameter(
     "model",
     "Name of an installed model; by default the `default_model` of the configuration.",
     {"type": "string"},
@@ -204,10 +204,10 @@ LABELS = Parameter(
     required=True,
     read_many=labels_of_form,
 )
-K = Parameter(
+K_PARAMETER = Parameter(
     "k",
     "How many labels to return for each, the best; by default 5 of those that a model brings, all of those given.",
     {"type": "integer", "minimum": 1, "maximum": 100_000},
     "a whole number from 1 to 100000",
-    whole(1, 100_000),
+    whole_number(1, 100_000),
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http import schemas
 from datasette_vision.plugin.http.bodies import read_fields
-from datasette_vision.plugin.http.context import ANSWER_TIMEOUT_S, Call, desk_of
+from datasette_vision.plugin.http.context import ANSWER_TIMEOUT_S, Call, context_of
 from datasette_vision.plugin.http.parameters import Parameter, refuse_unknown
 from datasette_vision.plugin.http.responses import RequestError, cors_headers, error_answer, guarded
 from datasette_vision.plugin.http.schemas import Schema
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request, Response
 
-PREFIX = "/-/vision"
+ROUTE_PREFIX = "/-/vision"
 GET, POST = "GET", "POST"
 # A HEAD is answered as a GET, without a body.
 SAFE = {"HEAD": GET}
@@ -64,7 +64,7 @@ class Route:
     @property
     def pattern(self) -> str:
         """The path as Datasette's router takes it."""
-        return "^" + re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(PREFIX + self.path)) + "$"
+        return "^" + re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(ROUTE_PREFIX + self.path)) + "$"
 
     def known(self) -> Sequence[str]:
         """Return the names of the fields that it takes."""
@@ -77,11 +77,13 @@ class Route:
         response: Response = await guarded(self._answer, self._refused)(datasette, request)
         if request.method == "HEAD":
             response.body = ""
-        desk_of(datasette).measures.request(self.name, _method(request), response.status, time.perf_counter() - began)
+        context_of(datasette).measures.request(
+            self.name, _method(request), response.status, time.perf_counter() - began
+        )
         return response
 
     def _refused(self, datasette: Datasette, error: Exception) -> Response:
-        desk_of(datasette).measures.error(self.name, error)
+        context_of(datasette).measures.error(self.name, error)
         return self.refused(datasette, error)
 
     async def _answer(self, datasette: Datasette, request: Request) -> Response:
@@ -92,17 +94,17 @@ class Route:
             raise RequestError(405, f"expected one of {allowed}, found {request.method}", {"allow": allowed})
         if self.action is not None:
             await permissions.ensure(datasette, request.actor, self.action)
-        desk = desk_of(datasette)
+        context = context_of(datasette)
         if self.kinds or self.body is not None:
-            await desk.ready()
-        client = desk.clients.name(request)
-        with desk.limits.share(client) as share:
+            await context.ready()
+        client = context.clients.name(request)
+        with context.limits.share(client) as share:
             with acting(Caller(client)):
-                fields = await read_fields(request, share, desk.call)
+                fields = await read_fields(request, share, context.call)
             if self.strict:
                 refuse_unknown(fields, self.known())
             with acting(Caller(client, time.monotonic() + ANSWER_TIMEOUT_S)):
-                return await self.handle(Call(datasette, request, desk, share, fields, self.name))
+                return await self.handle(Call(datasette, request, context, share, fields, self.name))
 
     def _allowed(self) -> str:
         extra = ("HEAD",) if GET in self.methods else ()
@@ -121,7 +123,7 @@ def _method(request: Request) -> str:
     return request.method if request.method in (GET, POST, "HEAD", "OPTIONS") else "other"
 
 
-def register(routes: Sequence[Route]) -> list[tuple[str, Any]]:
+def as_datasette_routes(routes: Sequence[Route]) -> list[tuple[str, Any]]:
     """Return routes as Datasette's register_routes() hook gives them."""
     return [(route.pattern, _function(route)) for route in routes]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-NAME: Schema = {"type": "string", "description": "The model that answered."}
+MODEL_NAME: Schema = {"type": "string", "description": "The model that answered."}
 COUNT: Schema = {"type": "integer", "minimum": 1}
 
 
@@ -66,7 +66,7 @@ FAILED: Schema = {
     **closed({"error": {"type": "string"}, "status": {"type": "integer"}}),
     "description": "Why this input could not be used.",
 }
-MODELS: Schema = closed(
+MODEL_LIST: Schema = closed(
     {
         "ok": {"const": True},
         "models": {
@@ -87,7 +87,7 @@ ERROR: Schema = {
 }
 
 
-def results(one: Schema, **head: Schema) -> Schema:
+def results_schema(one: Schema, **head: Schema) -> Schema:
     """Return the schema of an answer to several inputs."""
     listed = {"type": "array", "items": {"anyOf": [one, FAILED]}, "description": "In the order of the inputs."}
     return closed({"ok": {"const": True}, **head, "results": listed})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datasette_vision.plugin.http.bodies import MULTIPART, read_form
-from datasette_vision.plugin.http.context import desk_of
+from datasette_vision.plugin.http.context import context_of
 from datasette_vision.plugin.http.responses import RequestError
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ async def upload(datasette: Datasette, request: Request) -> AsyncIterator[Upload
 
     Raises RequestError or Busy.
     """
-    desk = desk_of(datasette)
-    await desk.ready()
+    context = context_of(datasette)
+    await context.ready()
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != MULTIPART:
         raise RequestError(415, f"expected a form of {MULTIPART}")
-    with desk.limits.share(desk.clients.name(request)) as share:
-        found = await read_form(request, share, desk.call, MULTIPART)
+    with context.limits.share(context.clients.name(request)) as share:
+        found = await read_form(request, share, context.call, MULTIPART)
         share.take_inputs(images=1)
         files = [field.value for field in found if isinstance(field.value, bytes) and field.value]
         fields = {field.name: field.value for field in found if isinstance(field.value, str)}

@@ -10,11 +10,11 @@ from markupsafe import Markup
 
 from datasette_vision.errors import InvalidImage, InvalidVector
 from datasette_vision.images.formats import MEDIA_TYPES
-from datasette_vision.plugin.http.context import desk_of
+from datasette_vision.plugin.http.context import context_of
 from datasette_vision.plugin.pages import image_route, table_facts
 from datasette_vision.plugin.search import page
 from datasette_vision.plugin.search.request import LikeRow, SearchRequest
-from datasette_vision.tables.schema import OWN_COLUMNS, PREFIX
+from datasette_vision.tables.schema import OWN_COLUMNS, SIDE_TABLE_PREFIX
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -54,7 +54,7 @@ def is_embedding(value: bytes, column: str) -> bool:
     if not SHORTEST_EMBEDDING <= len(value) / 4 <= LONGEST_EMBEDDING:
         return False
     try:
-        vector = vectors.decode(value)
+        vector = vectors.from_blob(value)
     except InvalidVector:
         return False
     length = float((vector.astype("float64") ** 2).sum() ** 0.5)
@@ -72,14 +72,14 @@ async def _picture(
         return _inline(kind, value, column) if small else None
     # Some decoders copy the whole file to read its header.
     large = len(value) > MAX_INLINE_BYTES_WITHOUT_ROW
-    note = await desk_of(datasette).render(_note, kind, value) if large else _note(kind, value)
+    note = await context_of(datasette).render(_note, kind, value) if large else _note(kind, value)
     inline = kind in MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES
-    source = _data(kind, value) if inline else image_route.path(datasette, database, table, column, path, 192)
-    full = image_route.path(datasette, database, table, column, path)
+    source = _data(kind, value) if inline else image_route.image_path(datasette, database, table, column, path, 192)
+    full = image_route.image_path(datasette, database, table, column, path)
     html = LINK.format(full, PICTURE.format(source, f"{column}: {note}")) + NOTE.format(note)
     if column in facts.similar_columns:
         like = SearchRequest(examples=(LikeRow(path, 1.0),)).query_string()
-        address = f"{page.path(datasette, database, table)}?{like}"
+        address = f"{page.search_page_path(datasette, database, table)}?{like}"
         html += Markup("<br>") + NOTE.format(LINK.format(address, "find similar"))
     return html
 
@@ -89,7 +89,7 @@ async def _embedding(
 ) -> Markup:
     html = NOTE.format(f"{len(value) // 4:,} floats")
     names = list(row.keys()) if hasattr(row, "keys") else []
-    if table and table.startswith(PREFIX) and column == "embedding" and set(OWN_COLUMNS) <= set(names):
+    if table and table.startswith(SIDE_TABLE_PREFIX) and column == "embedding" and set(OWN_COLUMNS) <= set(names):
         link = LINK.format(_similar_to(datasette, row, names, table, database), "find similar")
         html += Markup("<br>") + NOTE.format(link)
     return html
@@ -103,7 +103,7 @@ def _similar_to(datasette: Datasette, row: Mapping[str, Any], names: list[str], 
         model=str(row["model"]),
         column=str(row["source_column"]),
     )
-    return f"{page.path(datasette, database, side_table[len(PREFIX) :])}?{like.query_string()}"
+    return f"{page.search_page_path(datasette, database, side_table[len(SIDE_TABLE_PREFIX) :])}?{like.query_string()}"
 
 
 def _inline(kind: str, value: bytes, column: str) -> Markup:

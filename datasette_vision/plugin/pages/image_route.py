@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import Busy, InvalidArgument, VisionError
 from datasette_vision.images.formats import MEDIA_TYPES
-from datasette_vision.plugin.http.context import Desk, desk_of
+from datasette_vision.plugin.http.context import RequestContext, context_of
 from datasette_vision.plugin.http.responses import status_of
 from datasette_vision.plugin.search.searching import read_embedded, table_of
 from datasette_vision.plugin.server.permissions import may_view_table
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request, Response
 
-SIZES = (96, 192, 288, 384, 576)
+IMAGE_SIZES = (96, 192, 288, 384, 576)
 FULL_PIXELS = 2048
 # A small file is not worth making smaller.
-SMALL_BYTES = 8 * 1024
+SMALL_IMAGE_BYTES = 8 * 1024
 MAX_AGE_S = 300
 HEADERS = {
     # It is a picture and nothing else, whatever its bytes would like to be.
@@ -30,7 +30,7 @@ HEADERS = {
 }
 
 
-def path(datasette: Datasette, database: str, table: str, column: str, row: str, size: int | None = None) -> str:
+def image_path(datasette: Datasette, database: str, table: str, column: str, row: str, size: int | None = None) -> str:
     """Return the address of a row's picture: in full, or small enough for a square of `size` pixels (one of SIZES)."""
     from datasette.utils import tilde_encode
 
@@ -46,10 +46,10 @@ async def picture(datasette: Datasette, request: Request) -> Response:
     database, table = await table_of(datasette, request)
     size = _size(request.args.get("_size"))
     public = await may_view_table(datasette, None, database.name, table)
-    desk = desk_of(datasette)
-    async with desk.picture_places:
-        await desk.ready()
-        most = desk.vision.limits.max_bytes
+    context = context_of(datasette)
+    async with context.picture_places:
+        await context.ready()
+        most = context.vision.limits.max_bytes
         value = await _read(database, table, request.url_vars["column"], request.url_vars["row"], most)
         if isinstance(value, int):
             size_of = f"it has {value / 1e6:.1f} MB, more than the {most / 1e6:g} MB allowed (max_image_mb)"
@@ -58,13 +58,13 @@ async def picture(datasette: Datasette, request: Request) -> Response:
             raise NotFound("There is no picture in this row")
         headers = {
             **HEADERS,
-            "etag": await desk.render(_etag, value, size),
+            "etag": await context.render(_etag, value, size),
             "cache-control": f"{'public' if public else 'private'}, max-age={MAX_AGE_S}",
         }
         if headers["etag"] in request.headers.get("if-none-match", ""):
             return Response("", status=304, headers=headers)
         try:
-            body, media_type = await desk.render(_render, value, size, desk)
+            body, media_type = await context.render(_render, value, size, context)
         except Busy as error:
             status, retry = status_of(error)
             return Response.text(str(error), status=status, headers=retry)
@@ -77,10 +77,10 @@ def _size(text: str | None) -> int | None:
     """Read ?_size=: only some sizes, so that no one fills caches with others."""
     if text is None:
         return None
-    if text not in map(str, SIZES):
+    if text not in map(str, IMAGE_SIZES):
         from datasette.utils.asgi import BadRequest
 
-        raise BadRequest(f"_size: expected one of {', '.join(map(str, SIZES))}, found {text[:40]!r}")
+        raise BadRequest(f"_size: expected one of {', '.join(map(str, IMAGE_SIZES))}, found {text[:40]!r}")
     return int(text)
 
 
@@ -112,7 +112,7 @@ def _etag(value: bytes, size: int | None) -> str:
     return f'"{hashlib.sha256(value).hexdigest()[:32]}-{size or "full"}"'
 
 
-def _render(value: bytes, size: int | None, desk: Desk) -> tuple[bytes, str]:
+def _render(value: bytes, size: int | None, context: RequestContext) -> tuple[bytes, str]:
     """Return (bytes, media type) of a picture as asked for. Raises InvalidImage or Busy."""
     from datasette_vision.images import decode as images  # heavy: Pillow
 
@@ -120,6 +120,6 @@ def _render(value: bytes, size: int | None, desk: Desk) -> tuple[bytes, str]:
     if kind is None:
         raise InvalidArgument("this is not an image of a format that is known")
     # What browsers do not show is sent as WebP.
-    if kind in MEDIA_TYPES and (size is None or len(value) <= SMALL_BYTES):
+    if kind in MEDIA_TYPES and (size is None or len(value) <= SMALL_IMAGE_BYTES):
         return value, MEDIA_TYPES[kind]
-    return desk.vision.decoder.thumbnail(value, size or FULL_PIXELS), "image/webp"
+    return context.vision.decoder.thumbnail(value, size or FULL_PIXELS), "image/webp"

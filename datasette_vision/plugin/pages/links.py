@@ -11,7 +11,7 @@ from datasette_vision.plugin.search import page
 from datasette_vision.plugin.search.request import LikeRow, SearchRequest
 from datasette_vision.plugin.search.searching import arguments_of
 from datasette_vision.plugin.server import permissions
-from datasette_vision.tables.schema import PREFIX
+from datasette_vision.tables.schema import SIDE_TABLE_PREFIX
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -27,7 +27,7 @@ SEARCH_BOX = Markup(
     ' style="width:18em;max-width:60%">{} <input type="submit" value="Search"></form>'
 )
 
-HIDDEN = Markup('<input type="hidden" name="{}" value="{}">')
+HIDDEN_INPUT = Markup('<input type="hidden" name="{}" value="{}">')
 
 
 async def menu(datasette: Datasette, actor: dict[str, Any] | None) -> list[Link]:
@@ -40,10 +40,10 @@ async def menu(datasette: Datasette, actor: dict[str, Any] | None) -> list[Link]
 
 async def of_table(datasette: Datasette, database: str, table: str, request: Request | None) -> list[Link]:
     """Return the entry of a table's action menu, where there is something to search or could be."""
-    if table.startswith(PREFIX):
+    if table.startswith(SIDE_TABLE_PREFIX):
         return []
     facts = await table_facts.facts(datasette, database, table)
-    address = page.path(datasette, database, table)
+    address = page.search_page_path(datasette, database, table)
     filters = SearchRequest(filters=_filters(request)).query_string()
     if facts.embedded_columns:
         address += f"?{filters}" if filters else ""
@@ -62,7 +62,7 @@ async def of_row(datasette: Datasette, database: str, table: str, row: Any) -> l
     if not facts.embedded_columns or path is None:
         return []
     like = SearchRequest(examples=(LikeRow(path, 1.0),)).query_string()
-    address = f"{page.path(datasette, database, table)}?{like}"
+    address = f"{page.search_page_path(datasette, database, table)}?{like}"
     return [{"href": address, "label": "Find similar", "description": "Rows that are like this one in meaning"}]
 
 
@@ -71,8 +71,8 @@ async def search_box(datasette: Datasette, database: str, table: str, request: R
     facts = await table_facts.facts(datasette, database, table)
     if not facts.embedded_columns:
         return None
-    hidden = Markup("").join(HIDDEN.format(name, value) for name, value in _filters(request))
-    return SEARCH_BOX.format(page.path(datasette, database, table), table, hidden)
+    hidden = Markup("").join(HIDDEN_INPUT.format(name, value) for name, value in _filters(request))
+    return SEARCH_BOX.format(page.search_page_path(datasette, database, table), table, hidden)
 
 
 def _filters(request: Request | None) -> tuple[tuple[str, str], ...]:

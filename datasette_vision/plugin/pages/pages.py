@@ -12,7 +12,7 @@ from datasette_vision.plugin.search.page import search_page
 ROW = r"(?P<database>[^/]+)/(?P<table>[^/]+)"
 
 
-def routes() -> list[tuple[str, Callable[..., Any]]]:
+def page_routes() -> list[tuple[str, Callable[..., Any]]]:
     """Return (pattern, view) of each page. The last one takes what none before it does: nothing may come after it."""
     return [
         (rf"^/-/vision/picture/{ROW}/(?P<column>[^/]+)/(?P<row>[^/]+)$", picture),

@@ -10,7 +10,7 @@ from datasette_vision import __version__
 from datasette_vision.errors import InvalidArgument, VisionError
 from datasette_vision.models.tasks import embeds
 from datasette_vision.plugin.http import uploads
-from datasette_vision.plugin.http.context import Desk, desk_of, outcomes
+from datasette_vision.plugin.http.context import RequestContext, context_of, outcomes
 from datasette_vision.plugin.http.parameters import labels_of_text
 from datasette_vision.plugin.http.responses import RequestError, status_of
 from datasette_vision.plugin.search import page
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from datasette_vision.engine.vision import Vision
 
-TEMPLATE = "vision_playground.html"
+PLAYGROUND_TEMPLATE = "vision_playground.html"
 TOP = 5
 # The picture goes back into the page, so that more can be asked of it without a script: larger ones as a copy.
 KEPT_BYTES = 256 * 1024
@@ -37,8 +37,8 @@ async def playground(datasette: Datasette, request: Request) -> Response:
 
     for action in (permissions.VIEW_INSTANCE, permissions.INFER):
         await permissions.ensure(datasette, request.actor, action)
-    desk = desk_of(datasette)
-    await desk.ready()
+    context = context_of(datasette)
+    await context.ready()
     status, error, answers = 200, "", None
     headers: dict[str, str] = {}
     fields: dict[str, str] = {}
@@ -47,14 +47,14 @@ async def playground(datasette: Datasette, request: Request) -> Response:
             async with uploads.upload(datasette, request) as sent:
                 fields = sent.fields
                 picture = sent.picture or _kept(fields.get("kept", ""))
-                answers = await _ask(desk, picture, fields)
+                answers = await _ask(context, picture, fields)
         except (VisionError, RequestError) as problem:
             status, headers = status_of(problem)
             error = str(problem)
         headers["cache-control"] = "no-store"  # a picture that somebody sent is nobody else's
-    models = await desk.call(desk.vision.models)
+    models = await context.call(context.vision.models)
     tables = await searchable_tables(datasette, request.actor)
-    context = {
+    variables = {
         "version": __version__,
         "address": datasette.urls.path("/-/vision"),
         "error": error,
@@ -62,27 +62,27 @@ async def playground(datasette: Datasette, request: Request) -> Response:
         "labels": fields.get("labels", ""),
         "sentence": fields.get("sentence", ""),
         "models": models,
-        "tables": [(table, page.path(datasette, table.database, table.table)) for table in tables],
+        "tables": [(table, page.search_page_path(datasette, table.database, table.table)) for table in tables],
         "similar": _similar(datasette, tables, answers),
     }
-    html = await datasette.render_template(TEMPLATE, context, request, view_name="vision_playground")
+    html = await datasette.render_template(PLAYGROUND_TEMPLATE, variables, request, view_name="vision_playground")
     return Response.html(html, status=status, headers=headers)
 
 
-async def _ask(desk: Desk, picture: bytes, fields: dict[str, str]) -> dict[str, Any]:
+async def _ask(context: RequestContext, picture: bytes, fields: dict[str, str]) -> dict[str, Any]:
     """Ask every model what it can tell of a picture. Raises InvalidImage, InvalidArgument or Busy."""
     from datasette_vision.images import decode as images  # heavy: Pillow
 
     if not picture:
         raise InvalidArgument("choose a picture first")
     # It raises for what is no picture at all.
-    small = await desk.call(desk.vision.decoder.thumbnail, picture, KEPT_PIXELS)
-    facts = await desk.call(images.info, picture)
-    models = await desk.call(desk.vision.models)
+    small = await context.call(context.vision.decoder.thumbnail, picture, KEPT_PIXELS)
+    facts = await context.call(images.info, picture)
+    models = await context.call(context.vision.models)
     futures = [
-        desk.intake.embed_image(picture, str(model["name"]))
+        context.inference.embed_image(picture, str(model["name"]))
         if embeds(model.get("task"))
-        else desk.intake.classify_image(picture, str(model["name"]))
+        else context.inference.classify_image(picture, str(model["name"]))
         for model in models
     ]
     written, sentence = fields.get("labels", "").strip(), fields.get("sentence", "").strip()
@@ -90,9 +90,9 @@ async def _ask(desk: Desk, picture: bytes, fields: dict[str, str]) -> dict[str, 
     kept = picture if len(picture) <= KEPT_BYTES else small
     if labels:  # so that _told() waits for none of them; what is wrong with them it tells
         encoders = (str(model["name"]) for model in models if embeds(model.get("task")))
-        await outcomes([desk.intake.label_set(name, labels) for name in encoders])
+        await outcomes([context.inference.label_set(name, labels) for name in encoders])
     return {
-        **await desk.call(_told, desk.vision, models, await outcomes(futures), labels, sentence),
+        **await context.call(_told, context.vision, models, await outcomes(futures), labels, sentence),
         "sentence": sentence,
         "shown": "data:image/webp;base64," + base64.b64encode(small).decode(),
         "kept": base64.b64encode(kept).decode(),
@@ -117,7 +117,7 @@ def _told(
             if not embeds(model["task"]):
                 continue
             embedding = vectors.normalise(output)
-            told["embeddings"][name] = vectors.encode(embedding)
+            told["embeddings"][name] = vectors.to_blob(embedding)
             if labels:
                 told["zero_shot"].append((name, vision.score(embedding, *vision.label_set(name, labels), name, None)))
             if sentence:
@@ -143,7 +143,7 @@ def _similar(datasette: Datasette, tables: list[Any], answers: dict[str, Any] | 
         for model, column in table.pairs:
             if model in embeddings:
                 asked = SearchRequest(embedding=encode_embedding(embeddings[model]), model=model, column=column)
-                address = page.path(datasette, table.database, table.table)
+                address = page.search_page_path(datasette, table.database, table.table)
                 name = f"{table.table} by {model}" if len(embeddings) > 1 else table.table
                 links.append((name, f"{address}?{asked.query_string()}"))
     return links

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 # Long enough for a page of a hundred rows, too short for anybody to see that it is old.
-SECONDS = 2.0
+REMEMBERED_S = 2.0
 MOST = 200
 
 
@@ -57,7 +57,7 @@ async def facts(datasette: Datasette, database: str, table: str) -> TableFacts:
     )
     while len(remembered) >= MOST:
         remembered.pop(next(iter(remembered)), None)
-    remembered[key] = now + SECONDS, found
+    remembered[key] = now + REMEMBERED_S, found
     return found
 
 

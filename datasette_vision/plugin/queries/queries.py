@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 PLACE_TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = 60.0
 # Queries that may wait for a place. More are refused at once.
-MAX_WAITING = 200
+MAX_WAITING_QUERIES = 200
 # A query pauses once for each thing it needs: the permission, a place, and one load for each tower it uses.
 MAX_PAUSES = 10
 WRAPPED = ("_execute_fn", "_execute_write_fn"), ("execute_fn", "execute_write_fn")
@@ -86,7 +86,7 @@ class Rules:
     client_of: Callable[[Request], str]
     may_infer: Callable[[Request], Awaitable[bool]]
     charge: Callable[[str, int, int], None]
-    places: Places
+    places: QuerySlots
     shares: Shares
     row_memory: RowMemory
     deadlines: Deadlines
@@ -102,10 +102,10 @@ class Paused(DeadlineExceeded):
     """Ends a query that needs something first; it runs again when it has it. No client ever sees this."""
 
 
-class Places:
+class QuerySlots:
     """Places for queries that compute, given in turn to the clients that wait. For one event loop."""
 
-    def __init__(self, count: int, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, count: int, max_waiting: int = MAX_WAITING_QUERIES) -> None:
         self._free = count
         self._max_waiting = max_waiting
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
@@ -176,7 +176,7 @@ class QueryRun:
     stopped: DeadlineExceeded | None = None
 
 
-def watch(application: Application) -> Application:
+def track_requests(application: Application) -> Application:
     """Wrap an ASGI application so that queries know which request they belong to."""
 
     async def watched(scope: Any, receive: Any, send: Any) -> None:
@@ -218,7 +218,7 @@ def stop(error: DeadlineExceeded) -> bool:
     return True
 
 
-def install(rules_of: Callable[[Datasette], Rules]) -> None:
+def bound_queries(rules_of: Callable[[Datasette], Rules]) -> None:
     """Wrap what runs queries. Does nothing the second time."""
     from datasette.database import Database
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datasette_vision.errors import Busy
 
 # How long a query waits for others of its own client, and how many of them may wait. A page asks some 30 at a time.
-TIMEOUT_S = 30.0
+SHARE_TIMEOUT_S = 30.0
 MAX_WAITING = 200
 
 
@@ -36,7 +36,7 @@ class Shares:
         self._clients: dict[str, _Client] = {}
 
     @contextlib.asynccontextmanager
-    async def hold(self, client: str, first: bool = False, timeout_s: float = TIMEOUT_S) -> AsyncIterator[None]:
+    async def hold(self, client: str, first: bool = False, timeout_s: float = SHARE_TIMEOUT_S) -> AsyncIterator[None]:
         """Hold one of a client's places while the block runs, before its others with `first`.
 
         Raises Busy when too many of its own wait, or when none of them ends in time.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datasette_vision.errors import InvalidArgument, NotEmbedded, VisionError
 from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http import schemas
-from datasette_vision.plugin.http.computing import embed, take
+from datasette_vision.plugin.http.computing import embed_inputs, take
 from datasette_vision.plugin.http.context import Call
 from datasette_vision.plugin.http.inputs import EMBEDDING, IMAGE, read_inputs
 from datasette_vision.plugin.http.parameters import Parameter, text
@@ -17,17 +17,17 @@ from datasette_vision.plugin.http.responses import answer
 from datasette_vision.plugin.http.routes import GET, POST, Route
 from datasette_vision.plugin.pages import image_route
 from datasette_vision.plugin.search.request import SearchRequest, encode_embedding
-from datasette_vision.plugin.search.searching import Search, arguments_of, prepare, read_embedded, run, table_of
+from datasette_vision.plugin.search.searching import Search, arguments_of, read_embedded, resolve_search, run, table_of
 from datasette_vision.plugin.server import permissions
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Response
 
-THUMBNAIL = 384
+API_THUMBNAIL_PIXELS = 384
 
 
-async def search(call: Call) -> Response:
+async def handle_search(call: Call) -> Response:
     """Answer with the rows of a table that are closest to what is asked for. Those who may see the table may search."""
     datasette, request = call.datasette, call.request
     database, table = await table_of(datasette, request)
@@ -37,7 +37,7 @@ async def search(call: Call) -> Response:
         raise NotEmbedded(f"{table} has no embeddings yet: make them with `datasette vision embed {file} {table}`")
     asked = SearchRequest.read(arguments_of(request), datasette.setting("max_returned_rows"))
     found = Search(database, table, embedded, asked)
-    await prepare(datasette, request, found)
+    await resolve_search(datasette, request, found)
     if request.method == POST:
         found.request = dataclasses.replace(asked, embedding=await _picture(call, found.model))
     await run(datasette, request, found)
@@ -47,7 +47,9 @@ async def search(call: Call) -> Response:
     sql = found.sql()
     following = None
     if found.has_next:
-        address = f"{path(datasette, database.name, table)}?{found.request.query_string(page=asked.page + 1)}"
+        address = (
+            f"{search_api_path(datasette, database.name, table)}?{found.request.query_string(page=asked.page + 1)}"
+        )
         following = datasette.absolute_url(request, address)
     body = {
         "ok": True,
@@ -64,7 +66,7 @@ async def search(call: Call) -> Response:
     return answer(datasette, body)
 
 
-def path(datasette: Datasette, database: str, table: str) -> str:
+def search_api_path(datasette: Datasette, database: str, table: str) -> str:
     """Return the address of the search of a table as JSON."""
     from datasette.utils import tilde_encode
 
@@ -76,16 +78,16 @@ async def _picture(call: Call, model: str) -> str:
     """Return the embedding of what was posted, as an address holds it. To compute one takes its own permission."""
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
-    inputs = read_inputs(call.fields, SEARCH.kinds)
+    inputs = read_inputs(call.fields, SEARCH_ROUTE.kinds)
     if len(inputs) != 1:
         raise InvalidArgument(f"expected one image or embedding, found {len(inputs)}")
     if inputs[0].kind != EMBEDDING:
         await permissions.ensure(call.datasette, call.request.actor, permissions.INFER)
     take(call, inputs)
-    (found,) = await embed(call, inputs, model)
+    (found,) = await embed_inputs(call, inputs, model)
     if isinstance(found, VisionError):
         raise found
-    return encode_embedding(vectors.encode(found))
+    return encode_embedding(vectors.to_blob(found))
 
 
 def _row(call: Call, search: Search, place: int) -> dict[str, Any]:
@@ -97,8 +99,10 @@ def _row(call: Call, search: Search, place: int) -> dict[str, Any]:
     if not search.embedded.is_view:
         addresses["url"] = f"{datasette.urls.table(database, table)}/{row.path}"
     if column is not None:
-        addresses["picture"] = image_route.path(datasette, database, table, column, row.path)
-        addresses["thumbnail"] = image_route.path(datasette, database, table, column, row.path, THUMBNAIL)
+        addresses["picture"] = image_route.image_path(datasette, database, table, column, row.path)
+        addresses["thumbnail"] = image_route.image_path(
+            datasette, database, table, column, row.path, API_THUMBNAIL_PIXELS
+        )
     return {
         "path": row.path,
         "label": row.label,
@@ -113,7 +117,7 @@ def _argument(name: str, meaning: str, expected: str, many: bool = False) -> Par
     return Parameter(name, meaning, {"type": "string"}, expected, text, read_many=list if many else None)
 
 
-FOUND: schemas.Schema = schemas.closed(
+FOUND_SCHEMA: schemas.Schema = schemas.closed(
     {
         "path": {"type": "string", "description": "The row, as Datasette's addresses write its key."},
         "label": {"type": "string"},
@@ -124,14 +128,14 @@ FOUND: schemas.Schema = schemas.closed(
         "row": {"type": "object", "description": "Its columns, but for BLOBs."},
     }
 )
-SEARCH = Route(
+SEARCH_ROUTE = Route(
     "search",
     "/search/{database}/{table}",
     "Search a table",
     "The rows of an embedded table that are closest to what is asked for, best first. The arguments are those of the"
     " search page, in the address: Datasette's column filters (`name__contains=cat`), `_where` and `_search` hold too."
     " A picture or an embedding to search for is posted.",
-    search,
+    handle_search,
     methods=(GET, POST),
     action=None,
     kinds=(IMAGE, EMBEDDING),
@@ -162,19 +166,19 @@ SEARCH = Route(
                     "database": {"type": "string"},
                     "table": {"type": "string"},
                     "column": {"type": "string"},
-                    "model": schemas.NAME,
-                    "rows": {"type": "array", "items": FOUND},
+                    "model": schemas.MODEL_NAME,
+                    "rows": {"type": "array", "items": FOUND_SCHEMA},
                     "next": {"type": ["integer", "null"]},
                     "next_url": {"type": ["string", "null"]},
                     "sql": {"type": "string"},
                     "parameters": {"type": "object"},
                 }
             ),
-            {"type": "array", "items": FOUND},
+            {"type": "array", "items": FOUND_SCHEMA},
         ]
     },
     path_parameters=(("database", "A database."), ("table", "A table or view of it that is embedded.")),
     in_address=True,
     example=RequestExample("/-/vision/search/demo/emoji", query=[("q", "happy cat"), ("_size", "3")]),
 )
-ROUTES = (SEARCH,)
+ROUTES = (SEARCH_ROUTE,)

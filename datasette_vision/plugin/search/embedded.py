@@ -45,9 +45,9 @@ class EmbeddedTable:
         return self.picture_columns[0] if self.picture_columns else None
 
 
-def read(connection: sqlite3.Connection, table: str) -> EmbeddedTable | None:
+def read_embedded_table(connection: sqlite3.Connection, table: str) -> EmbeddedTable | None:
     """Describe a table with its embeddings, or return None when it has none."""
-    source = side_tables.find(connection, table)
+    source = side_tables.find_source(connection, table)
     pairs = side_tables.pairs(connection, source) if source else []
     if source is None or not pairs:
         return None
@@ -79,7 +79,7 @@ def columns_of(connection: sqlite3.Connection, table: str) -> tuple[frozenset[st
 
     What a view holds is not looked at unless it is embedded: a view may take as long as it likes for its first row.
     """
-    source = side_tables.find(connection, table)
+    source = side_tables.find_source(connection, table)
     pairs = side_tables.pairs(connection, source) if source else []
     if (
         not pairs

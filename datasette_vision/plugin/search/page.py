@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datasette_vision import __version__
 from datasette_vision.errors import InvalidArgument, VisionError
 from datasette_vision.plugin.http import uploads
-from datasette_vision.plugin.http.context import desk_of, outcomes
+from datasette_vision.plugin.http.context import context_of, outcomes
 from datasette_vision.plugin.http.responses import RequestError, status_of
 from datasette_vision.plugin.pages import image_route
 from datasette_vision.plugin.search import api
@@ -19,8 +19,8 @@ from datasette_vision.plugin.search.searching import (
     FoundRow,
     Search,
     arguments_of,
-    prepare,
     read_embedded,
+    resolve_search,
     run,
     table_of,
 )
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from datasette.database import Database
     from datasette.utils.asgi import Request, Response
 
-TEMPLATE = "vision_search.html"
-THUMBNAIL = 192
-WEIGHTS = (
+SEARCH_TEMPLATE = "vision_search.html"
+PAGE_THUMBNAIL_PIXELS = 192
+LIKE_WEIGHTS = (
     (2.0, "much more like"), (1.0, "more like"), (0.5, "a little like"),
     (-0.25, "a little less like"), (-0.5, "less like"), (-1.0, "much less like"),
 )  # fmt: skip
@@ -45,7 +45,7 @@ async def search_page(datasette: Datasette, request: Request) -> Response:
     from datasette.utils.asgi import Response
 
     database, table = await table_of(datasette, request)
-    address = path(datasette, database.name, table)
+    address = search_page_path(datasette, database.name, table)
     embedded = await read_embedded(database, table)
     if embedded is None:
         return await _not_embedded(datasette, request, database, table)
@@ -56,7 +56,7 @@ async def search_page(datasette: Datasette, request: Request) -> Response:
         search.request = SearchRequest.read(_with_filters(request), datasette.setting("max_returned_rows"))
         if request.method == "GET" and sorted(search.request.arguments()) != sorted(arguments_of(request)):
             return Response.redirect(f"{address}?{search.request.query_string()}")
-        await prepare(datasette, request, search, or_first=True)
+        await resolve_search(datasette, request, search, or_first=True)
         if request.method == "POST":
             return Response.redirect(f"{address}?{await _uploaded(datasette, request, search)}", status=303)
         await run(datasette, request, search)
@@ -64,11 +64,13 @@ async def search_page(datasette: Datasette, request: Request) -> Response:
         status, headers = status_of(problem)
         error = str(problem)
     context = await _context(datasette, request, search, address)
-    html = await datasette.render_template(TEMPLATE, {**context, "error": error}, request, view_name="vision_search")
+    html = await datasette.render_template(
+        SEARCH_TEMPLATE, {**context, "error": error}, request, view_name="vision_search"
+    )
     return Response.html(html, status=status, headers=headers)
 
 
-def path(datasette: Datasette, database: str, table: str) -> str:
+def search_page_path(datasette: Datasette, database: str, table: str) -> str:
     """Return the address of the search page of a table."""
     from datasette.utils import tilde_encode
 
@@ -94,14 +96,14 @@ async def _uploaded(datasette: Datasette, request: Request, search: Search) -> s
     async with uploads.upload(datasette, request) as sent:
         if not sent.picture:
             raise InvalidArgument("choose a picture first")
-        (found,) = await outcomes([desk_of(datasette).intake.embed_image(sent.picture, search.model)])
+        (found,) = await outcomes([context_of(datasette).inference.embed_image(sent.picture, search.model)])
     if isinstance(found, VisionError):
         raise found
     return search.request.query_string(
         q="",
         but_not="",
         examples=(),
-        embedding=encode_embedding(vectors.encode(vectors.normalise(found))),
+        embedding=encode_embedding(vectors.to_blob(vectors.normalise(found))),
         embedding_weight=1.0,
     )
 
@@ -118,7 +120,7 @@ async def _not_embedded(datasette: Datasette, request: Request, database: Databa
         "picture_columns": columns,
         "command_arguments": (file, table),
     }
-    html = await datasette.render_template(TEMPLATE, context, request, view_name="vision_search")
+    html = await datasette.render_template(SEARCH_TEMPLATE, context, request, view_name="vision_search")
     return Response.html(html, status=200 if request.method != "POST" else 400)
 
 
@@ -168,13 +170,13 @@ async def _context(datasette: Datasette, request: Request, search: Search, addre
         "sql": sql.sql if sql else "",
         "parameters": _shown_parameters(sql.parameters if sql else {}),
         "query_path": search.query_path(datasette) if sql and may_sql else None,
-        "json_path": api.path(datasette, database.name, search.table)
+        "json_path": api.search_api_path(datasette, database.name, search.table)
         + "?"
         + asked.query_string(page=asked.page, **named),
         "first": asked.size * (asked.page - 1) + 1,
         "previous": f"{address}?{asked.query_string(page=asked.page - 1)}" if asked.page > 1 else None,
         "next": f"{address}?{asked.query_string(page=asked.page + 1)}" if search.has_next else None,
-        "thumbnail": THUMBNAIL,
+        "thumbnail": PAGE_THUMBNAIL_PIXELS,
     }
 
 
@@ -210,7 +212,7 @@ def _card(datasette: Datasette, search: Search, found: FoundRow, shown: str | No
 
 
 def _chip(datasette: Datasette, search: Search, row: str, weight: float, shown: str | None) -> dict[str, Any]:
-    choices = [(f"{row}:{value:g}", words, value == weight) for value, words in WEIGHTS]
+    choices = [(f"{row}:{value:g}", words, value == weight) for value, words in LIKE_WEIGHTS]
     if not any(chosen for _, _, chosen in choices):
         choices.append((f"{row}:{weight:g}", f"{weight:g} times like", True))
     return {
@@ -229,7 +231,8 @@ def _thumbnails(datasette: Datasette, search: Search, row: str, shown: str | Non
         return None
     database, table = search.database.name, search.table
     small, large = (
-        image_route.path(datasette, database, table, shown, row, size) for size in (THUMBNAIL, 2 * THUMBNAIL)
+        image_route.image_path(datasette, database, table, shown, row, size)
+        for size in (PAGE_THUMBNAIL_PIXELS, 2 * PAGE_THUMBNAIL_PIXELS)
     )
     return small, large
 

@@ -151,7 +151,7 @@ def _plain(text: str) -> str:
 
     try:
         # A + in an address may arrive as a space.
-        blob = vectors.encode(vectors.from_base64(text.replace(" ", "+")))
+        blob = vectors.to_blob(vectors.from_base64(text.replace(" ", "+")))
     except InvalidVector as error:
         raise InvalidArgument(f"_embedding: {error}") from None
     return encode_embedding(blob)

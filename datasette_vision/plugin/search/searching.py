@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
 from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, NotPermitted, VisionError
-from datasette_vision.plugin.http.context import desk_of, outcomes
+from datasette_vision.plugin.http.context import context_of, outcomes
 from datasette_vision.plugin.search import embedded as embedded_tables
 from datasette_vision.plugin.search import sql as search_sql
 from datasette_vision.plugin.search.embedded import EmbeddedTable
@@ -58,7 +58,7 @@ class Search:
 
     def sql(self, limit: int | None = None) -> SearchSql:
         """Return the SQL of this search, for a page of rows or for `limit` of them."""
-        return search_sql.build(
+        return search_sql.build_sql(
             self.embedded, self.request,
             column=self.column, model=self.model, keys=self.keys, where=self.where, limit=limit,
             use_index=self.use_index,
@@ -84,7 +84,7 @@ async def table_of(datasette: Datasette, request: Request) -> tuple[Database, st
 
 async def read_embedded(database: Database, table: str) -> EmbeddedTable | None:
     """Describe a table with its embeddings, or return None when it has none."""
-    return await database.execute_fn(lambda connection: embedded_tables.read(connection, table))
+    return await database.execute_fn(lambda connection: embedded_tables.read_embedded_table(connection, table))
 
 
 def arguments_of(request: Request) -> list[tuple[str, str]]:
@@ -92,7 +92,7 @@ def arguments_of(request: Request) -> list[tuple[str, str]]:
     return parse_qsl(request.query_string, keep_blank_values=True)
 
 
-async def prepare(datasette: Datasette, http: Request, search: Search, *, or_first: bool = False) -> None:
+async def resolve_search(datasette: Datasette, http: Request, search: Search, *, or_first: bool = False) -> None:
     """Work out what a search means in its table: model and column (`or_first`: see choose()), filters, examples.
 
     Raises VisionError, or what Datasette's filters raise.
@@ -174,18 +174,18 @@ async def _warm(datasette: Datasette, http: Request, search: Search) -> None:
     texts = [text for text in (search.request.q, search.request.but_not) if text]
     if not texts:
         return
-    desk = desk_of(datasette)
-    await desk.ready()
+    context = context_of(datasette)
+    await context.ready()
     if not await permissions.may(datasette, http.actor, permissions.INFER):
-        if await desk.call(desk.vision.has_texts, texts, search.model):
+        if await context.call(context.vision.has_texts, texts, search.model):
             return
         raise NotPermitted(
             f"searching by these words has a model compute, which needs the permission {permissions.INFER}; searching"
             " for what is like a row (_like) does not"
         )
-    with desk.limits.share(desk.clients.name(http)) as share:
+    with context.limits.share(context.clients.name(http)) as share:
         share.take_inputs(texts=len(texts))
-        for outcome in await outcomes(desk.intake.embed_texts(texts, search.model)):
+        for outcome in await outcomes(context.inference.embed_texts(texts, search.model)):
             if isinstance(outcome, VisionError):
                 raise outcome
 

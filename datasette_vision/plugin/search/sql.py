@@ -42,7 +42,7 @@ class SearchSql:
     uses_index: bool = False
 
 
-def build(
+def build_sql(
     embedded: EmbeddedTable,
     request: SearchRequest,
     *,

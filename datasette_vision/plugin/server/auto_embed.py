@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NAME = "auto_embed"
+TASK_NAME = "auto_embed"
 # After an error: twice as long each time, up to this.
 LONGEST_REST_S = 300.0
-JOIN_TIMEOUT_S = 3.0
+STOP_TIMEOUT_S = 3.0
 
 
 class AutoEmbedder:
@@ -86,7 +86,7 @@ class AutoEmbedder:
         """Wait for the end, which comes with the server's."""
         if self._thread is not None:
             self._activity.stopping.set()
-            self._thread.join(JOIN_TIMEOUT_S)
+            self._thread.join(STOP_TIMEOUT_S)
 
     def kept(self) -> list[tuple[str, SyncedColumn]]:
         """Return what is kept in step, with the name of its database."""
@@ -107,7 +107,7 @@ class AutoEmbedder:
                 if self._go_round(loop, settings):
                     wait_s = 0.0
             except Exception:  # nobody would begin this thread anew
-                logger.exception("%s: an error of its own", NAME)
+                logger.exception("%s: an error of its own", TASK_NAME)
         for watched in self._databases.values():
             watched.close()
 
@@ -150,7 +150,7 @@ class AutoEmbedder:
                 reasons[name] = f"it has not been embedded yet: datasette vision embed {database}.db {table} begins it"
         for name, reason in reasons.items():
             if self._left_out.get(name) != reason:
-                logger.warning("%s: %s is not kept in step: %s", NAME, name, reason)
+                logger.warning("%s: %s is not kept in step: %s", TASK_NAME, name, reason)
         self._left_out = reasons
 
     def _immutable(self) -> list[str]:
@@ -238,7 +238,7 @@ class Watched:
             lambda: open_reader(self._database),
             self._writer,
             self._vision,
-            lambda: self._activity.keep_awake(NAME),
+            lambda: self._activity.keep_awake(TASK_NAME),
             self._report,
         )
         self._kept = {key: self._kept.get(key) or SyncedColumn(*key, means) for key in sorted(found, key=str)}
@@ -261,18 +261,18 @@ class Watched:
             kept.rest(min(LONGEST_REST_S, self._settings.interval * 2**times))
             before, kept.report.error, kept.report.state = kept.report.error, str(error), FAILED
             if not isinstance(error, (VisionError, sqlite3.Error, self._connection.Error)):
-                logger.exception("%s: %s/%s", NAME, self._database.name, kept.name)
+                logger.exception("%s: %s/%s", TASK_NAME, self._database.name, kept.name)
             elif before != kept.report.error:
-                logger.warning("%s: %s/%s: %s", NAME, self._database.name, kept.name, error)
+                logger.warning("%s: %s/%s: %s", TASK_NAME, self._database.name, kept.name, error)
 
     def _report(self, kept: SyncedColumn, summary: Summary) -> None:
         logger.info(
             "%s: %s/%s: %d embedded, %d removed, %d failed, in %.1f s%s",
-            *(NAME, self._database.name, kept.name, summary.embedded, summary.removed, summary.failed),
+            *(TASK_NAME, self._database.name, kept.name, summary.embedded, summary.removed, summary.failed),
             *(summary.seconds, ", stopped" if summary.stopped else ""),
         )
         for name, reason in summary.failures:
-            logger.warning("%s: %s/%s: %s: %s", NAME, self._database.name, kept.name, name, reason)
+            logger.warning("%s: %s/%s: %s: %s", TASK_NAME, self._database.name, kept.name, name, reason)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

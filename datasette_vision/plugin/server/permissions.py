@@ -135,7 +135,7 @@ def actions() -> list[Any]:
     return [Action(name=name, description=description) for name, description in DESCRIPTIONS.items()]
 
 
-def opinion(datasette: Datasette, actor: Actor, action: str) -> bool | None:
+def opinion_on_action(datasette: Datasette, actor: Actor, action: str) -> bool | None:
     """Return what the configuration says about one of our actions, or None when it says nothing. For 0.65."""
     from datasette.utils import actor_matches_allow
 
@@ -145,7 +145,7 @@ def opinion(datasette: Datasette, actor: Actor, action: str) -> bool | None:
     return None if allow is None else bool(actor_matches_allow(actor, allow))
 
 
-async def rules(datasette: Datasette, actor: Actor, action: str) -> Any:
+async def rules_for_action(datasette: Datasette, actor: Actor, action: str) -> Any:
     """Return the rule that the configuration or the default makes for one of our actions, or None. For 1.0."""
     if action not in DESCRIPTIONS:
         return None

@@ -10,7 +10,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasette_vision.util.connections import recover
+from datasette_vision.util.connections import recover_database
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -23,10 +23,10 @@ def before_reading(datasette: Datasette) -> None:
     from datasette.utils.sqlite import sqlite3
 
     for path in _interrupted(datasette):
-        recover(sqlite3.connect, path)
+        recover_database(sqlite3.connect, path)
 
 
-def watch(datasette: Datasette, application: Application) -> Application:
+def recover_before_requests(datasette: Datasette, application: Application) -> Application:
     """Wrap an ASGI application so that a request finds databases that can be read."""
 
     async def watched(scope: Any, receive: Any, send: Any) -> None:

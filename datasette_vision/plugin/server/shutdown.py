@@ -30,7 +30,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CLOSING_S = 2.0
 
 
-class Ending:
+class Shutdown:
     """Ends one server, once."""
 
     def __init__(

@@ -50,7 +50,7 @@ _found: ContextVar[Denials | None] = ContextVar("datasette_vision_found", defaul
 _asking: ContextVar[bool] = ContextVar("datasette_vision_asking", default=False)
 
 
-def watch(application: Application) -> Application:
+def remember_denials(application: Application) -> Application:
     """Wrap an ASGI application so that a request finds out only once who may see our tables."""
 
     async def watched(scope: Any, receive: Any, send: Any) -> None:
@@ -68,7 +68,7 @@ def watch(application: Application) -> Application:
 # Datasette 0.65
 
 
-def opinion(datasette: Datasette, actor: Actor, action: str, resource: Any) -> Awaitable[bool | None] | None:
+def opinion_on_table(datasette: Datasette, actor: Actor, action: str, resource: Any) -> Awaitable[bool | None] | None:
     """Return False for a table of ours that an actor may not see, else None."""
     if action != VIEW_TABLE or not resource:
         return None
@@ -92,7 +92,7 @@ async def _opinion(datasette: Datasette, actor: Actor, database: str, table: str
 # Datasette 1.0
 
 
-async def rules(datasette: Datasette, actor: Actor, action: str) -> Any:
+async def rules_for_tables(datasette: Datasette, actor: Actor, action: str) -> Any:
     """Return the rule that denies those of our tables that an actor may not see, or None."""
     if action != VIEW_TABLE or _asking.get():
         return None

@@ -15,7 +15,7 @@ from datasette_vision.errors import ConfigError, VisionError
 from datasette_vision.plugin.queries import queries, sql_errors
 from datasette_vision.plugin.server import activity
 from datasette_vision.plugin.server.auto_embed import AutoEmbedder
-from datasette_vision.plugin.server.shutdown import Ending
+from datasette_vision.plugin.server.shutdown import Shutdown
 from datasette_vision.plugin.server.timings import Timeline
 from datasette_vision.sql import registration as sql
 from datasette_vision.util.lazy import Lazy
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ATTRIBUTE = "_datasette_vision"
+STATE_ATTRIBUTE = "_datasette_vision"
 
 # pysqlite3 lets go of a closed connection's functions without holding Python's lock, when the last of its statements
 # goes. Were that the last reference, the process would abort: so there is always this one. A process has one Datasette.
@@ -54,7 +54,9 @@ class PluginState:
         self.before_close: list[Callable[[], None]] = []
         self.activity = activity.Activity(lambda: activity.silence_begins(datasette))
         self.auto_embed = AutoEmbedder(datasette, lambda: self.config.auto_embed, self.activity, self.vision.get)
-        self._ending = Ending(datasette, self.activity, self.close, lambda: self.config.shutdown_seconds, self._started)
+        self._ending = Shutdown(
+            datasette, self.activity, self.close, lambda: self.config.shutdown_seconds, self._started
+        )
         self.sql = sql.Registration(
             self.vision.get,
             drop_in=not self.has_llm_embed_plugin,
@@ -139,8 +141,8 @@ class PluginState:
 
 def state_of(datasette: Datasette) -> PluginState:
     """Return the plugin's state of this Datasette, made at the first call."""
-    state = getattr(datasette, ATTRIBUTE, None)
+    state = getattr(datasette, STATE_ATTRIBUTE, None)
     if state is None:
         # setdefault on the instance dictionary is atomic: connections are prepared on several threads.
-        state = vars(datasette).setdefault(ATTRIBUTE, PluginState(datasette))
+        state = vars(datasette).setdefault(STATE_ATTRIBUTE, PluginState(datasette))
     return state

@@ -16,7 +16,7 @@ import pytest
 import datasette_vision
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.tasks.image_classification import ClassifierService
-from datasette_vision.engine.tasks.registry import register, registered
+from datasette_vision.engine.tasks.registry import register_task, registered
 from datasette_vision.engine.tasks.task import CanonicalCheck, LabelScorer, Task
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import WrongTask
@@ -120,9 +120,9 @@ def test_afterwards_it_is_gone() -> None:
 
 def test_names_are_taken_once() -> None:
     with pytest.raises(ValueError, match="there is a task dual-encoder already"):
-        register(Task(FORMS["dual-encoder"], ClassifierService, np.copy, _no_labels, _no_checks))
+        register_task(Task(FORMS["dual-encoder"], ClassifierService, np.copy, _no_labels, _no_checks))
     with pytest.raises(ValueError, match=r"loudness: expected answers to \['loudest'\], found \[\]"):
-        register(Task(LOUDNESS.form, ClassifierService, np.copy, _no_labels, _no_checks))
+        register_task(Task(LOUDNESS.form, ClassifierService, np.copy, _no_labels, _no_checks))
 
 
 def test_nothing_outside_asks_for_a_task_by_name() -> None:

@@ -15,9 +15,9 @@ import pytest
 from datasette.app import Datasette
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.plugin.api.table import routes
+from datasette_vision.plugin.api.table import api_routes
 from datasette_vision.plugin.http import context
-from datasette_vision.plugin.http.context import desk_of
+from datasette_vision.plugin.http.context import context_of
 from datasette_vision.plugin.http.cross_origin import is_ours
 from datasette_vision.plugin.http.parameters import labels_of_form
 from datasette_vision.plugin.server.compatibility import IS_1_0
@@ -366,7 +366,7 @@ async def test_503_beyond_the_queue_and_nothing_is_lost(fake_models: Path) -> No
         return number, await api.get("embed", text=str(number))
 
     asked = [asyncio.ensure_future(ask(number)) for number in range(100)]
-    while desk_of(api.datasette).limits.inputs < 15 or sum(task.done() for task in asked) < 85:
+    while context_of(api.datasette).limits.inputs < 15 or sum(task.done() for task in asked) < 85:
         await asyncio.sleep(0.01)
     # Datasette answers others meanwhile.
     assert (
@@ -384,7 +384,7 @@ async def test_503_beyond_the_queue_and_nothing_is_lost(fake_models: Path) -> No
             assert "15 inputs are waiting already" in error(response, 503)
             assert response.headers["retry-after"] == "1"
     assert answered == 15
-    limits = desk_of(api.datasette).limits
+    limits = context_of(api.datasette).limits
     assert (limits.inputs, limits.bytes) == (0, 0)
     assert len(embeddings(await api.post("embed", {"text": ["x"] * 20}))) == 20
 
@@ -407,7 +407,7 @@ async def test_busy_when_no_answer_comes(fake_models: Path, monkeypatch: pytest.
 @pytest.mark.asyncio
 async def test_who_may_not_is_refused(fake_models: Path) -> None:
     api = Api(fake_models, allow={"id": "alice"})
-    for route in routes():
+    for route in api_routes():
         if route.action == "vision-infer":
             response = await api.datasette.client.request(route.methods[-1], "/-/vision" + route.path)
             assert response.status_code == 403, route.path
@@ -564,15 +564,15 @@ async def test_a_request_computes_for_its_client_until_its_time_is_up(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     callers: list[Caller] = []
-    intake = await asyncio.to_thread(lambda: desk_of(api.datasette).intake)
+    inference = await asyncio.to_thread(lambda: context_of(api.datasette).inference)
     for name in ("embed_texts", "label_set"):
-        original = getattr(intake, name)
+        original = getattr(inference, name)
 
         def noting(*arguments: Any, original: Any = original) -> Any:
             callers.append(current())
             return original(*arguments)
 
-        monkeypatch.setattr(intake, name, noting)
+        monkeypatch.setattr(inference, name, noting)
     assert (await api.post("embed", {"text": "cat"})).status_code == 200
     assert (await api.post("zero-shot", {"image": BASE64, "labels": ["cat"]})).status_code == 200
     assert len(callers) >= 2

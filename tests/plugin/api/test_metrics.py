@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from datasette_vision.plugin.http.context import desk_of
+from datasette_vision.plugin.http.context import context_of
 from tests.plugin.api.test_api import DATA_URI, Api, error
 
 
@@ -31,7 +31,7 @@ async def test_what_is_counted(fake_models: Path) -> None:
     before = await read(api)
     # Nothing is loaded in order to be measured.
     assert all(value == 0 for name, value in before.items() if name.startswith("vision_model_loaded"))
-    assert not desk_of(api.datasette)._intake.loaded
+    assert not context_of(api.datasette)._inference.loaded
     await api.post("embed", {"text": ["a", "b", "c"]})
     await api.post("embed", {"text": ["a", "b", "c"]})
     await api.post("embed", {"inputs": [DATA_URI, {"image": "nonsense"}]})

@@ -13,14 +13,14 @@ import pytest
 
 from datasette_vision.plugin.api.documentation import HTML
 from datasette_vision.plugin.api.openapi import description
-from datasette_vision.plugin.api.table import routes
-from datasette_vision.plugin.http.routes import GET, POST, PREFIX, Route
+from datasette_vision.plugin.api.table import api_routes
+from datasette_vision.plugin.http.routes import GET, POST, ROUTE_PREFIX, Route
 from tests.paths import ROOT
 from tests.plugin.api.test_api import Api
 from tests.servers import serving
 
 HERE = ROOT / "tests"
-DESCRIBED = [route for route in routes() if route.media_type != HTML]
+DESCRIBED = [route for route in api_routes() if route.media_type != HTML]
 # Not the one beside this Python: it brings rich, with which Datasette 0.65 fails on every address that is not there.
 SCHEMATHESIS = os.environ.get("SCHEMATHESIS") or shutil.which("schemathesis")
 
@@ -31,7 +31,7 @@ def operations() -> dict[tuple[str, str], Any]:
 
 
 def test_every_route_and_method_is_described() -> None:
-    expected = {(PREFIX + route.path, method.lower()) for route in DESCRIBED for method in route.methods}
+    expected = {(ROUTE_PREFIX + route.path, method.lower()) for route in DESCRIBED for method in route.methods}
     assert set(operations()) == expected
     names = [found["operationId"] for found in operations().values()]
     assert len(names) == len(set(names))
@@ -43,7 +43,7 @@ def test_every_parameter_is_described(route: Route) -> None:
     assert route.description.endswith(".")
     assert route.example is not None
     for method in route.methods:
-        found = operations()[PREFIX + route.path, method.lower()]
+        found = operations()[ROUTE_PREFIX + route.path, method.lower()]
         if method == GET:
             named = {parameter["name"]: parameter for parameter in found.get("parameters", [])}
             expected = {*route.known(), *(name for name, _ in route.path_parameters)} - {"inputs"}
@@ -59,11 +59,13 @@ def test_every_parameter_is_described(route: Route) -> None:
 
 
 def test_the_paths_of_routes_are_what_they_match() -> None:
-    patterns = [re.compile(route.pattern) for route in routes()]
-    for route in routes():
-        address = PREFIX + re.sub(r"\{\w+\}", "some-name", route.path)
+    patterns = [re.compile(route.pattern) for route in api_routes()]
+    for route in api_routes():
+        address = ROUTE_PREFIX + re.sub(r"\{\w+\}", "some-name", route.path)
         assert [pattern.pattern for pattern in patterns if pattern.match(address)] == [route.pattern]
-    assert not any(pattern.match(PREFIX + "/embed/") or pattern.match("/x" + PREFIX + "/embed") for pattern in patterns)
+    assert not any(
+        pattern.match(ROUTE_PREFIX + "/embed/") or pattern.match("/x" + ROUTE_PREFIX + "/embed") for pattern in patterns
+    )
 
 
 @pytest.mark.asyncio
@@ -72,7 +74,7 @@ async def test_the_description_names_the_server(fake_models: Path) -> None:
     found = (await api.get("openapi.json")).json()
     assert found["openapi"] == "3.1.0"
     assert found["servers"] == [{"url": "http://localhost"}]
-    assert set(found["paths"]) == {PREFIX + route.path for route in DESCRIBED}
+    assert set(found["paths"]) == {ROUTE_PREFIX + route.path for route in DESCRIBED}
 
 
 @pytest.mark.asyncio
@@ -83,7 +85,7 @@ async def test_the_page_for_people(fake_models: Path) -> None:
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     for route in DESCRIBED:
         assert f'id="{route.name}"' in page.text
-        assert f"<code>{PREFIX + route.path}</code>" in page.text
+        assert f"<code>{ROUTE_PREFIX + route.path}</code>" in page.text
         for name in route.known():
             assert f"<td><code>{name}</code></td>" in page.text
     assert "curl http://localhost/-/vision/embed?text=purple" in page.text.replace("&#39;", "")
@@ -104,7 +106,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path, demo_path: Path) -> None:
         command = [SCHEMATHESIS, "--config-file", str(HERE / "schemathesis.toml"), "run"]
         options = ["--max-examples", "25", "--seed", "1", "--no-color"]
         result = subprocess.run(
-            [*command, f"{address}{PREFIX}/openapi.json", *options],
+            [*command, f"{address}{ROUTE_PREFIX}/openapi.json", *options],
             capture_output=True,
             text=True,
             cwd=tmp_path,

@@ -108,7 +108,7 @@ async def test_embed(enriched: Enriched, vision: Vision) -> None:
     for key, number in ((1, 0), (2, 1), (5, 2)):
         expected = vision.embed_image(PICTURES[number])
         found = {row[0]: row[3] for row in rows}[key]
-        assert vectors.cosine(vectors.decode(found), expected) == pytest.approx(1, abs=1e-5)
+        assert vectors.cosine(vectors.from_blob(found), expected) == pytest.approx(1, abs=1e-5)
     assert [row[0] for row in rows if row[4]] == [4]
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from datasette_vision.plugin.http import answers
-from datasette_vision.plugin.http.context import desk_of
-from datasette_vision.plugin.http.limits import SMALL_BYTES
+from datasette_vision.plugin.http.context import context_of
+from datasette_vision.plugin.http.limits import SMALL_BODY_BYTES
 from tests.plugin.api.test_api import Api
 from tests.servers import serve, serving
 
@@ -55,7 +55,7 @@ def answering(*chunks: bytes) -> answers.Application:
 
 async def ask(api: Api, application: answers.Application, client: Client, path: str = "/-/vision/embed") -> None:
     scope = {"type": "http", "method": "GET", "path": path, "headers": [], "client": ("1.2.3.4", 5)}
-    await answers.wrapper(api.datasette)(application)(scope, None, client.send)
+    await answers.slow_clients_wrapper(api.datasette)(application)(scope, None, client.send)
 
 
 @pytest.mark.asyncio
@@ -73,7 +73,7 @@ async def test_every_answer_arrives_as_it_is(fake_models: Path, path: str, chunk
 @pytest.mark.parametrize("path", ["/-/vision/embed", "/data/table.json"])
 async def test_a_client_that_does_not_read(fake_models: Path, path: str) -> None:
     api = Api(fake_models)
-    limits = desk_of(api.datasette).limits
+    limits = context_of(api.datasette).limits
     limits.patience_s = 0.05
     client = Client(slices=2)
     reached = []
@@ -104,7 +104,7 @@ async def test_answers_that_nobody_takes_make_room_for_no_more(fake_models: Path
     assert (b"access-control-allow-origin", b"*") in client.messages[0]["headers"]
     assert json.loads(client.body)["error"].startswith("your other requests are still being answered")
     client = Client()
-    await ask(api, answering(b"x" * SMALL_BYTES), client)
+    await ask(api, answering(b"x" * SMALL_BODY_BYTES), client)
     assert client.status == 200
     held.cancel()
     with contextlib.suppress(asyncio.CancelledError):

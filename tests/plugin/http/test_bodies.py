@@ -24,7 +24,7 @@ from datasette_vision.plugin.http.bodies import (
     MULTIPART,
     Field,
     memory_of,
-    parse,
+    parse_body,
     read_fields,
 )
 from datasette_vision.plugin.http.limits import REQUEST_BYTES, Limits
@@ -104,7 +104,7 @@ async def test_a_large_body_is_parsed_away_from_the_event_loop() -> None:
     with Limits(Config()).share("a") as share:
         sender = Sender(b'{"text": "' + b"x" * INLINE_BYTES + b'"}')
         fields = await read_fields(request(sender), share, noted)
-    assert called == [memory_of, parse]
+    assert called == [memory_of, parse_body]
     assert len(fields[0].value) == INLINE_BYTES
 
 
@@ -196,11 +196,11 @@ GROWING: dict[str, tuple[str, bytes]] = {
 @pytest.mark.parametrize("name", GROWING)
 def test_the_memory_of_a_body_is_known_before_it_is_parsed(name: str) -> None:
     media_type, body = GROWING[name]
-    parse(body, media_type, f"{media_type}; boundary=x")  # what is imported and cached at the first use
+    parse_body(body, media_type, f"{media_type}; boundary=x")  # what is imported and cached at the first use
     known = memory_of(body, media_type)
     tracemalloc.start()
     try:
-        fields = parse(body, media_type, f"{media_type}; boundary=x")
+        fields = parse_body(body, media_type, f"{media_type}; boundary=x")
         held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -262,16 +262,16 @@ def test_a_form_is_read_as_the_standard_library_reads_it(text: bytes) -> None:
         decoded = text.decode()
     except UnicodeDecodeError:
         with pytest.raises(RequestError, match="expected a form in UTF-8"):
-            parse(text, FORM, FORM)
+            parse_body(text, FORM, FORM)
     else:
         expected = [Field(name, value) for name, value in parse_qsl(decoded, keep_blank_values=True)]
-        assert parse(text, FORM, FORM) == expected
+        assert parse_body(text, FORM, FORM) == expected
 
 
 @given(st.integers(ESCAPED_STEP - 4, ESCAPED_STEP + 4), st.sampled_from(["%C3%A9", "%4", "%%41", "%zz%41", "é"]))
 def test_escapes_are_not_cut_in_two(place: int, escape: str) -> None:
     text = "a" * place + escape + "b" * 10
-    assert parse(text.encode(), FORM, FORM) == [Field(unquote(text), "")]
+    assert parse_body(text.encode(), FORM, FORM) == [Field(unquote(text), "")]
 
 
 @given(
@@ -290,7 +290,7 @@ def test_a_multipart_body_brings_back_what_was_put_in(fields: list[tuple[str, by
         ).replace(b"--x", b"--=_boundary_of_this_test", 1)
         for name, value in fields
     )
-    found = parse(
+    found = parse_body(
         body + b"--=_boundary_of_this_test--\r\n", MULTIPART, f'{MULTIPART}; boundary="=_boundary_of_this_test"'
     )
     assert found == [Field(name, value) for name, value in fields]
@@ -307,7 +307,7 @@ TOKENS = [
 def test_any_bytes_are_fields_or_refused(media_type: str, body: bytes) -> None:
     status = 200
     try:
-        fields = parse(body, media_type, f"{media_type}; boundary=x")
+        fields = parse_body(body, media_type, f"{media_type}; boundary=x")
         assert all(isinstance(field.name, str) for field in fields)
     except RequestError as refusal:
         status = refusal.status

@@ -44,7 +44,7 @@ async def ask(application: Any, client: str, kind: str = "http") -> tuple[int, d
 
 
 def wrapped(inner: Any, **limits: int) -> Any:
-    return crowd.wrapper(Datasette([], memory=True), **limits)(inner)
+    return crowd.concurrency_wrapper(Datasette([], memory=True), **limits)(inner)
 
 
 @pytest.mark.asyncio

@@ -12,7 +12,7 @@ import pytest
 
 from datasette_vision.config.settings import Config, RateLimits
 from datasette_vision.errors import Busy
-from datasette_vision.plugin.http.limits import SHARED_PLACES, SMALL_BYTES, Limits, RateLimit
+from datasette_vision.plugin.http.limits import SHARED_PLACES, SMALL_BODY_BYTES, Limits, RateLimit
 from datasette_vision.plugin.http.responses import RequestError
 
 
@@ -58,25 +58,25 @@ def test_small_requests_have_room_of_their_own() -> None:
         for client in "ab":
             held.enter_context(all_of_them.share(client)).hold(32_000_000)
         with pytest.raises(Busy):
-            held.enter_context(all_of_them.share("c")).hold(SMALL_BYTES + 1)
-        held.enter_context(all_of_them.share("c")).hold(SMALL_BYTES)
+            held.enter_context(all_of_them.share("c")).hold(SMALL_BODY_BYTES + 1)
+        held.enter_context(all_of_them.share("c")).hold(SMALL_BODY_BYTES)
         # One client takes a quarter of it at most, however small its requests are.
         shares = [held.enter_context(all_of_them.share("d")) for _ in range(16)]
         for share in shares[:15]:
-            share.hold(SMALL_BYTES)
+            share.hold(SMALL_BODY_BYTES)
         with pytest.raises(Busy, match="your other requests"):
-            shares[15].hold(SMALL_BYTES)
-        held.enter_context(all_of_them.share("e")).hold(SMALL_BYTES)
+            shares[15].hold(SMALL_BODY_BYTES)
+        held.enter_context(all_of_them.share("e")).hold(SMALL_BODY_BYTES)
     assert all_of_them.bytes == 0
 
 
 def test_a_request_that_grows_moves_out_of_the_room_for_small_ones() -> None:
     all_of_them = limits()
     with all_of_them.share("a") as share:
-        share.hold(SMALL_BYTES)
-        assert (all_of_them.small.held, all_of_them.large.held) == (SMALL_BYTES, 0)
-        share.hold(SMALL_BYTES + 1)
-        assert (all_of_them.small.held, all_of_them.large.held) == (0, SMALL_BYTES + 1)
+        share.hold(SMALL_BODY_BYTES)
+        assert (all_of_them.small.held, all_of_them.large.held) == (SMALL_BODY_BYTES, 0)
+        share.hold(SMALL_BODY_BYTES + 1)
+        assert (all_of_them.small.held, all_of_them.large.held) == (0, SMALL_BODY_BYTES + 1)
         share.hold(5)
         assert (all_of_them.small.held, all_of_them.large.held) == (5, 0)
 
@@ -104,7 +104,9 @@ def test_nothing_is_lost_in_a_room(seed: int) -> None:
         shares = [held.enter_context(all_of_them.share(chance.choice("abc"))) for _ in range(10)]
         for _ in range(500):
             with suppress(Busy):
-                chance.choice(shares).hold(chance.choice([0, 1, SMALL_BYTES, SMALL_BYTES + 1, 700_000, 1_500_000]))
+                chance.choice(shares).hold(
+                    chance.choice([0, 1, SMALL_BODY_BYTES, SMALL_BODY_BYTES + 1, 700_000, 1_500_000])
+                )
             assert all_of_them.bytes == sum(share.bytes for share in shares)
             assert all_of_them.large.held <= 2_000_000
     assert all_of_them.bytes == 0

@@ -37,7 +37,7 @@ def path(tmp_path_factory: pytest.TempPathFactory, vision: Vision) -> Path:
         connection.execute("insert into loaded values (1, 'a.png', ?)", (PHOTOS["small"],))
         side = SideTable("loaded", ("id",))
         side.create(connection)
-        side.write(connection, [SideTableRow((1,), "path", "tiny-emoji", "", vectors.encode(vision.embed_text("a")))])
+        side.write(connection, [SideTableRow((1,), "path", "tiny-emoji", "", vectors.to_blob(vision.embed_text("a")))])
         connection.execute("create view seen as select name, photo from sizes where name = 'small'")
     connection.close()
     return path

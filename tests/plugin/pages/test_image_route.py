@@ -10,8 +10,8 @@ import pytest
 from datasette.app import Datasette
 
 from datasette_vision.images import decode as images
-from datasette_vision.plugin.http.context import PICTURES_HELD, desk_of
-from datasette_vision.plugin.pages.image_route import SIZES
+from datasette_vision.plugin.http.context import PICTURES_HELD, context_of
+from datasette_vision.plugin.pages.image_route import IMAGE_SIZES
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests import pictures
 
@@ -36,7 +36,7 @@ async def test_caches_may_keep_it_and_ask_whether_it_changed(datasette: Datasett
 
 @pytest.mark.asyncio
 async def test_sizes(datasette: Datasette) -> None:
-    for size in SIZES:
+    for size in IMAGE_SIZES:
         response = await datasette.client.get(f"{PICTURE}?_size={size}")
         assert max(images.info(response.content)["width"], images.info(response.content)["height"]) <= size
     assert (await datasette.client.get(f"{PICTURE}?_size=97")).status_code == 400
@@ -76,15 +76,15 @@ STORED = "/-/vision/picture/stored/pictures/image"
 
 @pytest.mark.asyncio
 async def test_many_large_pictures_wait_for_each_other(stored: Datasette) -> None:
-    desk = desk_of(stored)
-    await desk.ready()
-    budget = desk.vision.decoder.budget
+    context = context_of(stored)
+    await context.ready()
+    budget = context.vision.decoder.budget
     most_held, done = 0, False
 
     async def watch() -> None:
         nonlocal most_held
         while not done:
-            most_held = max(most_held, PICTURES_HELD - desk.picture_places._value)
+            most_held = max(most_held, PICTURES_HELD - context.picture_places._value)
             await asyncio.sleep(0.001)
 
     watching = asyncio.ensure_future(watch())
@@ -98,9 +98,9 @@ async def test_many_large_pictures_wait_for_each_other(stored: Datasette) -> Non
 
 @pytest.mark.asyncio
 async def test_pages_are_served_while_pictures_wait_for_memory(stored: Datasette) -> None:
-    desk = desk_of(stored)
-    await desk.ready()
-    budget = desk.vision.decoder.budget
+    context = context_of(stored)
+    await context.ready()
+    budget = context.vision.decoder.budget
     with budget.holding() as reservation:
         reservation.take(budget.total, "everything", wait=True)
         waiting = [asyncio.ensure_future(stored.client.get(f"{STORED}/{row}?_size=96")) for row in range(1, 13)]
@@ -130,11 +130,11 @@ async def test_what_cannot_be_shown_says_why(stored: Datasette, row: int, messag
 
 @pytest.mark.asyncio
 async def test_who_waits_too_long_is_told_to_come_again(stored: Datasette) -> None:
-    desk = desk_of(stored)
-    await desk.ready()
-    desk.vision.decoder.budget.wait_s = 0.01
-    with desk.vision.decoder.budget.holding() as reservation:
-        reservation.take(desk.vision.decoder.budget.total, "everything", wait=True)
+    context = context_of(stored)
+    await context.ready()
+    context.vision.decoder.budget.wait_s = 0.01
+    with context.vision.decoder.budget.holding() as reservation:
+        reservation.take(context.vision.decoder.budget.total, "everything", wait=True)
         answer = await stored.client.get(f"{STORED}/1?_size=96")
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1

@@ -19,7 +19,7 @@ from datasette.plugins import pm
 
 from datasette_vision.errors import Busy, DeadlineExceeded
 from datasette_vision.plugin.queries import queries, sql_errors
-from datasette_vision.plugin.queries.queries import Places
+from datasette_vision.plugin.queries.queries import QuerySlots
 from datasette_vision.plugin.queries.rules import rules_of
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.util.caller import NOBODY, current
@@ -141,7 +141,7 @@ async def test_a_write_is_asked_for_before_it_runs(computing: Computing) -> None
             )
 
         scope = {"type": "http"}
-        await queries.watch(application)(scope, None, None)
+        await queries.track_requests(application)(scope, None, None)
         return scope["answer"]
 
     await closed.invoke_startup()
@@ -220,7 +220,7 @@ async def test_an_interruption_that_nobody_notices_still_ends_the_query(computin
 
     await ds.invoke_startup()
     with pytest.raises(Exception, match="interrupted"):
-        await queries.watch(application)({"type": "http"}, None, None)
+        await queries.track_requests(application)({"type": "http"}, None, None)
 
 
 # Places
@@ -250,7 +250,7 @@ async def test_queries_that_compute_never_take_all_threads(computing: Computing)
 
 @pytest.mark.asyncio
 async def test_a_place_goes_to_the_client_whose_turn_it_is() -> None:
-    places = Places(1)
+    places = QuerySlots(1)
     order: list[str] = []
 
     async def hold(client: str) -> None:
@@ -267,7 +267,7 @@ async def test_a_place_goes_to_the_client_whose_turn_it_is() -> None:
 
 @pytest.mark.asyncio
 async def test_a_place_that_does_not_come_is_busy_and_not_lost() -> None:
-    places = Places(1)
+    places = QuerySlots(1)
     async with places.hold("a"):
         with pytest.raises(Busy):
             async with places.hold("b", timeout_s=0.01):
@@ -278,7 +278,7 @@ async def test_a_place_that_does_not_come_is_busy_and_not_lost() -> None:
 
 @pytest.mark.asyncio
 async def test_too_many_may_not_wait() -> None:
-    places = Places(1, max_waiting=1)
+    places = QuerySlots(1, max_waiting=1)
     async with places.hold("a"):
         waiting = asyncio.ensure_future(places.hold("b").__aenter__())
         await asyncio.sleep(0)
@@ -293,7 +293,7 @@ async def test_too_many_may_not_wait() -> None:
 
 @pytest.mark.asyncio
 async def test_who_gives_up_as_a_place_comes_hands_it_on() -> None:
-    places = Places(1)
+    places = QuerySlots(1)
     holder = places.hold("a")
     await holder.__aenter__()
     gives_up = asyncio.ensure_future(places.hold("b").__aenter__())

@@ -116,7 +116,7 @@ async def test_a_picture_or_an_embedding_is_posted(datasette: Datasette, vision:
         "base64": {"json": {"image": encoded}},
         "file": {"files": {"image": ("pizza.webp", image)}},
         "floats": {"json": {"embedding": vector.tolist()}},
-        "base64 of floats": {"json": {"embedding": base64.b64encode(vectors.encode(vector)).decode()}},
+        "base64 of floats": {"json": {"embedding": base64.b64encode(vectors.to_blob(vector)).decode()}},
     }[how]
     response = await datasette.client.post(f"{SEARCH}?_size=3&group_name=food-drink", **sent)
     assert response.status_code == 200, response.text
@@ -215,10 +215,10 @@ async def test_large_tables_by_index_and_exactly_when_that_fails(
 ) -> None:
     exact = await ask(datasette, "?q=happy+cat")
     assert "vision_search" not in exact["sql"]
-    read = embedded.read
+    read = embedded.read_embedded_table
     monkeypatch.setattr(
         embedded,
-        "read",
+        "read_embedded_table",
         lambda *arguments: dataclasses.replace(read(*arguments), is_large=True),  # type: ignore[type-var]
     )
     indexed = await ask(datasette, "?q=happy+cat")

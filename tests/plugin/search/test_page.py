@@ -187,7 +187,7 @@ async def test_threshold_and_pages(datasette: Datasette) -> None:
 async def test_the_shown_sql_returns_the_same_rows_on_the_query_page(
     datasette: Datasette, vision: Vision, query: str
 ) -> None:
-    pizza = encode_embedding(vectors.encode(vision.embed_text("pizza")))
+    pizza = encode_embedding(vectors.to_blob(vision.embed_text("pizza")))
     page = await get(datasette, PAGE + query.format(pizza=pizza))
     assert page.status == 200
     address = urlsplit(page.link("vision-query"))

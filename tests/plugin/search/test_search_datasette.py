@@ -35,7 +35,7 @@ def fill(connection: Any, first: int = 0, last: int = 200) -> None:
     connection.execute("create table if not exists photos (id integer primary key)")
     SIDE.create(connection)
     connection.executemany("insert into photos values (?)", ((key,) for key in keys))
-    SIDE.write(connection, (SideTableRow((key,), "image", "fake", "h", vectors.encode(MATRIX[key])) for key in keys))
+    SIDE.write(connection, (SideTableRow((key,), "image", "fake", "h", vectors.to_blob(MATRIX[key])) for key in keys))
 
 
 def fill_and_commit(connection: Any, first: int = 0, last: int = 200) -> None:

@@ -38,7 +38,7 @@ def shop(path: Path, vision: Vision) -> Iterator[Connection]:
 
 def build(shop: Connection, table: str, request: SearchRequest, *numbers: int, **options: object) -> SearchSql:
     """The SQL of a request whose examples are the rows of these numbers."""
-    found = embedded.read(shop.connection, table)
+    found = embedded.read_embedded_table(shop.connection, table)
     assert found is not None
     kind = next((kind for kind in KINDS if kind.table == table), None)
     keys = tuple(
@@ -46,7 +46,7 @@ def build(shop: Connection, table: str, request: SearchRequest, *numbers: int, *
         for number, example in zip(numbers, request.examples, strict=True)
     )
     column = found.pairs[0][1]
-    return search_sql.build(found, request, column=column, model=MODEL, keys=keys, **options)  # type: ignore[arg-type]
+    return search_sql.build_sql(found, request, column=column, model=MODEL, keys=keys, **options)  # type: ignore[arg-type]
 
 
 def names(shop: Connection, sql: SearchSql) -> list[str]:
@@ -96,7 +96,7 @@ def test_the_index_finds_the_same(shop: Connection, kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.table)
 def test_large_tables_give_the_same(shop: Connection, kind: Kind) -> None:
     """Their SQL goes from the rows to the embeddings, where that of small ones goes the other way."""
-    found = embedded.read(shop.connection, kind.table)
+    found = embedded.read_embedded_table(shop.connection, kind.table)
     assert found is not None
     key = RowKey(tuple(str(part) for part in kind.key_of(6)), 0.5)
     for request, where in (
@@ -107,7 +107,9 @@ def test_large_tables_give_the_same(shop: Connection, kind: Kind) -> None:
         for is_large in (False, True):
             table = dataclasses.replace(found, is_large=is_large)
             keys = (key,) if request.examples else ()
-            sql = search_sql.build(table, request, column="image", model=MODEL, keys=keys, where=where, use_index=False)
+            sql = search_sql.build_sql(
+                table, request, column="image", model=MODEL, keys=keys, where=where, use_index=False
+            )
             assert ("cross join" in sql.sql) is is_large
             answers.append(names(shop, sql))
         assert answers[0] == answers[1]
@@ -120,11 +122,11 @@ def test_filters_are_answered_exactly(shop: Connection) -> None:
 
 
 def test_large_tables_are_searched_by_index(shop: Connection) -> None:
-    found = embedded.read(shop.connection, "photos")
+    found = embedded.read_embedded_table(shop.connection, "photos")
     assert found is not None
     for is_large in (False, True):
         table = dataclasses.replace(found, is_large=is_large)
-        sql = search_sql.build(table, SearchRequest(q="a cat"), column="image", model=MODEL)
+        sql = search_sql.build_sql(table, SearchRequest(q="a cat"), column="image", model=MODEL)
         assert ("vision_search(" in sql.sql) is is_large
 
 
@@ -135,7 +137,7 @@ def test_a_view_is_searched_by_its_key(shop: Connection, vision: Vision) -> None
 
 
 def test_an_embedding_in_the_address(shop: Connection, vision: Vision) -> None:
-    blob = vectors.encode(vision.embed_text("pizza", MODEL))
+    blob = vectors.to_blob(vision.embed_text("pizza", MODEL))
     request = SearchRequest(embedding=encode_embedding(blob))
     assert names(shop, build(shop, "photos", request)) == expected(vision, ("pizza", 1))
     mixed = SearchRequest(q="a cat", embedding=encode_embedding(blob), embedding_weight=0.3)
@@ -217,7 +219,7 @@ def test_every_model_is_found_wherever_its_rows_are(tmp_path: Path, vision: Visi
             " from _vision_photos where model = ? limit 3",
             (column, model, MODEL),
         )
-    found = embedded.read(connection.connection, "photos")
+    found = embedded.read_embedded_table(connection.connection, "photos")
     assert found is not None
     assert found.pairs == (("a", "image"), ("clip", "image"), ("clip", "name"), (MODEL, "image"), ("z", "other"))
     plan = connection.connection.execute(
@@ -239,8 +241,8 @@ def test_a_view_that_is_not_embedded_is_not_run(vision: Vision) -> None:
 
 
 def test_what_is_not_embedded(shop: Connection) -> None:
-    assert embedded.read(shop.connection, "bare") is None
-    assert embedded.read(shop.connection, "nowhere") is None
+    assert embedded.read_embedded_table(shop.connection, "bare") is None
+    assert embedded.read_embedded_table(shop.connection, "nowhere") is None
     assert embedded.picture_columns(shop.connection, "bare") == ("picture",)
     assert embedded.picture_columns(shop.connection, "words") == ()
     assert [table for table, _ in embedded.tables(shop.connection)] == sorted([*(k.table for k in KINDS), "cheap"])

@@ -28,9 +28,9 @@ from datasette_vision.bulk import photos
 from datasette_vision.engine.cache import EmbeddingCache, LabelSets
 from datasette_vision.engine.vision import Vision
 from datasette_vision.plugin import hooks
-from datasette_vision.plugin.api.table import routes
+from datasette_vision.plugin.api.table import api_routes
 from datasette_vision.plugin.http.inputs import TEXT
-from datasette_vision.plugin.http.routes import GET, POST, PREFIX, Route
+from datasette_vision.plugin.http.routes import GET, POST, ROUTE_PREFIX, Route
 from datasette_vision.plugin.search.request import encode_embedding
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.plugin.server.permissions import INFER, METRICS
@@ -151,7 +151,7 @@ def of_table(pattern: str) -> Iterator[Way]:
             yield Way("thumbnail", got(f"{path}?_size=96"), table)
             continue
         yield Way("words", got(f"{path}?q=word+NUMBER"), table, computes=True)
-        if not path.startswith(f"{PREFIX}/search/"):
+        if not path.startswith(f"{ROUTE_PREFIX}/search/"):
             yield Way("rows", got(path), table)
             yield Way("upload", posted_picture(path), table, computes=True)
             continue
@@ -166,12 +166,12 @@ def of_table(pattern: str) -> Iterator[Way]:
 
 PARTS = {"database": "pub", "model": MODEL, "column": "picture", "row": "1"}
 VALUES: dict[str, Any] = {"labels": ["word NUMBER", "b"], "query": "query NUMBER"}
-EMBEDDING = encode_embedding(vectors.encode(vectors.normalise(vectors.decode(struct.pack("<8f", *range(8))))))
+EMBEDDING = encode_embedding(vectors.to_blob(vectors.normalise(vectors.from_blob(struct.pack("<8f", *range(8))))))
 
 
 def of_route(route: Route) -> Iterator[Way]:
     """The ways of a route of the API that is about no table: with the input of its first kind, got and posted."""
-    path = PREFIX + route.path.replace("{model}", MODEL)
+    path = ROUTE_PREFIX + route.path.replace("{model}", MODEL)
     values = {item.name: VALUES[item.name] for item in route.parameters if item.required}
     if route.kinds:
         values[route.kinds[0]] = "text NUMBER" if route.kinds[0] == TEXT else "IMAGE"
@@ -189,20 +189,20 @@ def of_route(route: Route) -> Iterator[Way]:
 
 
 def of_playground(pattern: str) -> Iterator[Way]:
-    yield Way("page", got(PREFIX), needs=(INFER,))
-    yield Way("upload", posted_picture(PREFIX), computes=True)
+    yield Way("page", got(ROUTE_PREFIX), needs=(INFER,))
+    yield Way("upload", posted_picture(ROUTE_PREFIX), computes=True)
 
 
 def ways_of_routes() -> dict[str, list[Way]]:
     """The ways of each pattern that is registered with Datasette's router."""
-    described = {route.pattern: route for route in routes()}
+    described = {route.pattern: route for route in api_routes()}
     ways: dict[str, list[Way]] = {}
     for pattern, _ in hooks.register_routes():
         if "<table>" in pattern:
             ways[pattern] = list(of_table(pattern.replace("\\", "")))
         elif pattern in described:
             ways[pattern] = list(of_route(described[pattern]))
-        elif pattern == f"^{PREFIX}$":
+        elif pattern == f"^{ROUTE_PREFIX}$":
             ways[pattern] = list(of_playground(pattern))
     return ways
 
@@ -248,7 +248,7 @@ WAYS = [*itertools.chain.from_iterable(ROUTE_WAYS.values()), *of_own_tables(), *
 def add_side_table(connection: sqlite3.Connection, table: str, vision: Vision) -> None:
     side = SideTable(table, ("id",))
     side.create(connection)
-    embedding = vectors.encode(vision.embed_text(f"the row of {table}", MODEL))
+    embedding = vectors.to_blob(vision.embed_text(f"the row of {table}", MODEL))
     key = "1" if table == "zzveiled" else 1  # in a view Datasette's addresses find texts alone
     side.write(connection, [SideTableRow((key,), "picture", MODEL, content_hash(table.encode()), embedding)])
 
