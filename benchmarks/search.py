@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.retrieval import index_work
+from datasette_vision.retrieval import index_maintenance
 from datasette_vision.retrieval.index_entry import file_of
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.sql import registration as sql
+from datasette_vision.tables.embedding_reader import Embeddings
 from datasette_vision.tables.schema import SideTable, SideTableRow
-from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.util import memory
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors import index_file
@@ -129,7 +129,7 @@ def index(path: Path, rows: int, dimensions: int) -> dict[str, float]:
     connection = connect(path)
     wanted, file = index_of(path, connection)
     began = time.perf_counter()
-    index_work.prepare_index(file, connection, wanted, dimensions)
+    index_maintenance.prepare_index(file, connection, wanted, dimensions)
     result = {"seconds": time.perf_counter() - began, "MB": file.stat().st_size / 1e6}
     result["peak MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result
@@ -146,7 +146,7 @@ def extend(path: Path, rows: int, dimensions: int) -> dict[str, float]:
     )
     connection.execute("commit")
     began = time.perf_counter()
-    index_work.prepare_index(file, connection, wanted, dimensions)
+    index_maintenance.prepare_index(file, connection, wanted, dimensions)
     return {"seconds": time.perf_counter() - began}
 
 

@@ -46,7 +46,7 @@ DATASETTE = [sys.executable, "-m", "datasette", "vision"]
 WITH_GRAPHS = [
     sys.executable,
     "-c",
-    "from datasette_vision.retrieval import index_work; index_work.FLAT_NUMBERS = 1000 * 256;"
+    "from datasette_vision.retrieval import index_maintenance; index_maintenance.FLAT_NUMBERS = 1000 * 256;"
     " from datasette.cli import cli; cli()",
     "vision",
 ]

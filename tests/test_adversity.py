@@ -333,7 +333,7 @@ def test_without_threads_an_index_is_read_by_the_thread_that_asks(
 def test_work_in_the_background_that_gets_no_thread_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     indexes = Indexes()
     begun: list[str] = []
-    monkeypatch.setattr("datasette_vision.retrieval.index_work.next_step", lambda entry: "a step")
+    monkeypatch.setattr("datasette_vision.retrieval.index_maintenance.next_step", lambda entry: "a step")
     monkeypatch.setattr(Indexes, "_do", lambda self, *given: begun.append("work"))
 
     class Wanted:
@@ -511,4 +511,4 @@ def test_only_leftovers_are_judged_by_the_clock_on_the_wall() -> None:
         for path in package.rglob("*.py")
         if re.search(r"\btime\.time\(|datetime\.now\(|\butcnow\(", path.read_text("utf-8"))
     }
-    assert users == {"install/staging.py", "util/unfinished.py"}
+    assert users == {"install/staging.py", "util/partial_files.py"}

@@ -21,7 +21,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from datasette_vision.bulk.stages import Item, Outcome, Pipeline
+from datasette_vision.bulk.pipeline_stages import Item, Outcome, Pipeline
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.runtime import default_threads
 from datasette_vision.engine.services import BulkTower

@@ -104,7 +104,7 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
     always found. Up to some 500,000 embeddings of 512 numbers are compared all; beyond, they are put into a graph
     (HNSW), which takes minutes for a million.
     """
-    from datasette_vision.retrieval import index_work, recall
+    from datasette_vision.retrieval import index_maintenance, recall
     from datasette_vision.retrieval.index_entry import file_of
     from datasette_vision.retrieval.search import Searcher
     from datasette_vision.tables import change_log
@@ -134,7 +134,7 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
         began = time.perf_counter()
         try:
             with snapshot(connection, "main"), _progress_bars() as on_progress:
-                entry = index_work.prepare_index(file, connection, wanted, dimensions, on_progress)
+                entry = index_maintenance.prepare_index(file, connection, wanted, dimensions, on_progress)
         except OSError as error:
             raise StorageFailed(f"{file} cannot be written: {error}") from None
         assert entry.index is not None

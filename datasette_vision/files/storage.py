@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.errors import ExtraMissing, InvalidArgument, StorageFailed, VisionError
-from datasette_vision.util.unfinished import remove_leftovers, unfinished
+from datasette_vision.util.partial_files import remove_leftovers, unfinished
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
 # Stores where a file appears when it is closed. Elsewhere a name shows what is half-written, and a rename mends that.

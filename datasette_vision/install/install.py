@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.errors import InstallFailed, InvalidArgument, ModelCorrupt, SourceNotFound, UnknownModel
-from datasette_vision.install import drafts, hub, sources, staging, trial
+from datasette_vision.install import hub, manifest_drafts, sources, staging, trial
 from datasette_vision.install.origins import LocalFolder, OneGraph, Origin, read_json
 from datasette_vision.install.requests import COMMIT, REPOSITORY, Request, is_path, location, name_of
 from datasette_vision.models import catalog, digests, manifest
@@ -108,10 +108,12 @@ class Installer:
             )
         return model
 
-    def _draft(self, origins: _Origins, request: Request, row: catalog.CatalogRow | None, folder: Path) -> drafts.Draft:
+    def _draft(
+        self, origins: _Origins, request: Request, row: catalog.CatalogRow | None, folder: Path
+    ) -> manifest_drafts.Draft:
         task = request.task or (row.task if row and row.task == IMAGE_CLASSIFICATION else None)
         layout = sources.recognise(origins.first, task, origins.open, origins.text)
-        wishes = drafts.Wishes(request.precision, request.calibration, request.labels, request.preprocess, row)
+        wishes = manifest_drafts.Wishes(request.precision, request.calibration, request.labels, request.preprocess, row)
         if request.labels and not isinstance(layout, sources.Classifier):
             raise InvalidArgument("--labels: only a classifier's graph is given labels")
         if request.preprocess and isinstance(layout, sources.Finished | sources.Weights):
@@ -119,12 +121,14 @@ class Installer:
         if isinstance(layout, sources.Finished):
             return _copy_finished(layout.origin, folder, request.precision)
         if isinstance(layout, sources.Towers):
-            return drafts.from_towers(layout, wishes, folder, self.on_progress)
+            return manifest_drafts.from_towers(layout, wishes, folder, self.on_progress)
         if isinstance(layout, sources.Classifier):
-            return drafts.from_classifier(layout, wishes, folder, self.on_progress)
+            return manifest_drafts.from_classifier(layout, wishes, folder, self.on_progress)
         return self._bake(layout.origin, request, wishes, folder)
 
-    def _bake(self, origin: Origin, request: Request, wishes: drafts.Wishes, folder: Path) -> drafts.Draft:
+    def _bake(
+        self, origin: Origin, request: Request, wishes: manifest_drafts.Wishes, folder: Path
+    ) -> manifest_drafts.Draft:
         if self.bake is None:
             raise InstallFailed(NO_BAKE.format(location=origin.location))
         weights = folder / "weights"
@@ -145,10 +149,10 @@ class Installer:
         )
         if weights.parent == folder:
             shutil.rmtree(weights)
-        head = drafts.head(draft.get("task", ""), [origin], wishes.row)
+        head = manifest_drafts.head(draft.get("task", ""), [origin], wishes.row)
         return {**draft, "source": head["source"], "description": draft.get("description") or head["description"]}
 
-    def _finish(self, draft: drafts.Draft, name: str, folder: Path) -> None:
+    def _finish(self, draft: manifest_drafts.Draft, name: str, folder: Path) -> None:
         """Try the model in the staging folder, record what it answers, and write its manifest, last of all."""
         value = {**draft, "name": name, "files": list_files(folder), "canonical": draft.get("canonical") or {}}
         model = InstalledModel(manifest.parse_manifest(value, f"{name}: manifest"), folder)
@@ -220,7 +224,7 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _copy_finished(origin: Origin, folder: Path, precision: str) -> drafts.Draft:
+def _copy_finished(origin: Origin, folder: Path, precision: str) -> manifest_drafts.Draft:
     """Take a model over as it stands, each file checked against its manifest. Raises ModelCorrupt."""
     value = read_json(origin, "manifest.json")
     found = manifest.parse_manifest(value, f"{origin.location}: manifest.json")

@@ -17,11 +17,12 @@ from datasette import hookimpl
 from datasette_vision.cli.main import vision_group
 from datasette_vision.plugin.api import table
 from datasette_vision.plugin.checks import command
-from datasette_vision.plugin.http import answers, crowd, routes
+from datasette_vision.plugin.http import concurrency, routes
 from datasette_vision.plugin.http import cross_origin as crossorigin
+from datasette_vision.plugin.http import slow_clients as slowclients
 from datasette_vision.plugin.pages import cells, links, pages
-from datasette_vision.plugin.queries import queries, sqlite_limits
-from datasette_vision.plugin.queries.rules import rules_of
+from datasette_vision.plugin.queries import execution, sqlite_limits
+from datasette_vision.plugin.queries.query_rules import rules_of
 from datasette_vision.plugin.server import permissions, recovery, side_table_permissions
 from datasette_vision.plugin.server.state import state_of
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @hookimpl
 def startup(datasette: Datasette) -> None:
     """Check the configuration, so that a mistake in it stops the start, and begin to preload."""
-    queries.bound_queries(rules_of)
+    execution.bound_queries(rules_of)
     state_of(datasette).start()
 
 
@@ -45,6 +46,8 @@ def asgi_wrapper(datasette: Datasette) -> Callable[[Application], Application]:
     return state_of(datasette).watch
 
 
+# Pluggy collects hooks by their names, in alphabetical order, and calls the last first: of those for asgi_wrapper,
+# `slow_clients` is the innermost and `cross_origin` the outermost but for asgi_wrapper() itself.
 @hookimpl(specname="asgi_wrapper")
 def readable_databases(datasette: Datasette) -> Callable[[Application], Application]:
     """Undo what killed processes were writing, before a request reads it."""
@@ -54,13 +57,13 @@ def readable_databases(datasette: Datasette) -> Callable[[Application], Applicat
 @hookimpl(specname="asgi_wrapper")
 def request_of_queries(datasette: Datasette) -> Callable[[Application], Application]:
     """Let queries know which request they belong to."""
-    return queries.track_requests
+    return execution.track_requests
 
 
 @hookimpl(tryfirst=True)
 def actor_from_request(request: Request) -> None:
     """Name nobody, but remember the request: Datasette asks this of each, and then gives it its actor."""
-    queries.note_request(request)
+    execution.note_request(request)
 
 
 @hookimpl(optionalhook=True)
@@ -72,7 +75,7 @@ def shutdown(datasette: Datasette) -> None:
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
     """Register the SQL functions, and bound the memory of queries."""
-    queries.bound_queries(rules_of)  # connections may be made before the start
+    execution.bound_queries(rules_of)  # connections may be made before the start
     sqlite_limits.limit(conn)
     state_of(datasette).sql.register(conn)
     recovery.before_reading(datasette)
@@ -164,14 +167,14 @@ def cross_origin(datasette: Datasette) -> Any:
 
 @hookimpl(specname="asgi_wrapper")
 def crowds(datasette: Datasette) -> Any:
-    """Have the many requests of one client wait behind each other."""
-    return crowd.concurrency_wrapper(datasette)
+    """Make the many requests of one client wait behind each other."""
+    return concurrency.concurrency_wrapper(datasette)
 
 
 @hookimpl(specname="asgi_wrapper")
 def slow_clients(datasette: Datasette) -> Any:
     """Hold no answer for a client that does not take it."""
-    return answers.slow_clients_wrapper(datasette)
+    return slowclients.slow_clients_wrapper(datasette)
 
 
 @hookimpl(optionalhook=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.tables.embedding_reader import Embeddings
 from datasette_vision.util.sql_names import quote
 from datasette_vision.vectors.eight_bit import SPARE, RowLabels
 from datasette_vision.vectors.embedding import FLOAT32, Vector

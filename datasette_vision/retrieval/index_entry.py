@@ -16,7 +16,7 @@ import numpy as np
 
 from datasette_vision.tables import change_log
 from datasette_vision.tables.change_log import State
-from datasette_vision.tables.side_reader import ROWS_PER_READ, Embeddings
+from datasette_vision.tables.embedding_reader import ROWS_PER_READ, Embeddings
 from datasette_vision.util.progress import OnProgress, Progress, no_progress
 from datasette_vision.vectors import index_file
 from datasette_vision.vectors.eight_bit import Flat, Mask, coded, empty

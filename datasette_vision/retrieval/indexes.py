@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from datasette_vision.errors import Busy
-from datasette_vision.retrieval import index_work
+from datasette_vision.retrieval import index_maintenance
 from datasette_vision.retrieval.index_entry import IndexEntry, file_of
-from datasette_vision.retrieval.index_work import Step
+from datasette_vision.retrieval.index_maintenance import Step
 from datasette_vision.tables import change_log
 from datasette_vision.tables.change_log import State
-from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.tables.embedding_reader import Embeddings
 from datasette_vision.util.caller import current
 from datasette_vision.util.connections import database_path, open_to_read, snapshot
 from datasette_vision.vectors.index import View
@@ -204,7 +204,7 @@ class Indexes:
         self, key: tuple[str, ...], entry: IndexEntry, connection: sqlite3.Connection, wanted: Embeddings
     ) -> None:
         """Begin what is worth doing for an index in the background, unless that is under way."""
-        step = index_work.next_step(entry)
+        step = index_maintenance.next_step(entry)
         if not self._improves or step is None or self._stopped.is_set():
             return
         if not key[0] and step is not Step.GRAPH:
@@ -255,13 +255,13 @@ class Indexes:
         def stop() -> bool:
             return stopping.is_set() or self._stopped.is_set()
 
-        while step := index_work.next_step(entry):
+        while step := index_maintenance.next_step(entry):
             if path is None and step is not Step.GRAPH:
                 return
             logger.info("index of %s: %s", wanted.source.table, step.value)
             if step is Step.ANEW:
                 entry = self._anew(key, entry, connect, wanted)
-            elif not index_work.carry_out(entry, step, path, wanted, stop=stop, threads=threads):
+            elif not index_maintenance.carry_out(entry, step, path, wanted, stop=stop, threads=threads):
                 return
 
     def _anew(

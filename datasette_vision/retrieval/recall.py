@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from datasette_vision.errors import InvalidVector
 from datasette_vision.retrieval.hits import from_index
-from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.tables.embedding_reader import Embeddings
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.index import View
 

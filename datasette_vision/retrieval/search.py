@@ -16,7 +16,7 @@ from datasette_vision.retrieval import choice
 from datasette_vision.retrieval.hits import Hit, IndexMismatch, from_index, from_table
 from datasette_vision.retrieval.indexes import Indexes, KeepAwake
 from datasette_vision.tables import change_log, side_tables
-from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.tables.embedding_reader import Embeddings
 from datasette_vision.tables.side_tables import EmbeddedSource
 from datasette_vision.util.connections import database_path, snapshot
 from datasette_vision.vectors import embedding as vectors

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from datasette_vision.util.unfinished import remove_leftovers, unfinished
+from datasette_vision.util.partial_files import remove_leftovers, unfinished
 from datasette_vision.vectors.eight_bit import Coded, Flat, Mask
 from datasette_vision.vectors.hnsw import HnswGraph, new_graph
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasette_vision.bulk import stages
+from datasette_vision.bulk import pipeline_stages
 from datasette_vision.bulk.pipeline import Outcome, config_for_bulk, embed_all
 from datasette_vision.config.settings import Config, ModelConfig
 from datasette_vision.engine.vision import Vision
@@ -196,7 +196,7 @@ def test_a_model_that_is_damaged_ends_the_run(make: Make, counting: fakes.Counti
 
 
 def test_a_vision_that_is_closed_ends_the_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "WINDOW", 5)
+    monkeypatch.setattr(pipeline_stages, "WINDOW", 5)
     vision = make()
     outcomes = embed_all(vision.image_tower(), PICTURES, content)
     next(outcomes)
@@ -235,7 +235,7 @@ def test_giving_up_half_way(make: Make) -> None:
 def test_items_are_taken_only_a_little_ahead(
     make: Make, counting: fakes.CountingLoads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "WINDOW", 20)
+    monkeypatch.setattr(pipeline_stages, "WINDOW", 20)
     taken = 0
 
     def items() -> Iterator[bytes]:

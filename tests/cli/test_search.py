@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from datasette.cli import cli
 
 from datasette_vision.cli.search import table_lines
-from datasette_vision.retrieval import index_work, recall
+from datasette_vision.retrieval import index_maintenance, recall
 from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.vectors import embedding as vectors
 from tests import pictures
@@ -105,7 +105,7 @@ def test_index(demo: Path) -> None:
 
 
 def test_a_graph(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_work, "FLAT_NUMBERS", 1000)
+    monkeypatch.setattr(index_maintenance, "FLAT_NUMBERS", 1000)
     result = vision("index", demo, "emoji", "--check").stdout
     assert "1,906 embeddings, a graph, 256 candidates" in result
     (found,) = re.findall(r"recall@10 (\d\.\d+)", result)

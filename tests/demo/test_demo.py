@@ -26,6 +26,7 @@ from datasette_vision.errors import InvalidImage, VisionError
 from datasette_vision.images import decode as images
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.tables import schema
+from datasette_vision.util.progress import Progress
 
 PARAMETERS = {
     "search": {"q": "purple heart"},
@@ -69,8 +70,8 @@ def test_stopping_half_way_leaves_what_was_there(tmp_path: Path, vision: Vision)
     path = tmp_path / "demo.db"
     path.write_bytes(b"what was there")
 
-    def stop(done: int, total: int) -> None:
-        if done == 100:
+    def stop(progress: Progress) -> None:
+        if progress.done == 100:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datasette_vision.plugin.pages.image_route import IMAGE_SIZES, MAX_AGE_S
-from datasette_vision.plugin.search.embedded import LARGE
+from datasette_vision.plugin.search.embedded_table import LARGE
 from datasette_vision.plugin.search.request import DEFAULT_SIZE, LESS, OWN_ARGUMENTS
 from tests.paths import ROOT
 from tests.plugin.search.test_page import make

@@ -11,7 +11,7 @@ pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 
 from datasette_vision.errors import ExtraMissing, InvalidArgument, StorageFailed
 from datasette_vision.files.storage import Place, place
-from datasette_vision.util.unfinished import unfinished
+from datasette_vision.util.partial_files import unfinished
 
 
 @pytest.fixture(params=["path", "file", "memory"])

@@ -292,7 +292,7 @@ def test_a_full_disk(models_dir: Path, source: Path, said: list[str], monkeypatc
     def full(origin: object, name: str, target: Path) -> None:
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr("datasette_vision.install.drafts.link_or_copy", full)
+    monkeypatch.setattr("datasette_vision.install.manifest_drafts.link_or_copy", full)
     with pytest.raises(InstallFailed, match=r"No space left on device: make room there, and install again"):
         Installer(models_dir, said.append).install(request(source))
     assert entries(models_dir) == {".locks"}

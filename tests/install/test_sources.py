@@ -1,4 +1,4 @@
-"""install/sources.py and what drafts from them: folders as others publish them become models that answer."""
+"""install/sources.py and manifest_drafts.py: folders as others publish them become models that answer."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ import pytest
 
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import Busy, DeadlineExceeded
-from datasette_vision.retrieval import index_entry, index_work, indexes
+from datasette_vision.retrieval import index_entry, index_maintenance, indexes
 from datasette_vision.retrieval.index_entry import IndexEntry
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.sql import registration as sql
 from datasette_vision.tables import change_log
+from datasette_vision.tables.embedding_reader import Embeddings
 from datasette_vision.tables.schema import SideTable, SideTableRow
-from datasette_vision.tables.side_reader import Embeddings
 from datasette_vision.util.caller import Caller, acting
 from datasette_vision.util.progress import Progress
 from datasette_vision.vectors import embedding as vectors
@@ -125,8 +125,8 @@ def check(shared: Shared, connection: sqlite3.Connection, *queries: np.ndarray) 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of more than 500 rows get a graph."""
-    monkeypatch.setattr(index_work, "FLAT_NUMBERS", 500 * DIMENSIONS)
-    monkeypatch.setattr(index_work, "SAVED_NUMBERS", 100 * DIMENSIONS)
+    monkeypatch.setattr(index_maintenance, "FLAT_NUMBERS", 500 * DIMENSIONS)
+    monkeypatch.setattr(index_maintenance, "SAVED_NUMBERS", 100 * DIMENSIONS)
 
 
 @pytest.fixture
@@ -436,7 +436,7 @@ def test_a_graph_is_extended_when_much_was_added(shared: Shared, graphs: None, r
     assert view is not None
     assert isinstance(view.base, HnswGraph)
     assert len(view.base) > 1200
-    assert len(view.tail) * DIMENSIONS * index_work.TAIL_PART <= index_work.FLAT_NUMBERS
+    assert len(view.tail) * DIMENSIONS * index_maintenance.TAIL_PART <= index_maintenance.FLAT_NUMBERS
     check(again(shared), connection)
     assert reads == ["read", "opened"]
     connection.close()
@@ -577,7 +577,7 @@ def test_a_graph_of_a_database_in_memory(fake_vision: Vision, graphs: None) -> N
 
 
 def test_each_model_and_column_has_its_own(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_work, "SAVED_NUMBERS", 10)
+    monkeypatch.setattr(index_maintenance, "SAVED_NUMBERS", 10)
     connection = shared.connect()
     wide = clustered(50, 12)
     with transaction(connection):
@@ -765,16 +765,16 @@ def test_what_is_prepared_is_what_is_searched(shared: Shared, reads: list[str], 
         assert 0 < progress.done <= progress.total
         steps.append(progress.step)
 
-    entry = index_work.prepare_index(file, connection, wanted, DIMENSIONS, on_progress)
+    entry = index_maintenance.prepare_index(file, connection, wanted, DIMENSIONS, on_progress)
     assert set(steps) == {"reading", "building the graph"}
     assert (entry.saved_at, entry.state) == (entry.changed, change_log.state(connection, "main", SIDE.name))
     content = file.read_bytes()
-    index_work.prepare_index(file, connection, wanted, DIMENSIONS)
+    index_maintenance.prepare_index(file, connection, wanted, DIMENSIONS)
     assert file.read_bytes() == content  # there was nothing to do
     for key in (5, 5000):
         connection.execute("delete from _vision_photos where id < ?", [key // 1000 + key % 1000])
         write(connection, [key], MATRIX[:1])
-        entry = index_work.prepare_index(file, connection, wanted, DIMENSIONS)
+        entry = index_maintenance.prepare_index(file, connection, wanted, DIMENSIONS)
         assert index_file.open_index(file).about["state"] == list(change_log.state(connection, "main", SIDE.name) or ())
     check(shared, connection)
     assert reads == ["read", "opened", "opened", "opened", "opened"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasette_vision.util.unfinished import unfinished
+from datasette_vision.util.partial_files import unfinished
 from datasette_vision.vectors import hnsw, index_file
 from datasette_vision.vectors.eight_bit import empty
 from datasette_vision.vectors.index import Index

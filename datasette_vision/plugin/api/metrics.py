@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette_vision.plugin.api.examples import RequestExample
 from datasette_vision.plugin.http.context import Call, RequestContext
-from datasette_vision.plugin.http.measures import LATENCY_BUCKETS_S
+from datasette_vision.plugin.http.counters import LATENCY_BUCKETS_S
 from datasette_vision.plugin.http.responses import respond
 from datasette_vision.plugin.http.routes import GET, Route
 from datasette_vision.plugin.server import permissions

@@ -21,7 +21,7 @@ from datasette_vision.models.tasks import embeds
 from datasette_vision.plugin.enrichments import forms
 from datasette_vision.plugin.enrichments.batches import Batch, BatchResult, image_column
 from datasette_vision.plugin.http.parameters import labels_of_text
-from datasette_vision.plugin.queries import queries
+from datasette_vision.plugin.queries import execution
 from datasette_vision.plugin.server import permissions
 from datasette_vision.plugin.server.compatibility import open_reader
 from datasette_vision.plugin.server.state import state_of
@@ -196,7 +196,7 @@ class ZeroShot(VisionEnrichment):
 
 async def _ensure_may_infer(datasette: Datasette) -> None:
     """Raise Forbidden when this is for a request of somebody who may not have models compute."""
-    request = queries.current_request()
+    request = execution.current_request()
     if request is not None:
         await permissions.ensure(datasette, request.actor, permissions.INFER)
 

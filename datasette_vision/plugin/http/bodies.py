@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from datasette_vision.plugin.http.limits import REQUEST_BYTES, Share
-from datasette_vision.plugin.http.pace import LEAST_RATE, PATIENCE_S, Pace, TooSlow
 from datasette_vision.plugin.http.responses import RequestError, too_large
+from datasette_vision.plugin.http.transfer_rate import LEAST_RATE, PATIENCE_S, Pace, TooSlow
 
 if TYPE_CHECKING:
     from datasette.utils.asgi import Request

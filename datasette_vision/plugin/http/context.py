@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from datasette_vision.errors import Busy, VisionError
 from datasette_vision.plugin.http.bodies import Field
+from datasette_vision.plugin.http.counters import Measures
 from datasette_vision.plugin.http.limits import Limits, Share
-from datasette_vision.plugin.http.measures import Measures
 from datasette_vision.plugin.server.clients import Clients
 from datasette_vision.plugin.server.state import state_of
 from datasette_vision.util.lazy import Lazy

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 from datasette_vision.config.settings import Config, RateLimits
 from datasette_vision.errors import Busy
-from datasette_vision.plugin.http.pace import PATIENCE_S
 from datasette_vision.plugin.http.responses import too_large, too_many
+from datasette_vision.plugin.http.transfer_rate import PATIENCE_S
 
 # Bodies that are held in memory together, in largest requests; and what one client may hold of that.
 LARGEST_REQUESTS = 2.0

@@ -9,7 +9,7 @@ from datasette_vision.errors import Busy, InvalidArgument, VisionError
 from datasette_vision.images.formats import MEDIA_TYPES
 from datasette_vision.plugin.http.context import RequestContext, context_of
 from datasette_vision.plugin.http.responses import status_of
-from datasette_vision.plugin.search.searching import read_embedded, table_of
+from datasette_vision.plugin.search.search import read_embedded, table_of
 from datasette_vision.plugin.server.permissions import may_view_table
 from datasette_vision.util.sql_names import quote
 

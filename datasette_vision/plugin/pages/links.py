@@ -9,7 +9,7 @@ from markupsafe import Markup
 from datasette_vision.plugin.pages import table_facts
 from datasette_vision.plugin.search import page
 from datasette_vision.plugin.search.request import LikeRow, SearchRequest
-from datasette_vision.plugin.search.searching import arguments_of
+from datasette_vision.plugin.search.search import arguments_of
 from datasette_vision.plugin.server import permissions
 from datasette_vision.tables.schema import SIDE_TABLE_PREFIX
 

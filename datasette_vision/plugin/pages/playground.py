@@ -88,11 +88,11 @@ async def _ask(context: RequestContext, picture: bytes, fields: dict[str, str]) 
     written, sentence = fields.get("labels", "").strip(), fields.get("sentence", "").strip()
     labels = labels_of_text(written) if written else ""
     kept = picture if len(picture) <= KEPT_BYTES else small
-    if labels:  # so that _told() waits for none of them; what is wrong with them it tells
+    if labels:  # so that _answers() waits for none of them; it reports their errors
         encoders = (str(model["name"]) for model in models if embeds(model.get("task")))
         await outcomes([context.inference.label_set(name, labels) for name in encoders])
     return {
-        **await context.call(_told, context.vision, models, await outcomes(futures), labels, sentence),
+        **await context.call(_answers, context.vision, models, await outcomes(futures), labels, sentence),
         "sentence": sentence,
         "shown": "data:image/webp;base64," + base64.b64encode(small).decode(),
         "kept": base64.b64encode(kept).decode(),
@@ -100,31 +100,33 @@ async def _ask(context: RequestContext, picture: bytes, fields: dict[str, str]) 
     }
 
 
-def _told(
+def _answers(
     vision: Vision, models: list[dict[str, object]], outputs: list[Any], labels: str, sentence: str
 ) -> dict[str, Any]:
-    """Put into words what each model made of the picture; what went wrong with one is told beside the others."""
+    """Put into words what each model made of the picture; errors of one are reported beside the others."""
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
-    told: dict[str, Any] = {"classified": [], "zero_shot": [], "similarities": [], "embeddings": {}, "problems": []}
+    answers: dict[str, Any] = {"classified": [], "zero_shot": [], "similarities": [], "embeddings": {}, "problems": []}
     for model, output in zip(models, outputs, strict=True):
         name = str(model["name"])
         try:
             if isinstance(output, VisionError):
                 raise output
             if model["labels"]:
-                told["classified"].append((name, vision.label(output, name, TOP)))
+                answers["classified"].append((name, vision.label(output, name, TOP)))
             if not embeds(model["task"]):
                 continue
             embedding = vectors.normalise(output)
-            told["embeddings"][name] = vectors.to_blob(embedding)
+            answers["embeddings"][name] = vectors.to_blob(embedding)
             if labels:
-                told["zero_shot"].append((name, vision.score(embedding, *vision.label_set(name, labels), name, None)))
+                answers["zero_shot"].append(
+                    (name, vision.score(embedding, *vision.label_set(name, labels), name, None))
+                )
             if sentence:
-                told["similarities"].append((name, vectors.cosine(embedding, vision.embed_text(sentence, name))))
+                answers["similarities"].append((name, vectors.cosine(embedding, vision.embed_text(sentence, name))))
         except VisionError as error:
-            told["problems"].append((name, str(error)))
-    return told
+            answers["problems"].append((name, str(error)))
+    return answers
 
 
 def _kept(text: str) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from datasette_vision.plugin.search import embedded as embedded_tables
+from datasette_vision.plugin.search import embedded_table as embedded_tables
 from datasette_vision.plugin.server.state import state_of
 
 if TYPE_CHECKING:

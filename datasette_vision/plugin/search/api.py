@@ -17,7 +17,7 @@ from datasette_vision.plugin.http.responses import answer
 from datasette_vision.plugin.http.routes import GET, POST, Route
 from datasette_vision.plugin.pages import image_route
 from datasette_vision.plugin.search.request import SearchRequest, encode_embedding
-from datasette_vision.plugin.search.searching import Search, arguments_of, read_embedded, resolve_search, run, table_of
+from datasette_vision.plugin.search.search import Search, arguments_of, read_embedded, resolve_search, run, table_of
 from datasette_vision.plugin.server import permissions
 
 if TYPE_CHECKING:

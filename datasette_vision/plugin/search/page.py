@@ -13,9 +13,9 @@ from datasette_vision.plugin.http.context import context_of, outcomes
 from datasette_vision.plugin.http.responses import RequestError, status_of
 from datasette_vision.plugin.pages import image_route
 from datasette_vision.plugin.search import api
-from datasette_vision.plugin.search import embedded as embedded_tables
+from datasette_vision.plugin.search import embedded_table as embedded_tables
 from datasette_vision.plugin.search.request import LESS, SearchRequest, encode_embedding
-from datasette_vision.plugin.search.searching import (
+from datasette_vision.plugin.search.search import (
     FoundRow,
     Search,
     arguments_of,

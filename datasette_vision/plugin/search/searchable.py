@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from datasette_vision.plugin.search import embedded
+from datasette_vision.plugin.search import embedded_table
 from datasette_vision.plugin.server.permissions import may_view_table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ async def searchable_tables(datasette: Datasette, actor: dict[str, Any] | None) 
     """Return the tables with embeddings that an actor may see, by database and name."""
     found = []
     for name, database in datasette.databases.items():
-        tables = await database.execute_fn(embedded.tables)
+        tables = await database.execute_fn(embedded_table.tables)
         found += [
             Searchable(name, table, pairs)
             for table, pairs in tables

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datasette_vision.plugin.search.embedded import EmbeddedTable
+from datasette_vision.plugin.search.embedded_table import EmbeddedTable
 from datasette_vision.plugin.search.request import LESS, SearchRequest
 from datasette_vision.util.sql_names import literal, quote
 

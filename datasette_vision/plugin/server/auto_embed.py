@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import VisionError
 from datasette_vision.plugin.server.compatibility import open_reader
-from datasette_vision.plugin.server.writing import DatasetteWriter
+from datasette_vision.plugin.server.datasette_writer import DatasetteWriter
 from datasette_vision.tables import side_tables
 from datasette_vision.tables.rows import connected
 

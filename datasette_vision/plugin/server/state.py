@@ -12,11 +12,11 @@ from datasette.utils import StartupError
 
 from datasette_vision.config.settings import Config
 from datasette_vision.errors import ConfigError, VisionError
-from datasette_vision.plugin.queries import queries, sql_errors
+from datasette_vision.plugin.queries import execution, sql_errors
 from datasette_vision.plugin.server import activity
 from datasette_vision.plugin.server.auto_embed import AutoEmbedder
 from datasette_vision.plugin.server.shutdown import Shutdown
-from datasette_vision.plugin.server.timings import Timeline
+from datasette_vision.plugin.server.startup_timeline import Timeline
 from datasette_vision.sql import registration as sql
 from datasette_vision.util.lazy import Lazy
 
@@ -62,7 +62,7 @@ class PluginState:
             drop_in=not self.has_llm_embed_plugin,
             foreign_embed=self.foreign_embed,
             on_error=sql_errors.remember,
-            stop=queries.stop,
+            stop=execution.stop,
             # Some of the time that a query has is needed for the search itself.
             search_wait_s=0.6 * datasette.setting("sql_time_limit_ms") / 1000,
             keep_awake=self.activity.keep_awake,

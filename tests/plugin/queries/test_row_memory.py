@@ -11,8 +11,8 @@ from datasette.app import Datasette
 from datasette.utils.sqlite import sqlite3
 
 from datasette_vision.plugin.queries import sqlite_limits
+from datasette_vision.plugin.queries.query_rules import rules_of
 from datasette_vision.plugin.queries.row_memory import PAGE_COST, STEP_BYTES, WRITTEN_COST, Counted, RowMemory
-from datasette_vision.plugin.queries.rules import rules_of
 
 MB = 1_000_000
 

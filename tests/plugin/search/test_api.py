@@ -14,7 +14,7 @@ import pytest
 from datasette.app import Datasette
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.plugin.search import embedded, searching
+from datasette_vision.plugin.search import embedded_table, search
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.plugin.server.state import state_of
 from datasette_vision.vectors import embedding as vectors
@@ -215,9 +215,9 @@ async def test_large_tables_by_index_and_exactly_when_that_fails(
 ) -> None:
     exact = await ask(datasette, "?q=happy+cat")
     assert "vision_search" not in exact["sql"]
-    read = embedded.read_embedded_table
+    read = embedded_table.read_embedded_table
     monkeypatch.setattr(
-        embedded,
+        embedded_table,
         "read_embedded_table",
         lambda *arguments: dataclasses.replace(read(*arguments), is_large=True),  # type: ignore[type-var]
     )
@@ -305,7 +305,7 @@ async def test_an_example_that_goes_while_it_is_searched_for(
     async def looked_at_too_early(search: object) -> None:
         return None
 
-    monkeypatch.setattr(searching, "_check_examples", looked_at_too_early)
+    monkeypatch.setattr(search, "_check_examples", looked_at_too_early)
     answer = await datasette.client.get("/-/vision/search/demo/emoji?_like=NOWHERE&_size=3")
     assert answer.status_code == 503, answer.text
     assert "has just changed: try again" in answer.json()["error"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datasette_vision.engine.vision import Vision
-from datasette_vision.plugin.search import embedded
+from datasette_vision.plugin.search import embedded_table
 from datasette_vision.plugin.search import sql as search_sql
 from datasette_vision.plugin.search.request import LESS, LikeRow, SearchRequest, encode_embedding
 from datasette_vision.plugin.search.sql import RowKey, SearchSql, Where
@@ -38,7 +38,7 @@ def shop(path: Path, vision: Vision) -> Iterator[Connection]:
 
 def build(shop: Connection, table: str, request: SearchRequest, *numbers: int, **options: object) -> SearchSql:
     """The SQL of a request whose examples are the rows of these numbers."""
-    found = embedded.read_embedded_table(shop.connection, table)
+    found = embedded_table.read_embedded_table(shop.connection, table)
     assert found is not None
     kind = next((kind for kind in KINDS if kind.table == table), None)
     keys = tuple(
@@ -96,7 +96,7 @@ def test_the_index_finds_the_same(shop: Connection, kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.table)
 def test_large_tables_give_the_same(shop: Connection, kind: Kind) -> None:
     """Their SQL goes from the rows to the embeddings, where that of small ones goes the other way."""
-    found = embedded.read_embedded_table(shop.connection, kind.table)
+    found = embedded_table.read_embedded_table(shop.connection, kind.table)
     assert found is not None
     key = RowKey(tuple(str(part) for part in kind.key_of(6)), 0.5)
     for request, where in (
@@ -122,7 +122,7 @@ def test_filters_are_answered_exactly(shop: Connection) -> None:
 
 
 def test_large_tables_are_searched_by_index(shop: Connection) -> None:
-    found = embedded.read_embedded_table(shop.connection, "photos")
+    found = embedded_table.read_embedded_table(shop.connection, "photos")
     assert found is not None
     for is_large in (False, True):
         table = dataclasses.replace(found, is_large=is_large)
@@ -219,7 +219,7 @@ def test_every_model_is_found_wherever_its_rows_are(tmp_path: Path, vision: Visi
             " from _vision_photos where model = ? limit 3",
             (column, model, MODEL),
         )
-    found = embedded.read_embedded_table(connection.connection, "photos")
+    found = embedded_table.read_embedded_table(connection.connection, "photos")
     assert found is not None
     assert found.pairs == (("a", "image"), ("clip", "image"), ("clip", "name"), (MODEL, "image"), ("z", "other"))
     plan = connection.connection.execute(
@@ -236,13 +236,15 @@ def test_a_view_that_is_not_embedded_is_not_run(vision: Vision) -> None:
     connection.connection.execute(
         "create view endless as with recursive n (i) as (select 1 union all select i + 1 from n) select max(i) from n"
     )
-    assert embedded.columns_of(connection.connection, "endless") == (frozenset(), ())
+    assert embedded_table.columns_of(connection.connection, "endless") == (frozenset(), ())
     connection.connection.close()
 
 
 def test_what_is_not_embedded(shop: Connection) -> None:
-    assert embedded.read_embedded_table(shop.connection, "bare") is None
-    assert embedded.read_embedded_table(shop.connection, "nowhere") is None
-    assert embedded.picture_columns(shop.connection, "bare") == ("picture",)
-    assert embedded.picture_columns(shop.connection, "words") == ()
-    assert [table for table, _ in embedded.tables(shop.connection)] == sorted([*(k.table for k in KINDS), "cheap"])
+    assert embedded_table.read_embedded_table(shop.connection, "bare") is None
+    assert embedded_table.read_embedded_table(shop.connection, "nowhere") is None
+    assert embedded_table.picture_columns(shop.connection, "bare") == ("picture",)
+    assert embedded_table.picture_columns(shop.connection, "words") == ()
+    assert [table for table, _ in embedded_table.tables(shop.connection)] == sorted(
+        [*(k.table for k in KINDS), "cheap"]
+    )

@@ -1,4 +1,4 @@
-"""plugin/http/answers.py and the pace of transfers, with a client of our own and with sockets at a real server."""
+"""plugin/http/slow_clients.py and the pace of transfers, with a client of our own and with sockets at a real server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from datasette_vision.plugin.http import answers
+from datasette_vision.plugin.http import slow_clients
 from datasette_vision.plugin.http.context import context_of
 from datasette_vision.plugin.http.limits import SMALL_BODY_BYTES
 from tests.plugin.api.test_api import Api
@@ -43,7 +43,7 @@ class Client:
         return b"".join(message["body"] for message in self.messages[1:])
 
 
-def answering(*chunks: bytes) -> answers.Application:
+def answering(*chunks: bytes) -> slow_clients.Application:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"access-control-allow-origin", b"*")]})
         for chunk in chunks[:-1]:
@@ -53,9 +53,9 @@ def answering(*chunks: bytes) -> answers.Application:
     return application
 
 
-async def ask(api: Api, application: answers.Application, client: Client, path: str = "/-/vision/embed") -> None:
+async def ask(api: Api, application: slow_clients.Application, client: Client, path: str = "/-/vision/embed") -> None:
     scope = {"type": "http", "method": "GET", "path": path, "headers": [], "client": ("1.2.3.4", 5)}
-    await answers.slow_clients_wrapper(api.datasette)(application)(scope, None, client.send)
+    await slow_clients.slow_clients_wrapper(api.datasette)(application)(scope, None, client.send)
 
 
 @pytest.mark.asyncio
@@ -65,7 +65,7 @@ async def test_every_answer_arrives_as_it_is(fake_models: Path, path: str, chunk
     client = Client()
     await ask(Api(fake_models), answering(*chunks), client, path)
     assert (client.status, client.body) == (200, b"".join(chunks))
-    assert max(len(message["body"]) for message in client.messages[1:]) <= answers.SLICE_BYTES
+    assert max(len(message["body"]) for message in client.messages[1:]) <= slow_clients.SLICE_BYTES
     assert [message["more_body"] for message in client.messages[1:]] == [True] * (len(client.messages) - 2) + [False]
 
 
@@ -84,7 +84,7 @@ async def test_a_client_that_does_not_read(fake_models: Path, path: str) -> None
 
     await ask(api, application, client, path)
     # Two slices and no end: the server takes that for a broken answer, and closes.
-    assert len(client.body) == 2 * answers.SLICE_BYTES
+    assert len(client.body) == 2 * slow_clients.SLICE_BYTES
     assert client.messages[-1]["more_body"]
     assert reached == [1_000_000 if path.startswith("/-/vision") else 0]
     assert limits._answers.held == 0

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from datasette_vision.errors import Busy
 from datasette_vision.plugin.http.context import context_of
 from datasette_vision.plugin.http.responses import RequestError, error_answer
-from datasette_vision.plugin.queries.shares import Shares
+from datasette_vision.plugin.queries.client_shares import Shares
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

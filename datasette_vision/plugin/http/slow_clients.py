@@ -14,8 +14,8 @@ from datasette_vision.errors import Busy
 from datasette_vision.plugin.http.context import context_of
 from datasette_vision.plugin.http.cross_origin import is_own_path
 from datasette_vision.plugin.http.limits import SMALL_BODY_BYTES
-from datasette_vision.plugin.http.pace import LEAST_RATE, Pace, TooSlow
 from datasette_vision.plugin.http.responses import RequestError, error_body, message_of, status_of
+from datasette_vision.plugin.http.transfer_rate import LEAST_RATE, Pace, TooSlow
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

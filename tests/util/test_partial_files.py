@@ -1,4 +1,4 @@
-"""util/unfinished.py: files that appear whole, and what killed processes leave of them."""
+"""util/partial_files.py: files that appear whole, and what killed processes leave of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from datasette_vision.util import unfinished as module
-from datasette_vision.util.unfinished import remove_leftovers, unfinished
+from datasette_vision.util import partial_files as module
+from datasette_vision.util.partial_files import remove_leftovers, unfinished
 from tests.paths import ROOT
 
 
@@ -53,7 +53,7 @@ def test_what_is_being_written_stays_whatever_the_clock_says_and_goes_once_its_w
     code = """
 import sys, time
 from pathlib import Path
-from datasette_vision.util.unfinished import unfinished
+from datasette_vision.util.partial_files import unfinished
 with unfinished(Path(sys.argv[1]), ".tmp"):
     print("writing", flush=True)
     time.sleep(600)

@@ -18,9 +18,9 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 
 from datasette_vision.errors import Busy, DeadlineExceeded
-from datasette_vision.plugin.queries import queries, sql_errors
-from datasette_vision.plugin.queries.queries import QuerySlots
-from datasette_vision.plugin.queries.rules import rules_of
+from datasette_vision.plugin.queries import execution, sql_errors
+from datasette_vision.plugin.queries.execution import QuerySlots
+from datasette_vision.plugin.queries.query_rules import rules_of
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.util.caller import NOBODY, current
 
@@ -55,7 +55,7 @@ class Computing:
             current().seconds_left(1)
             self.work()
         except DeadlineExceeded as error:
-            if queries.stop(error):
+            if execution.stop(error):
                 return None
             raise
         except Exception as error:
@@ -65,7 +65,7 @@ class Computing:
         return value
 
     def _swallowed(self) -> str:
-        queries.stop(DeadlineExceeded("time is up"))
+        execution.stop(DeadlineExceeded("time is up"))
         return "not noticed"
 
 
@@ -135,13 +135,13 @@ async def test_a_write_is_asked_for_before_it_runs(computing: Computing) -> None
 
     async def write(ds: Datasette) -> Any:
         async def application(scope: Any, receive: Any, send: Any) -> None:
-            queries.note_request(type("Request", (), {"actor": None, "scope": {"client": ("::1", 1)}})())
+            execution.note_request(type("Request", (), {"actor": None, "scope": {"client": ("::1", 1)}})())
             scope["answer"] = await ds.get_database("_memory").execute_write_fn(
                 lambda connection: connection.execute("select compute('a')").fetchone()[0]
             )
 
         scope = {"type": "http"}
-        await queries.track_requests(application)(scope, None, None)
+        await execution.track_requests(application)(scope, None, None)
         return scope["answer"]
 
     await closed.invoke_startup()
@@ -194,12 +194,12 @@ async def test_a_query_that_is_out_of_time_ends_as_datasettes_own_limit_ends_it(
 async def test_a_custom_limit_counts(computing: Computing) -> None:
     ds = datasette()
     await ds.invoke_startup()
-    state = queries.RequestState(type("Request", (), {"actor": None, "scope": {}})(), may_infer=True)
-    token = queries._request.set(state)
+    state = execution.RequestState(type("Request", (), {"actor": None, "scope": {}})(), may_infer=True)
+    token = execution._request.set(state)
     try:
         await ds.get_database("_memory").execute("select compute('a')", custom_time_limit=500)
     finally:
-        queries._request.reset(token)
+        execution._request.reset(token)
     assert computing.callers[-1].deadline <= time.monotonic() + 0.5
 
 
@@ -208,7 +208,7 @@ async def test_an_interruption_that_nobody_notices_still_ends_the_query(computin
     ds = datasette()
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        queries.note_request(type("Request", (), {"actor": None, "scope": {}})())
+        execution.note_request(type("Request", (), {"actor": None, "scope": {}})())
 
         def first_row_alone(connection: sqlite3.Connection) -> object:
             try:
@@ -220,7 +220,7 @@ async def test_an_interruption_that_nobody_notices_still_ends_the_query(computin
 
     await ds.invoke_startup()
     with pytest.raises(Exception, match="interrupted"):
-        await queries.track_requests(application)({"type": "http"}, None, None)
+        await execution.track_requests(application)({"type": "http"}, None, None)
 
 
 # Places

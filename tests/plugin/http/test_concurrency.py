@@ -12,7 +12,7 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 from datasette.utils.asgi import Response
 
-from datasette_vision.plugin.http import crowd
+from datasette_vision.plugin.http import concurrency
 
 
 class Slow:
@@ -44,7 +44,7 @@ async def ask(application: Any, client: str, kind: str = "http") -> tuple[int, d
 
 
 def wrapped(inner: Any, **limits: int) -> Any:
-    return crowd.concurrency_wrapper(Datasette([], memory=True), **limits)(inner)
+    return concurrency.concurrency_wrapper(Datasette([], memory=True), **limits)(inner)
 
 
 @pytest.mark.asyncio
@@ -124,10 +124,10 @@ async def test_a_server_holds_to_it() -> None:
     pm.register(gate, name="gate")
     try:
         datasette = Datasette([], memory=True)
-        asked = [asyncio.ensure_future(datasette.client.get("/-/gate")) for _ in range(crowd.AT_A_TIME + 10)]
+        asked = [asyncio.ensure_future(datasette.client.get("/-/gate")) for _ in range(concurrency.AT_A_TIME + 10)]
         for _ in range(1000):
             await asyncio.sleep(0.05)
-            if gate.under_way == crowd.AT_A_TIME:
+            if gate.under_way == concurrency.AT_A_TIME:
                 break
         await asyncio.sleep(0.5)  # in which the others would come
         gate.go_on.set()
@@ -135,7 +135,7 @@ async def test_a_server_holds_to_it() -> None:
     finally:
         pm.unregister(name="gate")
     assert {answer.text for answer in answers} == {"passed"}
-    assert gate.most == crowd.AT_A_TIME
+    assert gate.most == concurrency.AT_A_TIME
 
 
 @pytest.mark.asyncio

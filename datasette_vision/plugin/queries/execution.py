@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datasette_vision.errors import Busy, DeadlineExceeded, NotPermitted
+from datasette_vision.plugin.queries.client_shares import Shares
 from datasette_vision.plugin.queries.deadlines import GRACE_S, Deadlines
 from datasette_vision.plugin.queries.row_memory import Counted, Held, RowMemory
-from datasette_vision.plugin.queries.shares import Shares
 from datasette_vision.plugin.queries.sql_errors import explained
 from datasette_vision.util.caller import Caller, acting
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from datasette_vision.retrieval.index_entry import CHANGED_PART, IndexEntry
-from datasette_vision.tables.side_reader import Embeddings
+from datasette_vision.tables.embedding_reader import Embeddings
 from datasette_vision.util.progress import OnProgress, Progress, no_progress
 from datasette_vision.vectors import hnsw
 from datasette_vision.vectors.eight_bit import Flat, joined

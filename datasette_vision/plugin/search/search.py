@@ -9,9 +9,9 @@ from urllib.parse import parse_qsl, urlencode
 
 from datasette_vision.errors import Busy, InvalidArgument, InvalidInput, NotPermitted, VisionError
 from datasette_vision.plugin.http.context import context_of, outcomes
-from datasette_vision.plugin.search import embedded as embedded_tables
+from datasette_vision.plugin.search import embedded_table as embedded_tables
 from datasette_vision.plugin.search import sql as search_sql
-from datasette_vision.plugin.search.embedded import EmbeddedTable
+from datasette_vision.plugin.search.embedded_table import EmbeddedTable
 from datasette_vision.plugin.search.request import SearchRequest
 from datasette_vision.plugin.search.sql import RowKey, SearchSql, Where
 from datasette_vision.plugin.server import permissions

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datasette_vision.plugin.server.timings import Timeline, process_began
+from datasette_vision.plugin.server.startup_timeline import Timeline, process_began
 from tests.servers import serve
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from datasette_vision.plugin.http.context import context_of
 from datasette_vision.plugin.queries import row_memory
+from datasette_vision.plugin.queries.client_shares import Shares
 from datasette_vision.plugin.queries.deadlines import Deadlines
-from datasette_vision.plugin.queries.queries import QuerySlots, Rules
-from datasette_vision.plugin.queries.shares import Shares
+from datasette_vision.plugin.queries.execution import QuerySlots, Rules
 from datasette_vision.plugin.server import permissions
 from datasette_vision.plugin.server.state import state_of
 
