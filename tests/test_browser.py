@@ -111,10 +111,10 @@ def test_a_picture_and_its_likes(page: Page, emoji: Picture, how: str) -> None:
     elif how == "paste":
         paste(page, picture)
     else:
-        page.get_by_label("Or like a picture").set_input_files(
+        page.get_by_label("Or like an image").set_input_files(
             files=[{"name": "apple.png", "mimeType": "image/png", "buffer": picture}]
         )
-    heading(page, "your picture")
+    heading(page, "your image")
     assert same(page)
     assert labels(page)[0] == "red apple"
     assert {"tomato", "peach", "tangerine"} & set(labels(page)[:6])
@@ -122,8 +122,8 @@ def test_a_picture_and_its_likes(page: Page, emoji: Picture, how: str) -> None:
     assert "group_name=food-drink" in page.url
     # The chip shows the picture, which only this browser knows.
     page.wait_for_function("document.querySelector('.vision-chip-picture').style.backgroundImage.startsWith('url(')")
-    page.get_by_label("Remove your picture").click()
-    heading(page, "Pictures of emoji")
+    page.get_by_label("Remove your image").click()
+    heading(page, "Images of emoji")
 
 
 def test_what_is_no_picture(browser: Browser, address: str) -> None:
@@ -167,7 +167,7 @@ def test_less_like_this_changes_the_order_as_it_should(page: Page) -> None:
 def test_the_shared_address_reproduces_the_page(page: Page, browser: Browser, address: str, emoji: Picture) -> None:
     page.goto(SEARCH)
     drop(page, emoji("pizza"))
-    heading(page, "your picture")
+    heading(page, "your image")
     page.locator("[id^=less-]").nth(2).click()
     heading(page, "less like")
     page.locator("#vision-options summary").click()
@@ -302,11 +302,11 @@ def test_without_a_script(plain: Page, emoji: Picture) -> None:
     assert all("face" in label for label in labels(plain))
     plain.locator("#vision-next").click()
     plain.locator(".vision-pages").get_by_text("Page 2").wait_for()
-    plain.get_by_label("Or like a picture").set_input_files(
+    plain.get_by_label("Or like an image").set_input_files(
         files=[{"name": "dog.png", "mimeType": "image/png", "buffer": emoji("dog face")}]
     )
-    plain.get_by_role("button", name="Search by picture").click()
-    plain.get_by_role("heading", name="Closest to your picture").wait_for()
+    plain.get_by_role("button", name="Search by image").click()
+    plain.get_by_role("heading", name="Closest to your image").wait_for()
     assert labels(plain)[0] == "dog face"
 
 

@@ -58,7 +58,7 @@ def load(
     vision: Vision,
     table: str = "photos",
     model: str | None = None,
-    pictures: ImageStorage = ImageStorage(pixels=512),  # noqa: B008
+    storage: ImageStorage = ImageStorage(pixels=512),  # noqa: B008
     base: Path | str | None = None,
     workers: int | None = None,
     on_progress: OnProgress[LoadSummary] = no_progress,
@@ -87,11 +87,11 @@ def load(
         connected(finder)
         write = writer_on(writer)
         where = str(Path(base).expanduser().resolve()) if base is not None else _common(walk)
-        where = photos.prepare_photo_table(writer, table, where, pictures, move=base is not None)
+        where = photos.prepare_photo_table(writer, table, where, storage, move=base is not None)
         side = SideTable(table, ("id",))
         embed_table.prepare_side_table(writer, side, tower)
         summary = LoadSummary(total=walk.count())
-        job = _Load(summary, walk, side, tower.model, where, pictures, vision, reader, finder)
+        job = _Load(summary, walk, side, tower.model, where, storage, vision, reader, finder)
         outcomes = embed_all(
             tower,
             job.files(),
@@ -131,7 +131,7 @@ class _Load:
         side: SideTable,
         model: str,
         base: str,
-        pictures: ImageStorage,
+        storage: ImageStorage,
         vision: Vision,
         reader: sqlite3.Connection,
         finder: sqlite3.Connection,
@@ -140,9 +140,9 @@ class _Load:
         self._walk = walk
         self._side = side
         self._model = model
-        self._photos = PhotoTable(side, model, pictures)
+        self._photos = PhotoTable(side, model, storage)
         self._base = base
-        self._pictures = pictures
+        self._storage = storage
         self._decoder = vision.decoder
         self._reader = reader
         self._finder = finder
@@ -182,7 +182,7 @@ class _Load:
         return None if found is None else vectors.from_blob(found)
 
     def inspect(self, file: FileToRead, content: bytes) -> Photo | None:
-        return None if file.same else photos.describe_photo(content, self._pictures, self._decoder)
+        return None if file.same else photos.describe_photo(content, self._storage, self._decoder)
 
     # On the thread of the caller
 

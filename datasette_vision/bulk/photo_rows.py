@@ -48,11 +48,11 @@ class FileToRead:
 class PhotoTable:
     """The table that load fills, beside its side table."""
 
-    def __init__(self, side: SideTable, model: str, pictures: ImageStorage) -> None:
+    def __init__(self, side: SideTable, model: str, storage: ImageStorage) -> None:
         self._side = side
         self._table = quote(side.table)
         self._model = model
-        self._pictures = pictures
+        self._storage = storage
 
     def noted(self, reader: sqlite3.Connection, path: str | bytes) -> RecordedFile | None:
         """Return what there is for a path, as the table holds it."""
@@ -76,14 +76,14 @@ class PhotoTable:
         }
         if photo is not None:
             values |= {**photo.described, "digest": outcome.content_hash}
-            if self._pictures.column is not None:
-                values[self._pictures.column] = photo.picture
+            if self._storage.column is not None:
+                values[self._storage.column] = photo.image
         elif outcome.error is not None and not file.same:
             values["error"] = str(outcome.error)
             if outcome.content_hash is not None:
                 values |= {**dict.fromkeys(PHOTO_COLUMNS), "digest": outcome.content_hash}
-                if self._pictures.column is not None:
-                    values[self._pictures.column] = None
+                if self._storage.column is not None:
+                    values[self._storage.column] = None
         key = file.noted.id if file.noted is not None else None
         if key is None:  # two patterns may have found the same file
             row = writer.execute(f"select id from {self._table} where path = ?", (file.path,)).fetchone()

@@ -25,7 +25,7 @@ CREATE_PHOTOS = (
     "create table {table} (id integer primary key, path text not null unique, name text not null,"
     " size integer not null, modified text not null, format text, width integer, height integer, taken_at text,"
     " latitude real, longitude real, digest text, perceptual_hash text, near_duplicate_group integer, error text,"
-    " gone_at text{picture})"
+    " gone_at text{image_column})"
 )
 # A perceptual hash needs no more pixels than this.
 HASH_TARGET = 64
@@ -52,17 +52,17 @@ class Photo:
     """What a file's content says, by the table's columns."""
 
     described: dict[str, Any]
-    picture: bytes | None
+    image: bytes | None
 
 
-def describe_photo(content: bytes, pictures: ImageStorage, decoder: Decoder) -> Photo:
+def describe_photo(content: bytes, storage: ImageStorage, decoder: Decoder) -> Photo:
     """Find out what the table says of an image. Raises InvalidImage."""
     info = images.info(content)
     taken = exif.read_exif(images.exif(content))
-    picture = content if pictures.originals else None
+    image = content if storage.originals else None
     seen = content
-    if pictures.pixels:
-        picture = seen = decoder.thumbnail(content, pictures.pixels)
+    if storage.pixels:
+        image = seen = decoder.thumbnail(content, storage.pixels)
     # Of the thumbnail where there is one: decoding twelve megapixels again takes longer than all the rest.
     hashed = decoder.decode(seen, perceptual_hash.perceptual_hash, HASH_TARGET)
     return Photo(
@@ -75,17 +75,17 @@ def describe_photo(content: bytes, pictures: ImageStorage, decoder: Decoder) -> 
             "longitude": taken.longitude,
             "perceptual_hash": hashed.hex() if hashed else None,
         },
-        picture,
+        image,
     )
 
 
 def prepare_photo_table(
-    connection: sqlite3.Connection, table: str, base: str, pictures: ImageStorage, *, move: bool
+    connection: sqlite3.Connection, table: str, base: str, storage: ImageStorage, *, move: bool
 ) -> str:
     """Have the table ready, and return the folder below which its paths are: `base`, unless it had another.
 
     With `move` it is `base` from now on. Raises InvalidArgument when there is such a table that load did not make, or
-    made with other pictures.
+    made with other ImageStorage.
     """
     connection.execute(CREATE_LOADS)
     found = connection.execute(f"select base, pictures from {LOADS} where name = ? collate nocase", (table,)).fetchone()
@@ -94,17 +94,17 @@ def prepare_photo_table(
     ).fetchone()
     if found is None and exists:
         raise InvalidArgument(f"{table} was not made by vision load: choose another name with --table")
-    if found is not None and exists and found[1] != str(pictures):
-        raise InvalidArgument(f"{table} was loaded with {found[1]}, not with {pictures}: choose another --table")
+    if found is not None and exists and found[1] != str(storage):
+        raise InvalidArgument(f"{table} was loaded with {found[1]}, not with {storage}: choose another --table")
     if not exists:
-        picture = f", {pictures.column} blob" if pictures.column else ""
+        image = f", {storage.column} blob" if storage.column else ""
 
         def make(connection: sqlite3.Connection) -> None:
-            connection.execute(CREATE_PHOTOS.format(table=quote(table), picture=picture))
+            connection.execute(CREATE_PHOTOS.format(table=quote(table), image_column=image))
             connection.execute(
                 f"create index {quote(f'{table}_near_duplicate_group')} on {quote(table)} (near_duplicate_group)"
             )
-            connection.execute(f"insert or replace into {LOADS} values (?, ?, ?)", (table, stored(base), str(pictures)))
+            connection.execute(f"insert or replace into {LOADS} values (?, ?, ?)", (table, stored(base), str(storage)))
 
         in_transaction(connection, make)
     elif move:

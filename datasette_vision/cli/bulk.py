@@ -142,7 +142,7 @@ def load(
 
     if sum((thumbnails is not None, originals, paths_only)) > 1:
         raise click.UsageError("--thumbnails, --originals and --paths-only exclude one another")
-    pictures = ImageStorage(0 if originals or paths_only else thumbnails or THUMBNAIL_PIXELS, originals)
+    storage = ImageStorage(0 if originals or paths_only else thumbnails or THUMBNAIL_PIXELS, originals)
     table, base, quiet = (options.pop(name) for name in ("table", "base", "quiet"))
     with _vision(**options) as (vision, model), _stoppable() as stop, _sqlite_errors(database):
         with ProgressBar("Loading", quiet=quiet) as on_progress:
@@ -152,7 +152,7 @@ def load(
                 vision=vision,
                 table=table,
                 model=model,
-                pictures=pictures,
+                storage=storage,
                 base=base,
                 on_progress=on_progress,
                 stop=stop.event,

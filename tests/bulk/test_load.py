@@ -329,7 +329,7 @@ def test_paths_are_below_the_first_folder(library: Library, tmp_path: Path) -> N
 )
 def test_what_is_kept_of_a_picture(library: Library, kept: ImageStorage, column: str | None) -> None:
     path = library.write("a.jpg", width=200, height=100, seed=1)
-    library.load(pictures=kept)
+    library.load(storage=kept)
     connection = sqlite3.connect(library.database)
     columns = [row[1] for row in connection.execute("pragma table_info(photos)")]
     assert columns[-1] == (column or "gone_at")
@@ -339,8 +339,8 @@ def test_what_is_kept_of_a_picture(library: Library, kept: ImageStorage, column:
     connection.close()
     other = ImageStorage(pixels=64)
     with pytest.raises(InvalidArgument, match=f"photos was loaded with {kept}, not with thumbnails of 64 pixels"):
-        library.load(pictures=other)
-    assert numbers(library.load(pictures=other, table="other")) == (1, 0, 0)
+        library.load(storage=other)
+    assert numbers(library.load(storage=other, table="other")) == (1, 0, 0)
 
 
 def test_a_table_of_others_is_left_alone(library: Library) -> None:

@@ -32,8 +32,8 @@ T = TypeVar("T")
 CONTEXT_ATTRIBUTE = "_datasette_vision_context"
 ANSWER_TIMEOUT_S = 120.0
 # Pictures of rows: how many are read and made smaller at a time, and how many are in memory meanwhile.
-PICTURE_THREADS = 2
-PICTURES_HELD = 4
+IMAGE_THREADS = 2
+IMAGES_HELD = 4
 
 
 class RequestContext:
@@ -47,8 +47,8 @@ class RequestContext:
         self.clients = Clients(state.config.trusted_proxies)
         self.measures = Measures()
         # Whoever reads the picture of a row holds one of these places: those who wait have read nothing yet.
-        self.picture_places = asyncio.Semaphore(PICTURES_HELD)
-        self._pictures = ThreadPoolExecutor(PICTURE_THREADS, "datasette-vision-pictures")
+        self.image_slots = asyncio.Semaphore(IMAGES_HELD)
+        self._image_threads = ThreadPoolExecutor(IMAGE_THREADS, "datasette-vision-images")
         state.before_close.append(self.close)
 
     @property
@@ -84,11 +84,11 @@ class RequestContext:
     async def render(self, function: Callable[..., T], *arguments: Any) -> T:
         """Look at the picture of a row, away from the event loop, on threads that do nothing else."""
         run = contextvars.copy_context().run  # for the same caller
-        return await asyncio.get_running_loop().run_in_executor(self._pictures, run, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._image_threads, run, function, *arguments)
 
     def close(self) -> None:
         """End the threads."""
-        self._pictures.shutdown(wait=False)
+        self._image_threads.shutdown(wait=False)
         if self._inference.loaded:
             self.inference.close()
 

@@ -21,7 +21,7 @@ class Upload:
     """What a form sent: its fields, and the picture that came with them (empty when none did)."""
 
     fields: dict[str, str]
-    picture: bytes
+    image: bytes
 
 
 @asynccontextmanager

@@ -41,7 +41,7 @@ def render(datasette: Datasette, row: Any, value: Any, column: str, table: str |
     if kind in MEDIA_TYPES and table is None:
         return _inline(kind, value, column) if len(value) <= MAX_INLINE_BYTES_WITHOUT_ROW else None
     if kind is not None:
-        return _picture(datasette, row, value, column, str(table), database, kind) if table else None
+        return _image(datasette, row, value, column, str(table), database, kind) if table else None
     if is_embedding(value, column):
         return _embedding(datasette, row, value, column, table, database)
     return None
@@ -61,7 +61,7 @@ def is_embedding(value: bytes, column: str) -> bool:
     return vectors.is_unit(vector) or ("embedding" in column.lower() and 1e-3 < length < 1e6)
 
 
-async def _picture(
+async def _image(
     datasette: Datasette, row: Any, value: bytes, column: str, table: str, database: str, kind: str
 ) -> Markup | None:
     """A thumbnail that leads to the full picture, its format and size, and a link to what is similar."""

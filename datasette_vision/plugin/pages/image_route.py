@@ -39,7 +39,7 @@ def image_path(datasette: Datasette, database: str, table: str, column: str, row
     return str(datasette.urls.path(f"/-/vision/picture/{parts}/{row}")) + (f"?_size={size}" if size else "")
 
 
-async def picture(datasette: Datasette, request: Request) -> Response:
+async def serve_image(datasette: Datasette, request: Request) -> Response:
     """Answer /-/vision/picture/<database>/<table>/<column>/<row>, with ?_size= for a small one."""
     from datasette.utils.asgi import NotFound, Response
 
@@ -47,15 +47,15 @@ async def picture(datasette: Datasette, request: Request) -> Response:
     size = _size(request.args.get("_size"))
     public = await may_view_table(datasette, None, database.name, table)
     context = context_of(datasette)
-    async with context.picture_places:
+    async with context.image_slots:
         await context.ready()
         most = context.vision.limits.max_bytes
         value = await _read(database, table, request.url_vars["column"], request.url_vars["row"], most)
         if isinstance(value, int):
             size_of = f"it has {value / 1e6:.1f} MB, more than the {most / 1e6:g} MB allowed (max_image_mb)"
-            raise NotFound(f"This picture cannot be shown: {size_of}")
+            raise NotFound(f"This image cannot be shown: {size_of}")
         if not isinstance(value, bytes):
-            raise NotFound("There is no picture in this row")
+            raise NotFound("There is no image in this row")
         headers = {
             **HEADERS,
             "etag": await context.render(_etag, value, size),
@@ -69,7 +69,7 @@ async def picture(datasette: Datasette, request: Request) -> Response:
             status, retry = status_of(error)
             return Response.text(str(error), status=status, headers=retry)
         except VisionError as error:
-            raise NotFound(f"This picture cannot be shown: {error}") from None
+            raise NotFound(f"This image cannot be shown: {error}") from None
     return Response(body, headers=headers, content_type=media_type)
 
 
@@ -102,9 +102,9 @@ async def _read(database: Any, table: str, column: str, row: str, most: int) -> 
         return None
     conditions = " and ".join(f"{quote(key)} = :p{place}" for place, key in enumerate(keys))
     name = quote(column)
-    picture = f"case when typeof({name}) = 'blob' then iif(length({name}) > :most, length({name}), {name}) end"
+    content = f"case when typeof({name}) = 'blob' then iif(length({name}) > :most, length({name}), {name}) end"
     parameters = {**{f"p{place}": value for place, value in enumerate(values)}, "most": most}
-    found = (await database.execute(f"select {picture} from {quote(table)} where {conditions}", parameters)).first()
+    found = (await database.execute(f"select {content} from {quote(table)} where {conditions}", parameters)).first()
     return found[0] if found else None
 
 

@@ -49,7 +49,7 @@ async def of_table(datasette: Datasette, database: str, table: str, request: Req
         address += f"?{filters}" if filters else ""
         about = "Find rows by words, by a picture, or by what they are like"
         return [{"href": address, "label": "Search by meaning", "description": about}]
-    if facts.picture_columns:
+    if facts.image_columns:
         about = "The pictures of this table are not embedded yet: how to"
         return [{"href": address, "label": "Search by meaning …", "description": about}]
     return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from datasette_vision.plugin.pages.image_route import picture
+from datasette_vision.plugin.pages.image_route import serve_image
 from datasette_vision.plugin.pages.playground import playground
 from datasette_vision.plugin.search.page import search_page
 
@@ -15,7 +15,7 @@ ROW = r"(?P<database>[^/]+)/(?P<table>[^/]+)"
 def page_routes() -> list[tuple[str, Callable[..., Any]]]:
     """Return (pattern, view) of each page. The last one takes what none before it does: nothing may come after it."""
     return [
-        (rf"^/-/vision/picture/{ROW}/(?P<column>[^/]+)/(?P<row>[^/]+)$", picture),
+        (rf"^/-/vision/picture/{ROW}/(?P<column>[^/]+)/(?P<row>[^/]+)$", serve_image),
         (r"^/-/vision$", playground),
         (rf"^/-/vision/{ROW}$", search_page),
     ]

@@ -1,4 +1,4 @@
-"""The page /-/vision: what the installed models make of a picture. It is looked at, answered, and let go."""
+"""The page /-/vision: what the installed models make of an image. It is looked at, answered, and let go."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PLAYGROUND_TEMPLATE = "vision_playground.html"
 TOP = 5
-# The picture goes back into the page, so that more can be asked of it without a script: larger ones as a copy.
+# The image goes back into the page, so that more can be asked of it without a script: larger ones as a copy.
 KEPT_BYTES = 256 * 1024
 KEPT_PIXELS = 512
 
@@ -46,12 +46,12 @@ async def playground(datasette: Datasette, request: Request) -> Response:
         try:
             async with uploads.upload(datasette, request) as sent:
                 fields = sent.fields
-                picture = sent.picture or _kept(fields.get("kept", ""))
-                answers = await _ask(context, picture, fields)
+                image = sent.image or _kept(fields.get("kept", ""))
+                answers = await _ask(context, image, fields)
         except (VisionError, RequestError) as problem:
             status, headers = status_of(problem)
             error = str(problem)
-        headers["cache-control"] = "no-store"  # a picture that somebody sent is nobody else's
+        headers["cache-control"] = "no-store"  # an image that somebody sent is nobody else's
     models = await context.call(context.vision.models)
     tables = await searchable_tables(datasette, request.actor)
     variables = {
@@ -69,25 +69,25 @@ async def playground(datasette: Datasette, request: Request) -> Response:
     return Response.html(html, status=status, headers=headers)
 
 
-async def _ask(context: RequestContext, picture: bytes, fields: dict[str, str]) -> dict[str, Any]:
-    """Ask every model what it can tell of a picture. Raises InvalidImage, InvalidArgument or Busy."""
+async def _ask(context: RequestContext, image: bytes, fields: dict[str, str]) -> dict[str, Any]:
+    """Ask every model what it can tell of an image. Raises InvalidImage, InvalidArgument or Busy."""
     from datasette_vision.images import decode as images  # heavy: Pillow
 
-    if not picture:
-        raise InvalidArgument("choose a picture first")
-    # It raises for what is no picture at all.
-    small = await context.call(context.vision.decoder.thumbnail, picture, KEPT_PIXELS)
-    facts = await context.call(images.info, picture)
+    if not image:
+        raise InvalidArgument("choose an image first")
+    # It raises for what is no image at all.
+    small = await context.call(context.vision.decoder.thumbnail, image, KEPT_PIXELS)
+    facts = await context.call(images.info, image)
     models = await context.call(context.vision.models)
     futures = [
-        context.inference.embed_image(picture, str(model["name"]))
+        context.inference.embed_image(image, str(model["name"]))
         if embeds(model.get("task"))
-        else context.inference.classify_image(picture, str(model["name"]))
+        else context.inference.classify_image(image, str(model["name"]))
         for model in models
     ]
     written, sentence = fields.get("labels", "").strip(), fields.get("sentence", "").strip()
     labels = labels_of_text(written) if written else ""
-    kept = picture if len(picture) <= KEPT_BYTES else small
+    kept = image if len(image) <= KEPT_BYTES else small
     if labels:  # so that _answers() waits for none of them; it reports their errors
         encoders = (str(model["name"]) for model in models if embeds(model.get("task")))
         await outcomes([context.inference.label_set(name, labels) for name in encoders])
@@ -96,14 +96,14 @@ async def _ask(context: RequestContext, picture: bytes, fields: dict[str, str]) 
         "sentence": sentence,
         "shown": "data:image/webp;base64," + base64.b64encode(small).decode(),
         "kept": base64.b64encode(kept).decode(),
-        "note": f"{facts['width']} by {facts['height']} pixels, {facts['format']}, {len(picture) / 1000:,.1f} kB",
+        "note": f"{facts['width']} by {facts['height']} pixels, {facts['format']}, {len(image) / 1000:,.1f} kB",
     }
 
 
 def _answers(
     vision: Vision, models: list[dict[str, object]], outputs: list[Any], labels: str, sentence: str
 ) -> dict[str, Any]:
-    """Put into words what each model made of the picture; errors of one are reported beside the others."""
+    """Put into words what each model made of the image; errors of one are reported beside the others."""
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
     answers: dict[str, Any] = {"classified": [], "zero_shot": [], "similarities": [], "embeddings": {}, "problems": []}
@@ -130,15 +130,15 @@ def _answers(
 
 
 def _kept(text: str) -> bytes:
-    """Return the picture that the page carried, b"" for none."""
+    """Return the image that the page carried, b"" for none."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidArgument("the picture that the page carried came back damaged: choose it again") from None
+        raise InvalidArgument("the image that the page carried came back damaged: choose it again") from None
 
 
 def _similar(datasette: Datasette, tables: list[Any], answers: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """(what, address) of the searches for what is like the picture, in each table by each model that embedded it."""
+    """(what, address) of the searches for what is like the image, in each table by each model that embedded it."""
     embeddings = answers["embeddings"] if answers else {}
     links = []
     for table in tables:

@@ -25,13 +25,13 @@ class TableFacts:
     keys: tuple[str, ...]
     is_view: bool
     embedded_columns: frozenset[str]
-    picture_columns: tuple[str, ...]
+    image_columns: tuple[str, ...]
 
     @property
     def similar_columns(self) -> tuple[str, ...]:
         """The pictures that lead to what is similar: those embedded; else, where paths were, what shows them."""
-        embedded = tuple(column for column in self.picture_columns if column in self.embedded_columns)
-        return embedded or (self.picture_columns[:1] if self.embedded_columns else ())
+        embedded = tuple(column for column in self.image_columns if column in self.embedded_columns)
+        return embedded or (self.image_columns[:1] if self.embedded_columns else ())
 
     def row_path(self, row: Any) -> str | None:
         """Return the path of a row as Datasette writes it; None for a view, or when the row comes without its key."""

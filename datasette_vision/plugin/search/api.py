@@ -39,7 +39,7 @@ async def handle_search(call: Call) -> Response:
     found = Search(database, table, embedded, asked)
     await resolve_search(datasette, request, found)
     if request.method == POST:
-        found.request = dataclasses.replace(asked, embedding=await _picture(call, found.model))
+        found.request = dataclasses.replace(asked, embedding=await _image(call, found.model))
     await run(datasette, request, found)
     rows = [_row(call, found, place) for place in range(len(found.rows))]
     if request.args.get("_shape") == "array":
@@ -74,7 +74,7 @@ def search_api_path(datasette: Datasette, database: str, table: str) -> str:
     return str(datasette.urls.path(f"/-/vision/search/{route}/{tilde_encode(table)}"))
 
 
-async def _picture(call: Call, model: str) -> str:
+async def _image(call: Call, model: str) -> str:
     """Return the embedding of what was posted, as an address holds it. To compute one takes its own permission."""
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
@@ -94,7 +94,7 @@ def _row(call: Call, search: Search, place: int) -> dict[str, Any]:
     """What is told of a row: its similarity, where it and its picture are, and its columns that JSON can hold."""
     datasette, request, row = call.datasette, call.request, search.rows[place]
     database, table = search.database.name, search.table
-    column = search.embedded.picture_column(search.column)
+    column = search.embedded.image_column(search.column)
     addresses: dict[str, str | None] = {"url": None, "picture": None, "thumbnail": None}
     if not search.embedded.is_view:
         addresses["url"] = f"{datasette.urls.table(database, table)}/{row.path}"

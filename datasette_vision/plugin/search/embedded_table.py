@@ -12,7 +12,7 @@ SAMPLE_ROWS = 20
 # So few embeddings are compared in SQL in less time than a page takes; an index answers from there on.
 LARGE = 20_000
 # A picture this small may go with its row, so that a query's page shows it.
-SMALL_PICTURE_BYTES = 64 * 1024
+SMALL_VALUE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class EmbeddedTable:
 
     `key` are the columns by which its rows are known ("rowid" where it has no primary key), `side_key` the same in the
     side table; `rowid` names its row number, where it has one. `pairs` are the (model, column) pairs that it has
-    embeddings of, by name. `picture_columns` are the columns that hold pictures, `blob_columns` those that hold BLOBs
+    embeddings of, by name. `image_columns` are the columns that hold images, `blob_columns` those that hold BLOBs
     of any kind. With `is_large` there are too many embeddings to compare with each every time.
     """
 
@@ -33,16 +33,16 @@ class EmbeddedTable:
     rowid: str | None
     pairs: tuple[tuple[str, str], ...]
     blob_columns: tuple[str, ...]
-    picture_columns: tuple[str, ...]
-    small_pictures: bool
+    image_columns: tuple[str, ...]
+    small_images: bool
     is_view: bool
     is_large: bool
 
-    def picture_column(self, source_column: str) -> str | None:
+    def image_column(self, source_column: str) -> str | None:
         """Return the column to show for rows found by `source_column`: itself, or another with pictures, or None."""
-        if source_column in self.picture_columns:
+        if source_column in self.image_columns:
             return source_column
-        return self.picture_columns[0] if self.picture_columns else None
+        return self.image_columns[0] if self.image_columns else None
 
 
 def read_embedded_table(connection: sqlite3.Connection, table: str) -> EmbeddedTable | None:
@@ -52,7 +52,7 @@ def read_embedded_table(connection: sqlite3.Connection, table: str) -> EmbeddedT
     if source is None or not pairs:
         return None
     columns = tuple(side_tables.columns(connection, source.table))
-    blobs, pictures, small = _look(connection, source.table, columns)
+    blobs, images, small = _look(connection, source.table, columns)
     return EmbeddedTable(
         table=source.table,
         side_table=source.side.name,
@@ -62,20 +62,20 @@ def read_embedded_table(connection: sqlite3.Connection, table: str) -> EmbeddedT
         rowid=source.rowid,
         pairs=tuple(pairs),
         blob_columns=blobs,
-        picture_columns=pictures,
-        small_pictures=small,
+        image_columns=images,
+        small_images=small,
         is_view=source.is_view,
         is_large=_highest_row(connection, source.side.name) > LARGE,
     )
 
 
-def picture_columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
-    """Return the columns of a table that hold pictures, judged by its first rows."""
+def image_columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    """Return the columns of a table that hold images, judged by its first rows."""
     return _look(connection, table, tuple(side_tables.columns(connection, table)))[1]
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Return (the columns of a table that are embedded, those that hold pictures).
+    """Return (the columns of a table that are embedded, those that hold images).
 
     What a view holds is not looked at unless it is embedded: a view may take as long as it likes for its first row.
     """
@@ -88,7 +88,7 @@ def columns_of(connection: sqlite3.Connection, table: str) -> tuple[frozenset[st
         ).fetchone()
     ):
         return frozenset(), ()
-    return frozenset(column for _, column in pairs), picture_columns(connection, table)
+    return frozenset(column for _, column in pairs), image_columns(connection, table)
 
 
 def tables(connection: sqlite3.Connection) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -112,7 +112,7 @@ def _look(
     # Of a large BLOB, typeof() and length() read only the header of the row.
     facts = ", ".join(f"typeof({quote(name)}), length({quote(name)})" for name in columns)
     rows = connection.execute(f"select {facts} from {quote(table)} limit {SAMPLE_ROWS}").fetchall()
-    blobs, pictures, largest = [], [], 0
+    blobs, images, largest = [], [], 0
     for place, name in enumerate(columns):
         lengths = [row[2 * place + 1] for row in rows if row[2 * place] == "blob"]
         if not lengths:
@@ -122,6 +122,6 @@ def _look(
             f"select substr({quote(name)}, 1, 64) from {quote(table)} where typeof({quote(name)}) = 'blob' limit 1"
         ).fetchone()
         if start and sniff(bytes(start[0])):
-            pictures.append(name)
+            images.append(name)
             largest = max(largest, *lengths)
-    return tuple(blobs), tuple(pictures), largest <= SMALL_PICTURE_BYTES
+    return tuple(blobs), tuple(images), largest <= SMALL_VALUE_BYTES

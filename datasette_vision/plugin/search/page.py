@@ -94,9 +94,9 @@ async def _uploaded(datasette: Datasette, request: Request, search: Search) -> s
 
     await permissions.ensure(datasette, request.actor, permissions.INFER)
     async with uploads.upload(datasette, request) as sent:
-        if not sent.picture:
-            raise InvalidArgument("choose a picture first")
-        (found,) = await outcomes([context_of(datasette).inference.embed_image(sent.picture, search.model)])
+        if not sent.image:
+            raise InvalidArgument("choose an image first")
+        (found,) = await outcomes([context_of(datasette).inference.embed_image(sent.image, search.model)])
     if isinstance(found, VisionError):
         raise found
     return search.request.query_string(
@@ -112,12 +112,12 @@ async def _not_embedded(datasette: Datasette, request: Request, database: Databa
     """Say how a table becomes searchable."""
     from datasette.utils.asgi import Response
 
-    columns = await database.execute_fn(lambda connection: embedded_tables.picture_columns(connection, table))
+    columns = await database.execute_fn(lambda connection: embedded_tables.image_columns(connection, table))
     file = PurePath(database.path).name if database.path else f"{database.name}.db"
     context = {
         **_frame(datasette, request, database, table),
         "not_embedded": True,
-        "picture_columns": columns,
+        "image_columns": columns,
         "command_arguments": (file, table),
     }
     html = await datasette.render_template(SEARCH_TEMPLATE, context, request, view_name="vision_search")
@@ -141,7 +141,7 @@ def _frame(datasette: Datasette, request: Request, database: Database, table: st
 async def _context(datasette: Datasette, request: Request, search: Search, address: str) -> dict[str, Any]:
     asked, database = search.request, search.database
     frame = _frame(datasette, request, database, search.table)
-    shown = search.embedded.picture_column(search.column) if search.column else None
+    shown = search.embedded.image_column(search.column) if search.column else None
     sql = search.sql() if search.model else None
     may_sql = await permissions.may_execute_sql(datasette, request.actor, database.name)
     # The API takes no first of several: what this page shows has its name there.
@@ -156,7 +156,7 @@ async def _context(datasette: Datasette, request: Request, search: Search, addre
         "heading": heading(search),
         "cards": [_card(datasette, search, found, shown, address) for found in search.rows],
         "chips": [_chip(datasette, search, example.row, example.weight, shown) for example in asked.examples],
-        "without_picture": f"{address}?{asked.query_string(embedding='')}",
+        "without_image": f"{address}?{asked.query_string(embedding='')}",
         "models": models if len(models) > 1 else [],
         "columns": columns if len(columns) > 1 else [],
         "model": search.model,
@@ -184,12 +184,12 @@ def heading(search: Search) -> str:
     """Say in words what is searched for."""
     asked = search.request
     parts = [f"“{asked.q}”"] if asked.q else []
-    parts += ["your picture"] if asked.embedding else []
+    parts += ["your image"] if asked.embedding else []
     for example in asked.examples:
         name = search.labels.get(example.row, example.row)
         parts.append(f"{'more' if example.weight > 0 else 'less'} like {name}")
     parts += [f"not “{asked.but_not}”"] if asked.but_not else []
-    text = ", ".join(parts) or f"pictures of {search.table}"
+    text = ", ".join(parts) or f"images of {search.table}"
     text = f"Closest to {text}" if asked.q or asked.embedding else text[0].upper() + text[1:]
     return f"{text}, {search.human_filters}" if search.human_filters else text
 

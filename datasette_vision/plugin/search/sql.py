@@ -196,7 +196,7 @@ class _Builder:
     def _columns(self) -> str:
         """The columns to show. Large pictures are left out: they would be read in full for each row."""
         key = [f"{self.table}.{name}" for name in self.embedded.key if name not in self.embedded.columns]
-        if self.embedded.small_pictures:
+        if self.embedded.small_images:
             return ", ".join([*key, f"{self.table}.*"])
         names = [name for name in self.embedded.columns if name not in self.embedded.blob_columns]
         return ", ".join([*key, *(f"{self.table}.{quote_plain(name)}" for name in names)])

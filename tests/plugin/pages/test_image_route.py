@@ -10,7 +10,7 @@ import pytest
 from datasette.app import Datasette
 
 from datasette_vision.images import decode as images
-from datasette_vision.plugin.http.context import PICTURES_HELD, context_of
+from datasette_vision.plugin.http.context import IMAGES_HELD, context_of
 from datasette_vision.plugin.pages.image_route import IMAGE_SIZES
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests import pictures
@@ -84,7 +84,7 @@ async def test_many_large_pictures_wait_for_each_other(stored: Datasette) -> Non
     async def watch() -> None:
         nonlocal most_held
         while not done:
-            most_held = max(most_held, PICTURES_HELD - context.picture_places._value)
+            most_held = max(most_held, IMAGES_HELD - context.image_slots._value)
             await asyncio.sleep(0.001)
 
     watching = asyncio.ensure_future(watch())
@@ -92,7 +92,7 @@ async def test_many_large_pictures_wait_for_each_other(stored: Datasette) -> Non
     done = True
     await watching
     assert [answer.status_code for answer in answers] == [200] * 12
-    assert 1 < most_held <= PICTURES_HELD
+    assert 1 < most_held <= IMAGES_HELD
     assert budget.held == 0
 
 
@@ -119,7 +119,7 @@ async def test_pages_are_served_while_pictures_wait_for_memory(stored: Datasette
     [
         (100, "this PNG image of 4000x4000 pixels takes"),
         (101, "it has 3.0 MB, more than the 2.5 MB allowed (max_image_mb)"),
-        (102, "There is no picture in this row"),
+        (102, "There is no image in this row"),
     ],
 )
 async def test_what_cannot_be_shown_says_why(stored: Datasette, row: int, message: str) -> None:

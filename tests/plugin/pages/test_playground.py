@@ -131,10 +131,10 @@ async def test_it_leads_to_what_is_like_it(datasette: Datasette) -> None:
 @pytest.mark.parametrize(
     ("picture", "fields", "message"),
     [
-        (b"", {}, "choose a picture first"),
+        (b"", {}, "choose an image first"),
         (b"this is no picture", {}, "not an image"),
         (pictures.png()[:60], {}, "truncated PNG image"),
-        (b"", {"kept": "%"}, "the picture that the page carried came back damaged: choose it again"),
+        (b"", {"kept": "%"}, "the image that the page carried came back damaged: choose it again"),
     ],
 )
 async def test_mistakes(datasette: Datasette, picture: bytes, fields: dict[str, str], message: str) -> None:
@@ -201,9 +201,9 @@ async def test_an_upload_on_the_search_page(datasette: Datasette) -> None:
     assert page.labels[0] == "pizza"
     assert page.similarities[0] == pytest.approx(1, abs=1e-4)
     assert len(page.labels) == 5
-    assert page.heading.startswith("Closest to your picture, where group_name")
+    assert page.heading.startswith("Closest to your image, where group_name")
     assert (await get(datasette, location)).labels == page.labels
-    for body, message in ((b"", "choose a picture first"), (b"this is no picture", "not an image")):
+    for body, message in ((b"", "choose an image first"), (b"this is no picture", "not an image")):
         wrong = await datasette.client.post(f"{PAGE}/demo/emoji?q=cat", files={"picture": ("p.webp", body)})
         assert wrong.status_code == 400
         assert message in wrong.text

@@ -9,7 +9,7 @@ from datasette.app import Datasette
 
 from datasette_vision.errors import Busy
 from datasette_vision.plugin.queries.client_shares import Shares
-from tests.plugin.queries.test_queries import ask_from
+from tests.plugin.queries.test_execution import ask_from
 
 ENDLESS = "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n"
 

@@ -88,7 +88,7 @@ async def test_words(datasette: Datasette) -> None:
 @pytest.mark.asyncio
 async def test_nothing_asked_yet(datasette: Datasette) -> None:
     page = await get(datasette, PAGE)
-    assert (page.status, page.heading, page.similarities) == (200, "Pictures of emoji", [])
+    assert (page.status, page.heading, page.similarities) == (200, "Images of emoji", [])
     assert len(page.labels) == 24
     assert "More<span" not in page.text
 

@@ -243,8 +243,8 @@ def test_a_view_that_is_not_embedded_is_not_run(vision: Vision) -> None:
 def test_what_is_not_embedded(shop: Connection) -> None:
     assert embedded_table.read_embedded_table(shop.connection, "bare") is None
     assert embedded_table.read_embedded_table(shop.connection, "nowhere") is None
-    assert embedded_table.picture_columns(shop.connection, "bare") == ("picture",)
-    assert embedded_table.picture_columns(shop.connection, "words") == ()
+    assert embedded_table.image_columns(shop.connection, "bare") == ("picture",)
+    assert embedded_table.image_columns(shop.connection, "words") == ()
     assert [table for table, _ in embedded_table.tables(shop.connection)] == sorted(
         [*(k.table for k in KINDS), "cheap"]
     )
