@@ -2,8 +2,9 @@
 
     python tests/mutants.py --seed 1 --count 300 [--modules 'vectors/*,models/*'] [--list]
 
-A mutant is one changed comparison, boolean operator, sign, number, condition or return value. It survives when every
-test that runs the changed line still passes. The working tree stays as it is: everything happens in a copy of it.
+A mutant is one changed comparison, boolean operator, sign, number, condition or return value; constants of a module and
+options that a call gives by keyword stay. It survives when every test that runs the changed line still passes. The
+working tree stays as it is: everything happens in a copy of it.
 
 One pytest session collects the tests. Each mutant gets a fork of it, in which the functions that changed get their new
 code; what is computed at import, as a constant of a module, is changed in the copy and tested in a process of its own.
@@ -196,7 +197,14 @@ class Finder(ast.NodeVisitor):
             return
         if name == "getLogger" or (isinstance(node.func, ast.Name) and node.func.id in {"TypeVar", "cast"}):
             return
-        self.generic_visit(node)
+        if isinstance(owner, ast.Name) and owner.id == "click":
+            return  # it describes an option
+        self.visit(node.func)
+        for argument in node.args:
+            self.visit(argument)
+        for keyword in node.keywords:
+            if not isinstance(keyword.value, ast.Constant):  # daemon=True, strict=True, timeout=60
+                self.visit(keyword.value)
 
     # What is changed
 

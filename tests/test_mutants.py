@@ -24,6 +24,9 @@ def changes(source: str) -> set[str]:
         ("x = a + b", {"a + b -> (a - b)"}),
         ("x = 'a' + b", set()),
         ("x = 5", set()),  # measured
+        ("def f(): g(x, strict=True)", set()),
+        ("def f(): g(x, strict=not y)", {"not y -> y"}),
+        ("def f(): click.IntRange(1, x + 1)", set()),
         ("def f(): x = 5", {"5 -> 6", "5 -> 4"}),
         ("def f(): x = 0", {"0 -> 1"}),
         ("x = True", {"True -> False"}),
