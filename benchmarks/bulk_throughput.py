@@ -22,8 +22,9 @@ from statistics import median
 import numpy as np
 from generated import write_pictures
 
-from datasette_vision.bulk.embed_table import Summary, embed_table
+from datasette_vision.bulk.embed_table import embed_table
 from datasette_vision.bulk.pipeline import BATCH_SIZE, config_for_bulk
+from datasette_vision.bulk.tally import Summary
 from datasette_vision.engine.runtime import default_threads
 from datasette_vision.engine.vision import Vision
 

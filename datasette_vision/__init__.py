@@ -10,9 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datasette_vision.bulk.embed_table import Summary, embed_table
+    from datasette_vision.bulk.embed_table import embed_table
     from datasette_vision.bulk.load import LoadSummary, load
     from datasette_vision.bulk.pipeline import config_for_bulk
+    from datasette_vision.bulk.tally import Summary
     from datasette_vision.config.settings import Config
     from datasette_vision.engine.vision import Vision
     from datasette_vision.errors import (

@@ -12,66 +12,27 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasette_vision.bulk import photos
 from datasette_vision.bulk.pipeline import Outcome, embed_all
+from datasette_vision.bulk.tally import Summary, Tally, side_table_row
 from datasette_vision.engine.services import BulkTower
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import DimensionMismatch, InvalidArgument
 from datasette_vision.tables import columns
+from datasette_vision.tables.embedding_reader import ByContent
 from datasette_vision.tables.file_content import Base
 from datasette_vision.tables.rows import Connect, KeyValues, SourceRow, SourceTable, Wanted, connected, connector
 from datasette_vision.tables.schema import OWN_COLUMNS, SideTable, SideTableRow
-from datasette_vision.util import memory
 from datasette_vision.util.progress import OnProgress, no_progress
 from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import Transactions, Writer, writer_on
-from datasette_vision.vectors import embedding as vectors
-from datasette_vision.vectors.embedding import Vector
 
-SHOWN_FAILURES = 20
 GONE_AT_A_TIME = 10_000
 # Inferences. Pictures of all sizes leave holes in the heaps of the threads: a job would grow by a fifth in 20,000.
 TRIM_EVERY = 200
-
-
-@dataclass
-class Summary:
-    """What came of a job, and how far it is: numbers of rows with a value in the column, and seconds.
-
-    `computed` counts inferences: fewer than `embedded` where rows have the same content. `failures` are the first, as
-    (name of the row, reason).
-    """
-
-    total: int = 0
-    embedded: int = 0
-    unchanged: int = 0
-    failed: int = 0
-    removed: int = 0
-    computed: int = 0
-    stopped: bool = False
-    seconds: float = 0.0
-    failures: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def done(self) -> int:
-        """The rows that are dealt with."""
-        return self.embedded + self.unchanged + self.failed
-
-    @property
-    def per_second(self) -> float:
-        """New embeddings a second."""
-        return self.embedded / self.seconds if self.seconds > 0 else 0.0
-
-    def fail(self, name: str, reason: str) -> None:
-        """Count a failure, and keep the first ones."""
-        self.failed += 1
-        if len(self.failures) < SHOWN_FAILURES:
-            self.failures.append((name, reason))
 
 
 def embed_table(
@@ -116,7 +77,8 @@ def embed_table(
     table has embeddings of another size by this model, Unreadable for the database or the folder, UnknownModel,
     WrongTask, ModelCorrupt, Busy and sqlite3.Error, or what `writer` raises.
     """
-    began = time.monotonic()
+    summary = Summary()
+    tally = Tally(summary, on_progress, stop)
     connect = connector(database)
     with contextlib.ExitStack() as stack:
         reader, finder = (connected(stack.enter_context(contextlib.closing(connect()))) for _ in range(2))
@@ -128,7 +90,7 @@ def embed_table(
             # A table that load made: it knows its folder and the digests, and which files are there.
             folder, digest = Base(Path(loaded)), "digest"
             where = f"gone_at is null and ({where or 1}\n)"
-        summary = Summary(total=source.count(chosen, where))
+        summary.total = source.count(chosen, where)
         kind = kind or columns.kind(source, chosen, folder, where)
         tower = vision.text_tower(model)  # of a classifier this raises WrongTask: scores are no embeddings
         if kind != columns.TEXTS:
@@ -137,33 +99,31 @@ def embed_table(
         writer(lambda connection: prepare_side_table(connection, side, tower, force=force))
         limit = vision.limits.max_bytes
         wanted = Wanted(chosen, tower.model, limit, where, source.column(digest) if digest else None, force)
-        job = _Job(summary, source.side, wanted, finder)
+        keyless: list[str] = []
         outcomes = embed_all(
             tower,
-            job.rows(source),
+            _to_read(source.rows(wanted), tally, keyless),
             columns.Reader(kind, folder, limit),
             in_order=False,
             workers=workers,
             max_queued=max_queued,
-            unchanged=None if force else job.is_unchanged,
-            known=None if force else job.known,
+            unchanged=None if force else _is_unchanged,
+            known=None if force else ByContent(side, finder, tower.model),
         )
-        transactions = Transactions[SideTableRow](writer, side.write)
-        with transactions, contextlib.closing(outcomes):
-            for outcome in outcomes:
-                job.take(outcome, transactions)
-                if outcome.computed and summary.computed % TRIM_EVERY == 0:
-                    memory.trim()
-                summary.seconds = time.monotonic() - began
-                on_progress(summary)
-                if stop is not None and stop.is_set():
-                    summary.stopped = True
-                    break
-        job.finish()
+        with Transactions[SideTableRow](writer, side.write) as transactions:
+
+            def take(outcome: Outcome[SourceRow]) -> None:
+                row = outcome.item
+                written = side_table_row(outcome, row.key, chosen, tower.model, (row.known_hash, row.known_error))
+                if written is not None:
+                    transactions.add(written)
+
+            tally.count(outcomes, lambda row: row.label, take)
+        for label in keyless:
+            summary.fail(label, "its key is NULL, or text that is not UTF-8")
         if prune and not summary.stopped:
             summary.removed = remove_gone(writer, source, chosen)
-        summary.seconds = time.monotonic() - began
-        on_progress(summary)
+        tally.report()
         return summary
 
 
@@ -198,74 +158,19 @@ def prepare_side_table(
         )
 
 
-class _Job:
-    """The rows on their way in, and what becomes of them."""
-
-    def __init__(self, summary: Summary, side: SideTable, wanted: Wanted, finder: sqlite3.Connection) -> None:
-        self._summary = summary
-        self._side = side
-        self._wanted = wanted
-        self._finder = finder
-        self._finding = threading.Lock()
-        self._skipped = 0
-        self._keyless: list[str] = []
-        self._counted = 0
-
-    # On the threads of the pipeline
-
-    def rows(self, source: SourceTable) -> Iterator[SourceRow]:
-        """Yield the rows that have to be read."""
-        for row in source.rows(self._wanted):
-            if row.same_digest:
-                self._skipped += 1
-            elif not _usable(row.key):
-                self._keyless.append(row.label)
-            else:
-                yield row
-
-    def is_unchanged(self, row: SourceRow, content_hash: str) -> bool:
-        return row.known_hash == content_hash and row.known_error is None
-
-    def known(self, content_hash: str) -> Vector | None:
-        with self._finding:
-            found = self._side.find(self._finder, content_hash, self._wanted.model)
-        return None if found is None else vectors.from_blob(found)
-
-    # On the thread of the caller
-
-    def take(self, outcome: Outcome[SourceRow], transactions: Transactions[SideTableRow]) -> None:
-        """Count an outcome, and have it written."""
-        summary, row = self._summary, outcome.item
-        self._count_skipped()
-        if outcome.unchanged:
-            summary.unchanged += 1
-        elif outcome.vector is not None:
-            summary.embedded += 1
-            summary.computed += outcome.computed
-            transactions.add(self._row(row, outcome.content_hash, vectors.to_blob(outcome.vector), None))
+def _to_read(rows: Iterator[SourceRow], tally: Tally, keyless: list[str]) -> Iterator[SourceRow]:
+    """Yield the rows that have to be read, and name those whose key cannot be used."""
+    for row in rows:
+        if row.same_digest:
+            tally.skip()
+        elif not _usable(row.key):
+            keyless.append(row.label)
         else:
-            reason = str(outcome.error)
-            summary.fail(row.label, reason)
-            has_embedding = row.known_hash is not None and row.known_error is None
-            noted = (row.known_hash, row.known_error) == (outcome.content_hash or "", reason)
-            if not noted and not (has_embedding and outcome.content_hash is None):
-                transactions.add(self._row(row, outcome.content_hash, None, reason))
+            yield row
 
-    def finish(self) -> None:
-        """Count what was not read."""
-        self._count_skipped()
-        for label in self._keyless:
-            self._summary.fail(label, "its key is NULL, or text that is not UTF-8")
 
-    def _count_skipped(self) -> None:
-        skipped = self._skipped
-        self._summary.unchanged += skipped - self._counted
-        self._counted = skipped
-
-    def _row(
-        self, row: SourceRow, content_hash: str | None, embedding: bytes | None, error: str | None
-    ) -> SideTableRow:
-        return SideTableRow(row.key, self._wanted.column, self._wanted.model, content_hash or "", embedding, error)
+def _is_unchanged(row: SourceRow, content_hash: str) -> bool:
+    return row.known_hash == content_hash and row.known_error is None
 
 
 def _usable(key: KeyValues) -> bool:

@@ -18,20 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasette_vision.bulk import duplicates, embed_table, photos
-from datasette_vision.bulk.embed_table import Summary
 from datasette_vision.bulk.folders import Walk
 from datasette_vision.bulk.photo_rows import COLUMN, FileToRead, PhotoTable
 from datasette_vision.bulk.photos import ImageStorage, Photo, readable_path
 from datasette_vision.bulk.pipeline import Outcome, embed_all
+from datasette_vision.bulk.tally import Summary, Tally, side_table_row
 from datasette_vision.engine.vision import Vision
+from datasette_vision.tables.embedding_reader import ByContent
 from datasette_vision.tables.file_content import read_image
 from datasette_vision.tables.rows import SourceTable, connected
-from datasette_vision.tables.schema import SideTable, SideTableRow
+from datasette_vision.tables.schema import SideTable
 from datasette_vision.util.progress import OnProgress, no_progress
 from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import Transactions, Writer, writer_on
-from datasette_vision.vectors import embedding as vectors
-from datasette_vision.vectors.embedding import Vector
 
 FILES_PER_CHUNK = 5000
 
@@ -76,7 +75,8 @@ def load(
     `on_progress` and `stop` are as for embed_table(). Raises Unreadable for a path where there is nothing,
     InvalidArgument for a table that load() did not make, and what embed_table() raises.
     """
-    began = time.monotonic()
+    summary = LoadSummary()
+    tally = Tally(summary, on_progress, stop)
     walk = Walk(paths)
     tower = vision.text_tower(model)  # of a classifier this raises WrongTask: scores are no embeddings
     tower = vision.image_tower(model)
@@ -90,34 +90,25 @@ def load(
         where = photos.prepare_photo_table(writer, table, where, storage, move=base is not None)
         side = SideTable(table, ("id",))
         embed_table.prepare_side_table(writer, side, tower)
-        summary = LoadSummary(total=walk.count())
-        job = _Load(summary, walk, side, tower.model, where, storage, vision, reader, finder)
+        summary.total = walk.count()
+        files = _Load(tally, walk, side, tower.model, where, storage, vision, reader)
         outcomes = embed_all(
             tower,
-            job.files(),
+            files.to_read(),
             lambda file: read_image(Path(file.found.path), vision.limits.max_bytes),
             workers=workers,
-            unchanged=job.is_unchanged,
-            known=job.known,
-            inspect=job.inspect,
+            unchanged=files.is_unchanged,
+            known=ByContent(side, finder, tower.model),
+            inspect=files.inspect,
         )
-        transactions = Transactions[Outcome[FileToRead]](write, job.write)
-        with transactions, contextlib.closing(outcomes):
-            for outcome in outcomes:
-                job.take(outcome)
-                transactions.add(outcome)
-                summary.seconds = time.monotonic() - began
-                on_progress(summary)
-                if stop is not None and stop.is_set():
-                    summary.stopped = True
-                    break
-        job.count_walk()
+        with Transactions[Outcome[FileToRead]](write, files.write) as transactions:
+            tally.count(outcomes, lambda file: readable_path(file.path), transactions.add)
+        summary.skipped, summary.links, summary.unreadable = walk.skipped, walk.links, walk.unreadable
         if not summary.stopped:
-            job.mark_gone(write)
+            summary.gone = files.mark_gone(write)
             summary.removed = embed_table.remove_gone(write, SourceTable(reader, table), COLUMN)
             summary.duplicates = duplicates.write_groups(reader, write, table)
-        summary.seconds = time.monotonic() - began
-        on_progress(summary)
+        tally.report()
         return summary
 
 
@@ -126,7 +117,7 @@ class _Load:
 
     def __init__(
         self,
-        summary: LoadSummary,
+        tally: Tally,
         walk: Walk,
         side: SideTable,
         model: str,
@@ -134,9 +125,8 @@ class _Load:
         storage: ImageStorage,
         vision: Vision,
         reader: sqlite3.Connection,
-        finder: sqlite3.Connection,
     ) -> None:
-        self._summary = summary
+        self._tally = tally
         self._walk = walk
         self._side = side
         self._model = model
@@ -145,17 +135,14 @@ class _Load:
         self._storage = storage
         self._decoder = vision.decoder
         self._reader = reader
-        self._finder = finder
-        self._finding = threading.Lock()
         self._table = quote(side.table)
         (self._last,) = reader.execute(f"select coalesce(max(id), 0) from {self._table}").fetchone()
         self._seen = bytearray(self._last + 1)
         self._returned: list[int] = []
-        self._skipped = self._counted = 0
 
     # On the threads of the pipeline
 
-    def files(self) -> Iterator[FileToRead]:
+    def to_read(self) -> Iterator[FileToRead]:
         """Yield the files that have to be read."""
         for found in self._walk:
             path = photos.stored(photos.relative(found.path, self._base))
@@ -167,7 +154,7 @@ class _Load:
                 if same and noted.error is None and noted.embedded:
                     if noted.gone_at is not None:
                         self._returned.append(noted.id)
-                    self._skipped += 1
+                    self._tally.skip()
                     continue
             yield FileToRead(found, path, noted)
 
@@ -176,33 +163,10 @@ class _Load:
         file.same = noted is not None and noted.digest == content_hash and noted.format is not None
         return file.same and noted is not None and noted.embedded
 
-    def known(self, content_hash: str) -> Vector | None:
-        with self._finding:
-            found = self._side.find(self._finder, content_hash, self._model)
-        return None if found is None else vectors.from_blob(found)
-
     def inspect(self, file: FileToRead, content: bytes) -> Photo | None:
         return None if file.same else photos.describe_photo(content, self._storage, self._decoder)
 
     # On the thread of the caller
-
-    def take(self, outcome: Outcome[FileToRead]) -> None:
-        """Count an outcome."""
-        summary = self._summary
-        self._count_skipped()
-        if outcome.unchanged:
-            summary.unchanged += 1
-        elif outcome.vector is not None:
-            summary.embedded += 1
-            summary.computed += outcome.computed
-        else:
-            summary.fail(readable_path(outcome.item.path), str(outcome.error))
-
-    def count_walk(self) -> None:
-        """Count what the walk passed over."""
-        self._count_skipped()
-        summary, walk = self._summary, self._walk
-        summary.skipped, summary.links, summary.unreadable = walk.skipped, walk.links, walk.unreadable
 
     def write(self, writer: sqlite3.Connection, outcomes: list[Outcome[FileToRead]]) -> None:
         """Write the rows of photos, and of their embeddings, in the transaction that is open."""
@@ -210,20 +174,14 @@ class _Load:
         for outcome in outcomes:
             noted = outcome.item.noted
             key = self._photos.write(writer, outcome)
-            if outcome.unchanged:
-                continue
-            error = str(outcome.error) if outcome.error is not None else None
-            if error is not None and noted is not None:
-                if noted.embedded and outcome.content_hash is None:
-                    continue  # it cannot be read just now: no reason to lose what there is
-                if (noted.embedded_hash, noted.embedding_error) == (outcome.content_hash or "", error):
-                    continue
-            blob = vectors.to_blob(outcome.vector) if outcome.vector is not None else None
-            rows.append(SideTableRow((key,), COLUMN, self._model, outcome.content_hash or "", blob, error))
+            before = (None, None) if noted is None else (noted.embedded_hash, noted.embedding_error)
+            row = side_table_row(outcome, (key,), COLUMN, self._model, before)
+            if row is not None:
+                rows.append(row)
         self._side.write(writer, rows)
 
-    def mark_gone(self, writer: Writer) -> None:
-        """Mark the files that were not found, and unmark those that are back."""
+    def mark_gone(self, writer: Writer) -> int:
+        """Mark the files that were not found, unmark those that are back, and return how many are gone."""
 
         def mark(connection: sqlite3.Connection, rows: list[tuple[str | None, int]]) -> None:
             connection.executemany(f"update {self._table} set gone_at = ? where id = ?", rows)
@@ -232,7 +190,7 @@ class _Load:
         with Transactions(writer, mark) as transactions:
             for key in self._returned:
                 transactions.add((None, key))
-            last = 0
+            last = gone = 0
             while rows := self._reader.execute(
                 f"select id, path, gone_at from {self._table} where id > ? and id <= ? order by id limit ?",
                 (last, self._last, FILES_PER_CHUNK),
@@ -241,14 +199,10 @@ class _Load:
                 for key, path, gone_at in rows:
                     if self._seen[key] or not self._walk.covers(photos.absolute(path, self._base)):
                         continue
-                    self._summary.gone += 1
+                    gone += 1
                     if gone_at is None:
                         transactions.add((now, key))
-
-    def _count_skipped(self) -> None:
-        skipped = self._skipped
-        self._summary.unchanged += skipped - self._counted
-        self._counted = skipped
+        return gone
 
 
 def _common(walk: Walk) -> str:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from datasette_vision.bulk.embed_table import Summary, embed_table
+from datasette_vision.bulk.embed_table import embed_table
+from datasette_vision.bulk.tally import Summary
 from datasette_vision.engine.vision import Vision
 from datasette_vision.tables import columns
 from datasette_vision.tables.diff import (

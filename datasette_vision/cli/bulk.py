@@ -21,8 +21,8 @@ from datasette_vision.cli.progress import ProgressBar
 from datasette_vision.config.settings import BUNDLED_MODEL, Config
 
 if TYPE_CHECKING:
-    from datasette_vision.bulk.embed_table import Summary
     from datasette_vision.bulk.load import LoadSummary
+    from datasette_vision.bulk.tally import Summary
     from datasette_vision.engine.vision import Vision
 
 SOME_FAILED = 3

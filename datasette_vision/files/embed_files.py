@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasette_vision.bulk.embed_table import Summary
 from datasette_vision.bulk.pipeline import Outcome, embed_all
+from datasette_vision.bulk.tally import Summary, Tally
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidImage, Unreadable, VisionError, WrongTask
 from datasette_vision.files.digest_set import DigestSet
@@ -94,34 +94,19 @@ def embed_files(
 
     Raises what prepare() and Inputs.units() raise, and ModelCorrupt or Busy.
     """
-    began = time.monotonic()
+    summary = Summary()
+    tally = Tally(summary, on_progress)
     prepared = prepare(job, vision.store.find(job.model))
     writer = _Writer(prepared.output, job.rows_per_file)
-    summary = Summary()
     wanted = (image for unit in prepared.inputs.units() for image in unit.images(job.column))
-    outcomes = embed_images(vision, job, _unseen(wanted, prepared.known, job.skip, summary), prepared.known, workers)
-    counting = threading.Thread(target=_count, args=(job, prepared.output, summary), daemon=True)
-    counting.start()
+    outcomes = embed_images(vision, job, _unseen(wanted, prepared.known, job.skip, tally), prepared.known, workers)
+    threading.Thread(target=_count, args=(job, prepared.output, summary), daemon=True).start()
     try:
-        for outcome in outcomes:
-            row = row_of(outcome)
-            if row is None:
-                summary.unchanged += 1
-            elif row.error is None:
-                summary.embedded += 1
-                summary.computed += outcome.computed
-            else:
-                summary.fail(row.path, row.error)
-            if row is not None:
-                writer.add(row)
-            summary.seconds = time.monotonic() - began
-            on_progress(summary)
+        tally.count(outcomes, lambda image: image.path, writer.take)
     finally:
-        outcomes.close()
         writer.flush()
     summary.total = summary.done
-    summary.seconds = time.monotonic() - began
-    on_progress(summary)
+    tally.report()
     return EmbedFilesSummary(summary, prepared.inputs.ignored)
 
 
@@ -181,12 +166,12 @@ def row_of(outcome: Outcome[Image]) -> ImageRow | None:
     )
 
 
-def _unseen(wanted: Iterable[Image], known: DigestSet, skip: str, summary: Summary) -> Iterator[Image]:
+def _unseen(wanted: Iterable[Image], known: DigestSet, skip: str, tally: Tally) -> Iterator[Image]:
     """Yield the images whose path is not known, and each path once, be it in two of the inputs."""
     seen = DigestSet()
     for image in wanted:
         if skip == BY_PATH and image.path in known:
-            summary.unchanged += 1
+            tally.skip()
         elif seen.add(image.path):
             yield image
 
@@ -200,7 +185,10 @@ class _Writer:
         self._rows: list[ImageRow] = []
         self._since = time.monotonic()
 
-    def add(self, row: ImageRow) -> None:
+    def take(self, outcome: Outcome[Image]) -> None:
+        row = row_of(outcome)
+        if row is None:
+            return
         self._rows.append(row)
         if len(self._rows) >= self._rows_per_file or time.monotonic() - self._since >= SECONDS_PER_FILE:
             self.flush()

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasette_vision.bulk.embed_table import Summary, embed_table
+from datasette_vision.bulk.embed_table import embed_table
 from datasette_vision.bulk.pipeline import config_for_bulk
+from datasette_vision.bulk.tally import Summary
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import DimensionMismatch, InvalidArgument, UnknownModel, Unreadable, WrongTask

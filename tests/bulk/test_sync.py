@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from datasette_vision.bulk import sync
-from datasette_vision.bulk.embed_table import Summary, embed_table
+from datasette_vision.bulk.embed_table import embed_table
 from datasette_vision.bulk.sync import Means, SyncedColumn
+from datasette_vision.bulk.tally import Summary
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument, UnknownModel

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from datasette.app import Datasette
 from datasette.cli import cli
 
-from datasette_vision.bulk.embed_table import Summary
+from datasette_vision.bulk.tally import Summary
 from datasette_vision.cli import progress
 from datasette_vision.cli.progress import ProgressBar
 from tests import pictures

@@ -18,7 +18,7 @@ from datasette.cli import cli
 pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
-from datasette_vision.bulk.embed_table import Summary  # noqa: E402
+from datasette_vision.bulk.tally import Summary  # noqa: E402
 from datasette_vision.engine.vision import Vision  # noqa: E402
 from datasette_vision.files import embed_files  # noqa: E402
 from datasette_vision.files.embed_files import Job  # noqa: E402

@@ -22,8 +22,8 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Datasink
 
-from datasette_vision.bulk.embed_table import SHOWN_FAILURES, Summary
 from datasette_vision.bulk.pipeline import config_for_bulk
+from datasette_vision.bulk.tally import SHOWN_FAILURES, Summary
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import VisionError

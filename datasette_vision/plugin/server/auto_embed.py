@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.database import Database
 
-    from datasette_vision.bulk.embed_table import Summary
     from datasette_vision.bulk.sync import SyncedColumn
+    from datasette_vision.bulk.tally import Summary
     from datasette_vision.config.settings import AutoEmbed as Settings
     from datasette_vision.engine.vision import Vision
     from datasette_vision.plugin.server.activity import Activity, Application

@@ -1,0 +1,120 @@
+"""What the jobs of this folder and of files/ have in common: what is counted, what is written, and when to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasette_vision.bulk.pipeline import Outcome
+from datasette_vision.tables.rows import KeyValues
+from datasette_vision.tables.schema import SideTableRow
+from datasette_vision.util import memory
+from datasette_vision.util.progress import OnProgress
+from datasette_vision.vectors import embedding as vectors
+
+SHOWN_FAILURES = 20
+# Inferences. Images of all sizes leave holes in the heaps of the threads: a job would grow by a fifth in 20,000.
+TRIM_EVERY = 200
+
+
+@dataclass
+class Summary:
+    """What came of a job, and how far it is: numbers of rows with a value in the column, and seconds.
+
+    `computed` counts inferences: fewer than `embedded` where rows have the same content. `failures` are the first, as
+    (name of the row, reason).
+    """
+
+    total: int = 0
+    embedded: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    removed: int = 0
+    computed: int = 0
+    stopped: bool = False
+    seconds: float = 0.0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        """The rows that are dealt with."""
+        return self.embedded + self.unchanged + self.failed
+
+    @property
+    def per_second(self) -> float:
+        """New embeddings a second."""
+        return self.embedded / self.seconds if self.seconds > 0 else 0.0
+
+    def fail(self, name: str, reason: str) -> None:
+        """Count a failure, and keep the first ones."""
+        self.failed += 1
+        if len(self.failures) < SHOWN_FAILURES:
+            self.failures.append((name, reason))
+
+
+class Tally:
+    """Counts what comes of items in a summary. `on_progress` gets it, ever the same object, after each of them."""
+
+    def __init__(self, summary: Summary, on_progress: OnProgress[Any], stop: threading.Event | None = None) -> None:
+        """When `stop` is set, counting ends after the item in hand, and the summary says `stopped`."""
+        self._summary = summary
+        self._on_progress = on_progress
+        self._stop = stop
+        self._began = time.monotonic()
+        self._unchanged = 0
+        # Counted on the threads of the pipeline, and so by itself.
+        self._skipped = 0
+
+    def skip(self) -> None:
+        """Count an item that need not even be read. For the function that yields the items."""
+        self._skipped += 1
+
+    def count(
+        self,
+        outcomes: Generator[Outcome[Any], None, None],
+        name: Callable[[Any], str],
+        take: Callable[[Outcome[Any]], None],
+    ) -> None:
+        """Count each outcome, and hand it to `take`, until the last or until it has to stop. `name` is of an item."""
+        summary = self._summary
+        with contextlib.closing(outcomes):
+            for outcome in outcomes:
+                if outcome.unchanged:
+                    self._unchanged += 1
+                elif outcome.error is not None:
+                    summary.fail(name(outcome.item), str(outcome.error))
+                else:
+                    summary.embedded += 1
+                    summary.computed += outcome.computed
+                take(outcome)
+                if outcome.computed and summary.computed % TRIM_EVERY == 0:
+                    memory.trim()
+                self.report()
+                if self._stop is not None and self._stop.is_set():
+                    summary.stopped = True
+                    return
+
+    def report(self) -> None:
+        """Bring the summary up to date, and show it."""
+        self._summary.unchanged = self._unchanged + self._skipped
+        self._summary.seconds = time.monotonic() - self._began
+        self._on_progress(self._summary)
+
+
+def side_table_row(
+    outcome: Outcome[Any], key: KeyValues, column: str, model: str, before: tuple[str | None, str | None]
+) -> SideTableRow | None:
+    """Return the row to write for an outcome, None where what there is stays.
+
+    `before` is the (content hash, error) of the row that is there. What cannot even be read keeps its embedding.
+    """
+    digest, reason = outcome.content_hash or "", None if outcome.error is None else str(outcome.error)
+    is_embedded = before[0] is not None and before[1] is None
+    if outcome.unchanged or (reason is not None and (before == (digest, reason) or (is_embedded and not digest))):
+        return None
+    embedding = None if outcome.vector is None else vectors.to_blob(outcome.vector)
+    return SideTableRow(key, column, model, digest, embedding, reason)
