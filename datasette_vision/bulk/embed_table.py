@@ -12,17 +12,16 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from datasette_vision.bulk import photos
 from datasette_vision.bulk.pipeline import Outcome, embed_all
-from datasette_vision.bulk.tally import Summary, Tally, side_table_row
+from datasette_vision.bulk.tally import ByContent, Summary, Tally, side_table_row
 from datasette_vision.engine.services import BulkTower
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import DimensionMismatch, InvalidArgument
 from datasette_vision.tables import columns
-from datasette_vision.tables.embedding_reader import ByContent
 from datasette_vision.tables.file_content import Base
 from datasette_vision.tables.rows import Connect, KeyValues, SourceRow, SourceTable, Wanted, connected, connector
 from datasette_vision.tables.schema import OWN_COLUMNS, SideTable, SideTableRow
@@ -53,6 +52,7 @@ def embed_table(
     max_queued: int | None = None,
     writer: Writer | None = None,
     on_progress: OnProgress[Summary] = no_progress,
+    on_failure: Callable[[KeyValues, str], None] = lambda key, reason: None,
     stop: threading.Event | None = None,
 ) -> Summary:
     """Embed what is new or changed of a column into `_vision_<table>`, remove what is gone, and say what was done.
@@ -70,8 +70,9 @@ def embed_table(
     `database` is a path, or a function that opens connections, in autocommit mode and usable on any thread, where a
     process has to go through an SQLite of its choice; `writer` writes, by default on one more of them. Nothing is
     locked while inference runs: a transaction takes what is ready, some times a second. `on_progress` gets the summary,
-    ever the same object, after each row. When `stop` is set, what is ready is written and the summary says `stopped`;
-    what is ready is also written when an exception passes, be it KeyboardInterrupt.
+    ever the same object, after each row, and `on_failure` the key of each row that failed, with the reason. When `stop`
+    is set, what is ready is written and the summary says `stopped`; what is ready is also written when an exception
+    passes, be it KeyboardInterrupt.
 
     Raises InvalidArgument for a table, column, key or `where` that cannot be used, DimensionMismatch when the side
     table has embeddings of another size by this model, Unreadable for the database or the folder, UnknownModel,
@@ -108,12 +109,14 @@ def embed_table(
             workers=workers,
             max_queued=max_queued,
             unchanged=None if force else _is_unchanged,
-            known=None if force else ByContent(side, finder, tower.model),
+            known=None if force else ByContent(side, finder, tower),
         )
         with Transactions[SideTableRow](writer, side.write) as transactions:
 
             def take(outcome: Outcome[SourceRow]) -> None:
                 row = outcome.item
+                if outcome.error is not None:
+                    on_failure(row.key, str(outcome.error))
                 written = side_table_row(outcome, row.key, chosen, tower.model, (row.known_hash, row.known_error))
                 if written is not None:
                     transactions.add(written)

@@ -22,9 +22,8 @@ from datasette_vision.bulk.folders import Walk
 from datasette_vision.bulk.photo_rows import COLUMN, FileToRead, PhotoTable
 from datasette_vision.bulk.photos import ImageStorage, Photo, readable_path
 from datasette_vision.bulk.pipeline import Outcome, embed_all
-from datasette_vision.bulk.tally import Summary, Tally, side_table_row
+from datasette_vision.bulk.tally import ByContent, Summary, Tally, side_table_row
 from datasette_vision.engine.vision import Vision
-from datasette_vision.tables.embedding_reader import ByContent
 from datasette_vision.tables.file_content import read_image
 from datasette_vision.tables.rows import SourceTable, connected
 from datasette_vision.tables.schema import SideTable
@@ -98,7 +97,7 @@ def load(
             lambda file: read_image(Path(file.found.path), vision.limits.max_bytes),
             workers=workers,
             unchanged=files.is_unchanged,
-            known=ByContent(side, finder, tower.model),
+            known=ByContent(side, finder, tower),
             inspect=files.inspect,
         )
         with Transactions[Outcome[FileToRead]](write, files.write) as transactions:

@@ -176,7 +176,7 @@ class SyncedColumn:
         keys, done = self._check.run(SLICE_S, KEYS_AT_A_TIME)
         if done:
             self._check, self._urgent = None, False
-        return has_key(self.source, keys) if keys else None
+        return has_key(self.source.table, self.source.key, keys) if keys else None
 
     def _embed(self, connection: sqlite3.Connection, where: str) -> None:
         report = self.report

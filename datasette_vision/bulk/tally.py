@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -10,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasette_vision.bulk.pipeline import Outcome
+from datasette_vision.engine.services import BulkTower
 from datasette_vision.tables.rows import KeyValues
-from datasette_vision.tables.schema import SideTableRow
+from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.util import memory
 from datasette_vision.util.progress import OnProgress
 from datasette_vision.vectors import embedding as vectors
+from datasette_vision.vectors.embedding import Vector
 
 SHOWN_FAILURES = 20
 # Inferences. Images of all sizes leave holes in the heaps of the threads: a job would grow by a fifth in 20,000.
@@ -103,6 +106,25 @@ class Tally:
         self._summary.unchanged = self._unchanged + self._skipped
         self._summary.seconds = time.monotonic() - self._began
         self._on_progress(self._summary)
+
+
+class ByContent:
+    """Finds the embeddings of a tower by the content that they were made from. Thread-safe."""
+
+    def __init__(
+        self, side: SideTable, connection: sqlite3.Connection, tower: BulkTower, lock: threading.Lock | None = None
+    ) -> None:
+        """`lock` is held while the connection is used."""
+        self._side = side
+        self._connection = connection
+        self._tower = tower
+        self._lock = lock or threading.Lock()
+
+    def __call__(self, content_hash: str) -> Vector | None:
+        """Return an embedding of this content, (d,) float32, whichever row it is of, or None."""
+        with self._lock:
+            found = self._side.find(self._connection, content_hash, self._tower.model)
+        return None if found is None or len(found) != 4 * self._tower.dimensions else vectors.from_blob(found)
 
 
 def side_table_row(

@@ -73,9 +73,9 @@ def is_new(source: EmbeddedSource, column: str, model: str) -> str:
     return f"not {_noted(source, column, model)} and {_has_key(source)}"
 
 
-def has_key(source: EmbeddedSource, keys: Sequence[KeyValues]) -> str:
+def has_key(table: str, columns: Sequence[str], keys: Sequence[KeyValues]) -> str:
     """Write the SQL condition for rows with one of some keys, of which there are few enough for SQL."""
-    names = [f"{quote(source.table)}.{quote(name)}" for name in source.key]
+    names = [f"{quote(table)}.{quote(name)}" for name in columns]
     if len(names) == 1:
         return f"{names[0]} in ({', '.join(_literal(key[0]) for key in keys)})"
     values = ", ".join(f"({', '.join(map(_literal, key))})" for key in keys)

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision.tables.schema import SideTable
 from datasette_vision.tables.side_tables import EmbeddedSource, columns
 from datasette_vision.util.sql_names import quote, rowid_name
-from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.eight_bit import RowLabels
-from datasette_vision.vectors.embedding import FLOAT32, Matrix, Vector
+from datasette_vision.vectors.embedding import FLOAT32, Matrix
 
 ROWS_PER_READ = 2048
-
-
-class ByContent:
-    """Finds the embeddings of a model by the content that they were made from. Thread-safe."""
-
-    def __init__(self, side: SideTable, connection: sqlite3.Connection, model: str) -> None:
-        self._side = side
-        self._connection = connection
-        self._model = model
-        self._lock = threading.Lock()
-
-    def __call__(self, content_hash: str) -> Vector | None:
-        """Return an embedding of this content, (d,) float32, whichever row it is of, or None."""
-        with self._lock:
-            found = self._side.find(self._connection, content_hash, self._model)
-        return None if found is None else vectors.from_blob(found)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from datasette_enrichments import Enrichment
 from datasette_enrichments.utils import pks_for_rows
 
-from datasette_vision.errors import Busy, VisionError
+from datasette_vision.errors import Busy, StorageFailed, VisionError
 from datasette_vision.models.tasks import embeds
 from datasette_vision.plugin.enrichments import forms
-from datasette_vision.plugin.enrichments.batches import Batch, BatchResult, image_column
+from datasette_vision.plugin.enrichments.batches import Batch, Failed, image_column
 from datasette_vision.plugin.http.parameters import labels_of_text
 from datasette_vision.plugin.queries import execution
 from datasette_vision.plugin.server import permissions
 from datasette_vision.plugin.server.compatibility import open_reader
+from datasette_vision.plugin.server.datasette_writer import DatasetteWriter
 from datasette_vision.plugin.server.state import state_of
 from datasette_vision.tables.rows import SourceTable
 from datasette_vision.util.sql_names import quote
@@ -43,16 +44,16 @@ class VisionEnrichment(Enrichment):
     batch_size = 50
 
     @abstractmethod
-    def run(self, batch: Batch, vision: Vision, config: FormValues) -> BatchResult:
+    def run(self, batch: Batch, vision: Vision, config: FormValues) -> Failed:
         """Do the work of a batch, on a thread."""
 
     @abstractmethod
     def form(self, choices: forms.Choices, vision: Vision) -> Any:
         """Return the class of the form."""
 
-    @abstractmethod
-    def suits(self, model: dict[str, Any], vision: Vision) -> bool:
-        """Say whether a model, as Vision.models() describes it, can do this."""
+    def suits(self, model: dict[str, Any]) -> bool:
+        """Say whether a model, as Vision.models() describes it, can do this: one that makes embeddings."""
+        return embeds(model["task"])
 
     async def get_config_form(self, datasette: Datasette, db: Database, table: str) -> Any:
         """Return the form, with the table's columns and the installed models to choose from. Raises Forbidden."""
@@ -63,7 +64,7 @@ class VisionEnrichment(Enrichment):
             with contextlib.closing(open_reader(db)) as connection:
                 columns, pictures = image_column(connection, table)
                 key = SourceTable(connection, table).key
-            suiting = [model for model in vision.models() if "error" not in model and self.suits(model, vision)]
+            suiting = [model for model in vision.models() if "error" not in model and self.suits(model)]
             names = [str(model["name"]) for model in sorted(suiting, key=lambda model: not model["default"])]
             return self.form(forms.Choices(columns, key, pictures, names), vision)
 
@@ -107,23 +108,23 @@ class VisionEnrichment(Enrichment):
     ) -> int:
         """Do a batch, and return how many rows went well."""
         state = state_of(datasette)
+        writer = DatasetteWriter(db, asyncio.get_running_loop())
 
-        def work() -> BatchResult:
-            with contextlib.closing(open_reader(db)) as connection:
-                return self.run(Batch(connection, table, config["column"], rows), state.vision.get(), config)
+        def work() -> Failed:
+            with contextlib.closing(Batch(lambda: open_reader(db), writer, table, config["column"], rows)) as batch:
+                return self.run(batch, state.vision.get(), config)
 
         with state.activity.keep_awake("enrichments"):
             try:
-                done = await asyncio.to_thread(work)
-            except Busy as error:  # the server ends, or others fill the queue
+                failed = await asyncio.to_thread(work)
+            except (Busy, StorageFailed) as error:  # the server ends, or others fill the queue or the disk
                 raise self.Pause(str(error)) from None
             except VisionError as error:  # of no row: the others would fare no better
                 raise self.Cancel(str(error)) from None
-            await db.execute_write_fn(done.write)
             ids = pks_for_rows(rows, pks)
-            for position, reason in done.failed:
+            for position, reason in failed:
                 await self.log_error(db, job_id, [ids[position]], reason)
-        return len(rows) - len(done.failed)
+        return len(rows) - len(failed)
 
 
 class Embed(VisionEnrichment):
@@ -137,11 +138,7 @@ class Embed(VisionEnrichment):
         """Return the class of the form."""
         return forms.embed_form(choices)
 
-    def suits(self, model: dict[str, Any], vision: Vision) -> bool:
-        """Say whether a model makes embeddings."""
-        return embeds(model["task"])
-
-    def run(self, batch: Batch, vision: Vision, config: FormValues) -> BatchResult:
+    def run(self, batch: Batch, vision: Vision, config: FormValues) -> Failed:
         """Embed a batch."""
         return batch.embed(vision, config["model"])
 
@@ -157,11 +154,11 @@ class Classify(VisionEnrichment):
         """Return the class of the form."""
         return forms.classify_form(choices)
 
-    def suits(self, model: dict[str, Any], vision: Vision) -> bool:
+    def suits(self, model: dict[str, Any]) -> bool:
         """Say whether a model brings labels."""
         return bool(model["labels"])
 
-    def run(self, batch: Batch, vision: Vision, config: FormValues) -> BatchResult:
+    def run(self, batch: Batch, vision: Vision, config: FormValues) -> Failed:
         """Classify a batch."""
         model = vision.classifier(config["model"]).manifest.name
         k = _wanted(config)
@@ -181,11 +178,7 @@ class ZeroShot(VisionEnrichment):
         """Return the class of the form."""
         return forms.zero_shot_form(choices, vision.config.max_labels)
 
-    def suits(self, model: dict[str, Any], vision: Vision) -> bool:
-        """Say whether a model compares pictures with texts."""
-        return embeds(model["task"])
-
-    def run(self, batch: Batch, vision: Vision, config: FormValues) -> BatchResult:
+    def run(self, batch: Batch, vision: Vision, config: FormValues) -> Failed:
         """Label a batch."""
         model = vision.services.dual_encoder(config["model"]).manifest.name
         labels, prompts = vision.label_set(model, labels_of_text(config["labels"]))

@@ -17,6 +17,7 @@ from datasette.utils.sqlite import sqlite3
 from datasette_vision.engine.vision import Vision
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.plugin.server.state import state_of
+from datasette_vision.util.transactions import writer_on
 from datasette_vision.vectors import embedding as vectors
 from tests import pictures
 
@@ -178,9 +179,9 @@ async def test_rows_come_without_their_pictures(enriched: Enriched, monkeypatch:
     seen: list[dict[str, Any]] = []
     original = Batch.__init__
 
-    def watched(self: Batch, connection: Any, table: str, column: str, rows: Sequence[dict[str, Any]]) -> None:
-        seen.extend(rows)
-        original(self, connection, table, column, rows)
+    def watched(self: Batch, *given: Any) -> None:
+        seen.extend(given[-1])
+        original(self, *given)
 
     monkeypatch.setattr(Batch, "__init__", watched)
     await enriched.run("vision-embed", {"column": "image", "model": "tiny-emoji"}, query="?image__notnull=1")
@@ -272,13 +273,20 @@ async def test_the_forms_choose_well(enriched: Enriched) -> None:
 
 
 def test_what_cannot_be_read_keeps_its_embedding(tmp_path: Path, vision: Vision) -> None:
-    with contextlib.closing(sqlite3.connect(tmp_path / "t.db", check_same_thread=False)) as connection:
+    path = tmp_path / "t.db"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+
+    with contextlib.closing(connect()) as connection:
         connection.execute("create table t (id integer primary key, image blob)")
         connection.execute("insert into t values (1, ?)", [PICTURES[0]])
         connection.execute("insert into t values (2, 'x')")
         connection.execute("insert into t values (3, ?)", [PICTURES[1]])
-        for expected in (1, 2):
-            Batch(connection, "t", "image", [{"id": 1}, {"id": 2}]).embed(vision, "tiny-emoji").write(connection)
+        for failed in ([1], [0, 1]):
+            rows = [{"id": 1}, {"id": 2}]
+            with contextlib.closing(Batch(connect, writer_on(connection), "t", "image", rows)) as batch:
+                assert sorted(position for position, _ in batch.embed(vision, "tiny-emoji")) == failed
             count = "select count(embedding), count(error) from _vision_t"
-            assert connection.execute(count).fetchone() == (1, 1), expected
+            assert connection.execute(count).fetchone() == (1, 1), failed
             connection.execute("update t set image = 5 where id = 1")
