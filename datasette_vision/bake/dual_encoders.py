@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -31,40 +32,37 @@ def _text(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> 
 
 def load_clip(folder: Path) -> Original:
     """Load a CLIP."""
-    model = load_model(transformers.CLIPModel, folder)
-    config = model.config
-    tokenizer = load_tokenizer(folder)
-    text = TextSide(
-        OriginalTower(model, _text),
-        tokenizer,
-        backend(tokenizer),
-        context_length=min(config.text_config.max_position_embeddings, tokenizer.model_max_length),
-        causal=True,
-        pad_token_id=_pad_token(tokenizer, config),
-    )
-    return Original(
-        DUAL_ENCODER,
-        model,
-        OriginalTower(model, _image),
-        load_processor(folder),
-        dimensions=config.projection_dim,
-        description=_described("CLIP", config),
-        text=text,
-        logit_scale=math.exp(model.logit_scale.item()),
-    )
+    model, tokenizer = load_model(transformers.CLIPModel, folder), load_tokenizer(folder)
+    length = min(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
+    return _original("CLIP", folder, model, tokenizer, length, model.config.projection_dim, causal=True)
 
 
 def load_siglip(folder: Path) -> Original:
     """Load a SigLIP or a SigLIP 2 of fixed resolution."""
-    model = load_model(transformers.SiglipModel, folder)
+    model, tokenizer = load_model(transformers.SiglipModel, folder), load_tokenizer(folder)
+    config = model.config.text_config
+    found = _original(
+        "SigLIP",
+        folder,
+        model,
+        tokenizer,
+        config.max_position_embeddings,
+        config.projection_size or config.hidden_size,
+        causal=False,
+    )
+    return dataclasses.replace(found, logit_bias=model.logit_bias.item(), activation="sigmoid")
+
+
+def _original(
+    family: str, folder: Path, model: Any, tokenizer: Any, context_length: int, dimensions: int, *, causal: bool
+) -> Original:
     config = model.config
-    tokenizer = load_tokenizer(folder)
     text = TextSide(
         OriginalTower(model, _text),
         tokenizer,
         backend(tokenizer),
-        context_length=config.text_config.max_position_embeddings,
-        causal=False,
+        context_length=context_length,
+        causal=causal,
         pad_token_id=_pad_token(tokenizer, config),
     )
     return Original(
@@ -72,12 +70,10 @@ def load_siglip(folder: Path) -> Original:
         model,
         OriginalTower(model, _image),
         load_processor(folder),
-        dimensions=config.text_config.projection_size or config.text_config.hidden_size,
-        description=_described("SigLIP", config),
+        dimensions=dimensions,
+        description=_described(family, config),
         text=text,
         logit_scale=math.exp(model.logit_scale.item()),
-        logit_bias=model.logit_bias.item(),
-        activation="sigmoid",
     )
 
 
