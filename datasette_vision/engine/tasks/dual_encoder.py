@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from datasette_vision.engine.batcher import ANSWER_TIMEOUT_S, Batcher
 from datasette_vision.engine.encoder import DualEncoder, LoadSession
-from datasette_vision.engine.tasks.task import BATCH_S, CanonicalCheck, LabelScorer, Pixels, Task
+from datasette_vision.engine.tasks.task import CanonicalCheck, LabelScorer, Pixels, Service, Task
 from datasette_vision.errors import Busy, ModelCorrupt
 from datasette_vision.models.store import InstalledModel
 from datasette_vision.models.tasks import DUAL_ENCODER, FORMS
@@ -25,28 +25,20 @@ from datasette_vision.vectors.zero_shot import LabelSet
 T = TypeVar("T")
 
 
-class EncoderService:
+class EncoderService(Service):
     """A dual encoder behind a queue for each tower."""
 
     def __init__(self, model: InstalledModel, load: LoadSession, settings: dict[str, Any]) -> None:
-        self.manifest = model.manifest
-        self.encoder = DualEncoder(model, load)
-        self._towers = {"text": self.encoder.text_tower, "image": self.encoder.image_tower}
-        name = self.manifest.name
-        self.texts: Batcher[list[int], Vector] = Batcher(
-            lambda batch: list(self.encoder.encode_tokens(batch)),
-            name=f"{name}-text",
-            batch_s=BATCH_S,
-            size=self.encoder.padded_length,
+        encoder = self.encoder = DualEncoder(model, load)
+        super().__init__(model, {"text": encoder.text_tower, "image": encoder.image_tower}, settings)
+        self.texts: Batcher[list[int], Vector] = self.queue(
+            "text",
+            lambda batch: list(encoder.encode_tokens(batch)),
+            size=encoder.padded_length,
             load=self._load_text,
-            **settings,
         )
-        self.images: Batcher[Pixels, Vector] = Batcher(
-            lambda batch: list(self.encoder.encode_pixels(np.stack(batch))),
-            name=f"{name}-image",
-            batch_s=BATCH_S,
-            load=self.encoder.image_tower.get,
-            **settings,
+        self.images: Batcher[Pixels, Vector] = self.queue(
+            "image", lambda batch: list(encoder.encode_pixels(np.stack(batch)))
         )
 
     def tokenise(self, text: str) -> list[int]:
@@ -59,39 +51,19 @@ class EncoderService:
 
     def to_load(self, tower: str) -> Callable[[], object] | None:
         """Return what loads the "text" or the "image" tower, None when it is in memory."""
-        if tower == "image":
-            return None if self.encoder.image_tower.loaded else self.encoder.image_tower.get
-        there = self.encoder.text_tower.loaded and self.encoder.tokenizer.loaded
-        return None if there else self._load_text
+        if tower == "text" and not self.encoder.tokenizer.loaded:
+            return self._load_text
+        return super().to_load(tower)
 
     def _load_text(self) -> None:
         self.encoder.tokenizer.get()
         self.encoder.text_tower.get()
 
-    def loaded(self) -> list[str]:
-        """Return the towers that are in memory."""
-        return [name for name, tower in self._towers.items() if tower.loaded]
-
-    def unload(self, idle_s: float) -> list[str]:
-        """Drop the towers that nobody asked for in the last `idle_s` seconds, and return their names."""
-        return [name for name, tower in self._towers.items() if tower.forget(idle_s)]
-
     def warm(self, on_progress: OnProgress[str] = no_progress) -> None:
         """Load both towers, the text tower first: most first requests need it. `on_progress` gets the name of each."""
         self.texts(self.tokenise("warm"))
         on_progress("text")
-        spec = self.manifest.preprocess
-        self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
-        on_progress("image")
-
-    @property
-    def queues(self) -> dict[str, Batcher[Any, Any]]:
-        """The queue of each tower."""
-        return {"text": self.texts, "image": self.images}
-
-    def close(self) -> None:
-        self.texts.close()
-        self.images.close()
+        super().warm(on_progress)
 
 
 def within_deadline(make: Callable[[], T]) -> T:

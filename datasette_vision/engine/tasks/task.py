@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from datasette_vision.engine.batcher import Batcher
 from datasette_vision.engine.encoder import LoadSession
-from datasette_vision.models.manifest import Manifest
+from datasette_vision.engine.runtime import Session
 from datasette_vision.models.store import InstalledModel
 from datasette_vision.models.tasks import Form
+from datasette_vision.util.lazy import Lazy
 from datasette_vision.util.progress import OnProgress, no_progress
 from datasette_vision.vectors.embedding import Matrix, Vector
 from datasette_vision.vectors.zero_shot import LabelSet
@@ -25,30 +26,46 @@ Scores = NDArray[np.float64]
 BATCH_S = 0.25
 
 
-class Service(Protocol):
+class Service:
     """A model behind its queues. Each graph is a tower: "image", and "text" where the task has one."""
 
-    manifest: Manifest
     images: Batcher[Pixels, Any]
 
-    @property
-    def queues(self) -> dict[str, Batcher[Any, Any]]:
-        """The queue of each tower."""
+    def __init__(self, model: InstalledModel, towers: dict[str, Lazy[Session]], settings: dict[str, Any]) -> None:
+        """`settings` are those of Batcher."""
+        self.manifest = model.manifest
+        self.queues: dict[str, Batcher[Any, Any]] = {}
+        self._towers = towers
+        self._settings = settings
+
+    def queue(self, tower: str, run: Callable[[list[Any]], Sequence[Any]], **settings: Any) -> Batcher[Any, Any]:
+        """Make the queue of a tower, whose batches `run` computes."""
+        settings = {"batch_s": BATCH_S, "load": self._towers[tower].get, **self._settings, **settings}
+        self.queues[tower] = Batcher(run, name=f"{self.manifest.name}-{tower}", **settings)
+        return self.queues[tower]
 
     def to_load(self, tower: str) -> Callable[[], object] | None:
         """Return what loads a tower, None when it is in memory."""
+        return None if self._towers[tower].loaded else self._towers[tower].get
 
     def loaded(self) -> list[str]:
         """Return the towers that are in memory."""
+        return [name for name, tower in self._towers.items() if tower.loaded]
 
     def unload(self, idle_s: float) -> list[str]:
         """Drop the towers that nobody asked for in the last `idle_s` seconds, and return their names."""
+        return [name for name, tower in self._towers.items() if tower.forget(idle_s)]
 
     def warm(self, on_progress: OnProgress[str] = no_progress) -> None:
-        """Load every tower, and call `on_progress` with the name of each."""
+        """Load every tower; `on_progress` gets the name of each."""
+        spec = self.manifest.preprocess
+        self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
+        on_progress("image")
 
     def close(self) -> None:
         """Answer what waits, then refuse more."""
+        for queue in self.queues.values():
+            queue.close()
 
 
 class LabelScorer(Protocol):
