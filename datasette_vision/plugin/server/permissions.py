@@ -60,15 +60,7 @@ def is_root(datasette: Datasette, actor: Actor) -> bool:
 
 async def may_view_table(datasette: Datasette, actor: Actor, database: str, table: str) -> bool:
     """Say whether an actor may see a table or view, given the database's name and not its route."""
-    if IS_1_0:
-        from datasette.resources import TableResource
-
-        resource = TableResource(database=database, table=table)
-        return bool(await datasette.allowed(action="view-table", resource=resource, actor=actor))
-    visible, _ = await datasette.check_visibility(
-        actor, permissions=[("view-table", (database, table)), ("view-database", database), "view-instance"]
-    )
-    return bool(visible)
+    return await _may_in(datasette, actor, "view-table", database, table)
 
 
 async def ensure_view_table(datasette: Datasette, actor: Actor, database: str, table: str) -> None:
@@ -81,28 +73,26 @@ async def ensure_view_table(datasette: Datasette, actor: Actor, database: str, t
 
 async def may_execute_sql(datasette: Datasette, actor: Actor, database: str) -> bool:
     """Say whether an actor may run SQL of their own on a database: whether a link to a query leads anywhere."""
-    if IS_1_0:
-        from datasette.resources import DatabaseResource
-
-        return bool(await datasette.allowed(action="execute-sql", resource=DatabaseResource(database), actor=actor))
-    visible, _ = await datasette.check_visibility(
-        actor, permissions=[("execute-sql", database), ("view-database", database), "view-instance"]
-    )
-    return bool(visible)
+    return await _may_in(datasette, actor, "execute-sql", database)
 
 
 async def may_download(datasette: Datasette, actor: Actor, database: Database) -> bool:
     """Say whether an actor may fetch the file of a database, with all that is in it."""
     if not datasette.setting("allow_download") or database.is_mutable or database.is_memory:
         return False
-    if IS_1_0:
-        from datasette.resources import DatabaseResource
+    return await _may_in(datasette, actor, "view-database-download", database.name)
 
-        resource = DatabaseResource(database.name)
-        return bool(await datasette.allowed(action="view-database-download", resource=resource, actor=actor))
+
+async def _may_in(datasette: Datasette, actor: Actor, action: str, database: str, table: str | None = None) -> bool:
+    """Say whether an actor may do something of Datasette's own with a database, or with a table of it."""
+    if IS_1_0:
+        from datasette.resources import DatabaseResource, TableResource
+
+        resource = DatabaseResource(database) if table is None else TableResource(database, table)
+        return bool(await datasette.allowed(action=action, resource=resource, actor=actor))
+    what = database if table is None else (database, table)
     visible, _ = await datasette.check_visibility(
-        actor,
-        permissions=[("view-database-download", database.name), ("view-database", database.name), "view-instance"],
+        actor, permissions=[(action, what), ("view-database", database), "view-instance"]
     )
     return bool(visible)
 
