@@ -19,7 +19,6 @@ import contextlib
 import functools
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextvars import ContextVar
@@ -32,6 +31,7 @@ from datasette_vision.plugin.queries.deadlines import GRACE_S, Deadlines
 from datasette_vision.plugin.queries.row_memory import Counted, Held, RowMemory
 from datasette_vision.plugin.queries.sql_errors import explained
 from datasette_vision.util.caller import Caller, acting
+from datasette_vision.util.fair_queues import Turns
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -108,7 +108,7 @@ class QuerySlots:
     def __init__(self, count: int, max_waiting: int = MAX_WAITING_QUERIES) -> None:
         self._free = count
         self._max_waiting = max_waiting
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._waiting: Turns[asyncio.Future[None]] = Turns()
 
     @contextlib.asynccontextmanager
     async def hold(self, client: str, timeout_s: float = PLACE_TIMEOUT_S) -> AsyncIterator[None]:
@@ -123,36 +123,26 @@ class QuerySlots:
         if self._free:
             self._free -= 1
             return
-        if sum(map(len, self._waiting.values())) >= self._max_waiting:
+        if len(self._waiting) >= self._max_waiting:
             raise Busy("too many queries are waiting for a model: try again in a moment")
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue = self._waiting.setdefault(client, deque())
-        queue.append(place)
+        caller = Caller(client)
+        self._waiting.add(place, caller)
         try:
-            await asyncio.wait_for(asyncio.shield(place), timeout_s)
-        except BaseException as error:
-            if place.done() and not place.cancelled():
+            await asyncio.wait([place], timeout=timeout_s)
+        except BaseException:
+            if not self._waiting.remove(place, caller):
                 self._give()  # it came as this query gave up
-            else:
-                place.cancel()
-                with contextlib.suppress(ValueError):
-                    queue.remove(place)
-                if not queue and self._waiting.get(client) is queue:
-                    del self._waiting[client]
-            if isinstance(error, asyncio.TimeoutError):
-                raise Busy("other queries are waiting for a model: try again in a moment") from None
             raise
+        if self._waiting.remove(place, caller):
+            raise Busy("other queries are waiting for a model: try again in a moment")
 
     def _give(self) -> None:
-        if not self._waiting:
+        place = self._waiting.pop()
+        if place is None:
             self._free += 1
-            return
-        client, queue = next(iter(self._waiting.items()))
-        place = queue.popleft()
-        del self._waiting[client]
-        if queue:
-            self._waiting[client] = queue  # behind the other clients
-        place.set_result(None)
+        else:
+            place.set_result(None)
 
 
 @dataclass
