@@ -6,19 +6,18 @@ import contextlib
 import os
 import shlex
 import signal
-import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from datasette_vision.cli.exit_codes import vision_errors
-from datasette_vision.cli.models import models_dir_option, say
+from datasette_vision.cli.options import bulk_options, bulk_vision, configured, say, say_failures, sqlite_errors
 from datasette_vision.cli.progress import ProgressBar
-from datasette_vision.config.settings import BUNDLED_MODEL, Config
+from datasette_vision.config.settings import BUNDLED_MODEL
 
 if TYPE_CHECKING:
     from datasette_vision.bulk.load import LoadSummary
@@ -27,29 +26,11 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 3
 STOPPED = 128  # and the number of the signal, as shells have it
-# Larger than a server's: these are a person's own files.
-MAX_IMAGE_MB = 100
 THUMBNAIL_PIXELS = 512
+MORE = ': select * from "{}" where error is not null'
 
 
-def bulk_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that the commands have in common."""
-    for option in (
-        click.option("-q", "--quiet", is_flag=True, help="Show no progress and no summary: failures only."),
-        click.option(
-            "--max-image-mb",
-            type=click.FloatRange(0, 2000, min_open=True),
-            default=MAX_IMAGE_MB,
-            show_default=True,
-            help="Size of an image file at most.",
-        ),
-        models_dir_option,
-        click.option("--workers", type=click.IntRange(1, 256), help="Cores to use.  [default: all]"),
-        click.option("--batch-size", type=click.IntRange(1, 4096), help="Images computed together.  [default: 8]"),
-        click.option("--model", help=f"Model to embed with.  [default: {BUNDLED_MODEL}]"),
-    ):
-        command = option(command)
-    return command
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress and no summary: failures only.")
 
 
 @click.command()
@@ -65,8 +46,9 @@ def bulk_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--where", metavar="SQL", help="Only rows for which this holds.")
 @click.option("--force", is_flag=True, help="Embed also what is embedded already.")
 @bulk_options
+@quiet_option
 @vision_errors
-def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, **options: Any) -> None:
+def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, model: str | None, **options: Any) -> None:
     """Embed the images of TABLE, a table or view, into the side table _vision_TABLE.
 
     A column holds images (BLOBs, data: URIs or base64), texts, or paths of image files. Without --column it is the one
@@ -80,7 +62,7 @@ def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, **o
 
     base, where, key, force = (options.pop(name) for name in ("base", "where", "key", "force"))
     failed = False
-    with _vision(**options) as (vision, model), _stoppable() as stop, _sqlite_errors(database):
+    with _vision(**options) as vision, _stoppable() as stop, sqlite_errors(database):
         for column in columns or (None,):
             with ProgressBar(f"Embedding {column or table}", quiet=quiet) as on_progress:
                 summary = embed_table(
@@ -97,8 +79,8 @@ def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, **o
                     stop=stop.event,
                 )
             if not quiet:
-                click.echo(_sentence(summary))
-            _show_failures(summary, f"_vision_{table}")
+                click.echo(sentence(summary))
+            say_failures(summary.failures, summary.failed, MORE.format(f"_vision_{table}"))
             failed = failed or summary.failed > 0
             stop.check(summary)
     if failed:
@@ -123,6 +105,7 @@ def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, **o
     help="Folder that paths in the table are relative to: by default the one loaded first. Later: where it is now.",
 )
 @bulk_options
+@quiet_option
 @vision_errors
 def load(
     database: Path, paths: tuple[str, ...], thumbnails: int | None, originals: bool, paths_only: bool, **options: Any
@@ -143,8 +126,8 @@ def load(
     if sum((thumbnails is not None, originals, paths_only)) > 1:
         raise click.UsageError("--thumbnails, --originals and --paths-only exclude one another")
     storage = ImageStorage(0 if originals or paths_only else thumbnails or THUMBNAIL_PIXELS, originals)
-    table, base, quiet = (options.pop(name) for name in ("table", "base", "quiet"))
-    with _vision(**options) as (vision, model), _stoppable() as stop, _sqlite_errors(database):
+    table, base, quiet, model = (options.pop(name) for name in ("table", "base", "quiet", "model"))
+    with _vision(**options) as vision, _stoppable() as stop, sqlite_errors(database):
         with ProgressBar("Loading", quiet=quiet) as on_progress:
             summary = load_files(
                 database,
@@ -158,11 +141,11 @@ def load(
                 stop=stop.event,
             )
         if not quiet:
-            click.echo(_sentence(summary))
+            click.echo(sentence(summary))
             click.echo(_around(summary))
         for place, reason in summary.unreadable:
             say(f"  {place}: {reason}")
-        _show_failures(summary, table)
+        say_failures(summary.failures, summary.failed, MORE.format(table))
         stop.check(summary)
     if not quiet:
         click.echo(f"To see them: datasette {shlex.quote(str(database))}")
@@ -212,32 +195,11 @@ def _stoppable() -> Iterator[Stop]:
             signal.signal(kind, old)
 
 
-@contextlib.contextmanager
-def _vision(
-    model: str | None, models_dir: Path | None, workers: int | None, batch_size: int | None, max_image_mb: float
-) -> Iterator[tuple[Vision, str | None]]:
-    """Make a Vision for bulk work alone."""
-    from datasette_vision.bulk.pipeline import config_for_bulk
-    from datasette_vision.engine.vision import Vision
-
-    config = Config(models_dir=str(models_dir) if models_dir else None, max_image_mb=max_image_mb)
-    vision = Vision(config_for_bulk(config, workers=workers, batch_size=batch_size))
-    try:
-        yield vision, model
-    finally:
-        vision.close()
+def _vision(models_dir: Path | None, max_image_mb: float, workers: int | None, batch_size: int | None) -> Vision:
+    return bulk_vision(configured(models_dir, max_image_mb=max_image_mb), workers, batch_size)
 
 
-@contextlib.contextmanager
-def _sqlite_errors(database: Path) -> Iterator[None]:
-    """Turn what SQLite refuses into one line."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise click.ClickException(f"{database}: {error}; what was written before stays") from None
-
-
-def _sentence(summary: Summary) -> str:
+def sentence(summary: Summary) -> str:
     counts = [f"{summary.embedded:,} embedded", f"{summary.unchanged:,} unchanged", f"{summary.failed:,} failed"]
     if summary.removed:
         counts.append(f"{summary.removed:,} removed")
@@ -250,11 +212,3 @@ def _around(summary: LoadSummary) -> str:
     counts = [f"{summary.duplicates:,} near duplicates", f"{summary.gone:,} gone"]
     counts += [f"{summary.skipped:,} files of other kinds skipped", f"{summary.links:,} links not followed"]
     return ", ".join(counts)
-
-
-def _show_failures(summary: Summary, table: str) -> None:
-    for name, reason in summary.failures:
-        say(f"  {name}: {reason}")
-    more = summary.failed - len(summary.failures)
-    if more:
-        say(f'  … and {more:,} more: select * from "{table}" where error is not null')

@@ -80,8 +80,7 @@ def _write_demo(database: Path, metadata: Path, route: str) -> None:
     from datasette_vision.engine.vision import Vision
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-made stays behind
-    vision = Vision(Config(cache_mb=0))
-    try:
+    with Vision(Config(cache_mb=0)) as vision:
         with click.progressbar(length=100, label="Embedding emoji", file=sys.stderr) as bar:
             count = demos.write_database(
                 database, vision, lambda progress: bar.update(100 * progress.done // progress.total - bar.pos)
@@ -96,8 +95,6 @@ def _write_demo(database: Path, metadata: Path, route: str) -> None:
             click.echo(f"  {'similarity':10}  {'name':32}  emoji")
             for emoji, name, similarity in demos.search_demo(database, vision, text):
                 click.echo(f"  {similarity:10.3f}  {name:32}  {emoji}")
-    finally:
-        vision.close()
 
 
 def _free_port(host: str, port: int) -> int:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datasette_vision.cli import search
-from datasette_vision.cli.bulk import MAX_IMAGE_MB, SOME_FAILED, STOPPED
+from datasette_vision.cli.bulk import SOME_FAILED, STOPPED, sentence
 from datasette_vision.cli.exit_codes import vision_errors
-from datasette_vision.cli.models import models_dir_option
+from datasette_vision.cli.options import bulk_options, bulk_vision, configured, say_failures, sqlite_errors
 from datasette_vision.cli.progress import ProgressBar
 from datasette_vision.config.settings import BUNDLED_MODEL, Config
 from datasette_vision.errors import ExtraMissing
@@ -30,15 +30,13 @@ if TYPE_CHECKING:
 # million take 4.5 GB, and 2.6 GB with these.
 PAGE_SIZE = 16_384
 
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+
 
 @click.command("embed-files")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--output", "-o", required=True, metavar="OUT", help="Folder of Parquet files, here or in a store.")
-@click.option("-m", "--model", default=BUNDLED_MODEL, show_default=True, help="Model to embed with.")
-@models_dir_option
 @click.option("--column", help="Column of images or paths, of Parquet inputs. By default the one there seems to be.")
-@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images computed together at most.")
-@click.option("--workers", type=click.IntRange(1), help="Cores to use, without --ray. By default all.")
 @click.option(
     "--ray",
     "address",
@@ -48,7 +46,9 @@ PAGE_SIZE = 16_384
     help="Embed on Ray: on the cluster at ADDRESS or RAY_ADDRESS, else on this machine.",
 )
 @click.option(
-    "--concurrency", metavar="N|MIN:MAX", help="With --ray: workers. By default as many as there are CPUs for."
+    "--concurrency",
+    metavar="N|MIN:MAX",
+    help="With --ray, in place of --workers: processes. By default as many as there are CPUs for.",
 )
 @click.option("--num-cpus", type=click.IntRange(1), default=1, help="With --ray: CPUs of each worker.  [default: 1]")
 @click.option("--num-gpus", type=click.FloatRange(0), default=0.0, help="With --ray: GPUs of each; 0.5 shares one.")
@@ -63,17 +63,12 @@ PAGE_SIZE = 16_384
 @click.option(
     "--rows-per-file", type=click.IntRange(1), default=10_000, show_default=True, help="Rows of a Parquet file."
 )
-@click.option(
-    "--max-image-mb",
-    type=click.FloatRange(0, 2000, min_open=True),
-    default=MAX_IMAGE_MB,
-    show_default=True,
-    help="Size of an image file at most.",
-)
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@bulk_options
+@quiet_option
 @vision_errors
 def embed_files(
     inputs: tuple[str, ...],
+    model: str | None,
     models_dir: Path | None,
     batch_size: int | None,
     workers: int | None,
@@ -93,8 +88,8 @@ def embed_files(
     """
     from datasette_vision.files.embed_files import Job
 
-    job = Job(inputs=inputs, **wishes)
-    config = Config(models_dir=None if models_dir is None else str(models_dir), max_image_mb=max_image_mb)
+    job = Job(inputs=inputs, model=model or BUNDLED_MODEL, **wishes)
+    config = configured(models_dir, max_image_mb=max_image_mb)
     with _stoppable():
         if address is None:
             done = _embed_here(job, config, workers, batch_size, quiet)
@@ -102,7 +97,7 @@ def embed_files(
             least, most = _concurrency(concurrency)
             ray_job = _ray_job()
             chosen = ray_job.Workers(least, most, num_cpus, num_gpus, batch_size)
-            done = ray_job.embed_files(job, config, address=address or None, workers=chosen, quiet=quiet)
+            done = ray_job.embed_files_on_ray(job, config, address=address or None, workers=chosen, quiet=quiet)
     _report(done)
     if done.summary.failed:
         sys.exit(SOME_FAILED)
@@ -111,16 +106,10 @@ def embed_files(
 def _embed_here(
     job: Job, config: Config, workers: int | None, batch_size: int | None, quiet: bool
 ) -> EmbedFilesSummary:
-    from datasette_vision.bulk.pipeline import config_for_bulk
-    from datasette_vision.engine.vision import Vision
     from datasette_vision.files import embed_files
 
-    vision = Vision(config_for_bulk(config, workers=workers, batch_size=batch_size))
-    try:
-        with ProgressBar("Embedding", quiet=quiet) as on_progress:
-            return embed_files.embed_files(job, vision, workers=workers and workers + 2, on_progress=on_progress)
-    finally:
-        vision.close()
+    with bulk_vision(config, workers, batch_size) as vision, ProgressBar("Embedding", quiet=quiet) as on_progress:
+        return embed_files.embed_files(job, vision, workers=workers and workers + 2, on_progress=on_progress)
 
 
 def _ray_job() -> ModuleType:
@@ -160,7 +149,7 @@ def _concurrency(text: str | None) -> tuple[int, int | None]:
 @click.option("--model", help="The model that made the embeddings, where the files do not say so.")
 @click.option("--create", is_flag=True, help="Make the database, the table, and rows of it, where they are not there.")
 @click.option("--index/--no-index", "indexed", default=True, help="Prepare the index for searches (the default).")
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 @vision_errors
 def import_embeddings(
     database: Path, table: str, parquet: tuple[str, ...], indexed: bool, quiet: bool, **wishes: Any
@@ -176,7 +165,7 @@ def import_embeddings(
     if not (wishes["create"] or database.exists()):
         raise click.ClickException(f"{database}: there is no such file; --create makes it")
     with (
-        _failures(database),
+        sqlite_errors(database),
         contextlib.closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection,
         _stoppable(),
     ):
@@ -191,10 +180,7 @@ def import_embeddings(
             f"{summary.imported:,} imported, {summary.unchanged:,} unchanged, {summary.failed:,} with an error,"
             f" {summary.unmatched:,} not in {table}; {summary.seconds:.1f} s, {rate:,.0f} rows/s"
         )
-        for name in summary.first_unmatched:
-            click.echo(f"  not in {table}: {name}", err=True)
-        if summary.unmatched > len(summary.first_unmatched):
-            click.echo(f"  … and {summary.unmatched - len(summary.first_unmatched):,} more", err=True)
+        say_failures([(f"not in {table}", name) for name in summary.first_unmatched], summary.unmatched, "")
         if indexed:
             for model in importer.models:
                 prepare = {"model": model, "column": importer.column, "check": False, "models_dir": None}
@@ -233,25 +219,10 @@ def _stoppable() -> Iterator[None]:
             signal.signal(signal.SIGTERM, previous)
 
 
-@contextlib.contextmanager
-def _failures(path: Path) -> Iterator[None]:
-    """Turn what SQLite refuses into one line."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise click.ClickException(f"{path}: {error}") from None
-
-
 def _report(done: EmbedFilesSummary) -> None:
     """Print what was done, and the first failures."""
     summary = done.summary
-    click.echo(
-        f"{summary.embedded:,} embedded, {summary.unchanged:,} unchanged, {summary.failed:,} failed;"
-        f" {summary.seconds:.1f} s, {summary.per_second:,.1f} images/s"
-    )
+    click.echo(sentence(summary))
     if done.ignored:
         click.echo(f"{done.ignored:,} files that are no images were left out")
-    for name, reason in summary.failures:
-        click.echo(f"  {name}: {reason}", err=True)
-    if summary.failed > len(summary.failures):
-        click.echo(f"  … and {summary.failed - len(summary.failures):,} more, in the column error", err=True)
+    say_failures(summary.failures, summary.failed, ", in the column error")

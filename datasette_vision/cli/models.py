@@ -12,19 +12,9 @@ from typing import Any
 import click
 
 from datasette_vision.cli.exit_codes import vision_errors
+from datasette_vision.cli.options import models_dir_option, say
 from datasette_vision.config.settings import BUNDLED_MODEL
 from datasette_vision.errors import ModelCorrupt, VisionError
-
-models_dir_option = click.option(
-    "--models-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of installed models. By default DATASETTE_VISION_MODELS, else the user's cache directory.",
-)
-
-
-def say(line: str) -> None:
-    """Tell the person what goes on, beside what a pipe gets."""
-    click.echo(line, err=True)
 
 
 @click.command()

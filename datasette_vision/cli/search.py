@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datasette_vision.cli.exit_codes import vision_errors
-from datasette_vision.cli.models import models_dir_option
-from datasette_vision.config.settings import Config
+from datasette_vision.cli.options import configured, models_dir_option
 from datasette_vision.errors import StorageFailed
 from datasette_vision.util.progress import OnProgress, Progress, no_progress
 
 if TYPE_CHECKING:
-    from datasette_vision.engine.vision import Vision
     from datasette_vision.retrieval.hits import Hit
     from datasette_vision.tables.side_tables import EmbeddedSource
 
@@ -65,11 +63,12 @@ def search(
 
     The table has to be embedded first: datasette vision embed DATABASE TABLE.
     """
+    from datasette_vision.engine.vision import Vision
     from datasette_vision.retrieval.search import Searcher
 
     if (query is None) == (image is None):
         raise click.UsageError("give a QUERY, or a picture with --image")
-    with _opened(database, "ro") as connection, _vision(models_dir) as vision:
+    with _opened(database, "ro") as connection, Vision(configured(models_dir)) as vision:
         searcher = Searcher(vision, improve=False)
         source = searcher.source(connection, table)
         asked = query if query is not None else Path(str(image)).read_bytes()
@@ -80,9 +79,8 @@ def search(
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     elif hits:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
-        for line in table_lines(
-            [{"similarity": f"{hit.similarity:.3f}", **row} for hit, row in _pairs(hits, rows)], width
-        ):
+        shown = [{"similarity": f"{hit.similarity:.3f}", **row} for hit, row in zip(hits, rows, strict=True)]
+        for line in table_lines(shown, width):
             click.echo(line)
     else:
         click.echo("nothing found", err=True)
@@ -104,6 +102,7 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
     always found. Up to some 500,000 embeddings of 512 numbers are compared all; beyond, they are put into a graph
     (HNSW), which takes minutes for a million.
     """
+    from datasette_vision.engine.vision import Vision
     from datasette_vision.retrieval import index_maintenance, recall
     from datasette_vision.retrieval.index_entry import file_of
     from datasette_vision.retrieval.search import Searcher
@@ -112,7 +111,7 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
     from datasette_vision.vectors import index_file
     from datasette_vision.vectors.hnsw import HnswGraph
 
-    with _opened(database, "ro") as connection, _vision(models_dir) as vision:
+    with _opened(database, "ro") as connection, Vision(configured(models_dir)) as vision:
         searcher = Searcher(vision, improve=False)
         source = searcher.source(connection, table)
         if change_log.state(connection, source.schema, source.side.name) is None:
@@ -168,17 +167,6 @@ def _opened(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
             raise StorageFailed(f"{database}: {error}") from None
 
 
-@contextlib.contextmanager
-def _vision(models_dir: Path | None) -> Iterator[Vision]:
-    from datasette_vision.engine.vision import Vision
-
-    vision = Vision(Config(models_dir=None if models_dir is None else str(models_dir)))
-    try:
-        yield vision
-    finally:
-        vision.close()
-
-
 def _note_changes(database: Path, source: EmbeddedSource) -> None:
     """Have the changes of a side table noted, which was made before they were."""
     with _opened(database, "rw") as connection:
@@ -218,10 +206,6 @@ def _row(connection: sqlite3.Connection, source: EmbeddedSource, hit: Hit) -> di
     values = dict(zip(names, cursor.fetchone(), strict=True))
     row = {**hit.key, **values}
     return {name: value for name, value in row.items() if not isinstance(value, bytes)}
-
-
-def _pairs(hits: list[Hit], rows: list[dict[str, Any]]) -> Iterator[tuple[Hit, dict[str, Any]]]:
-    return zip(hits, rows, strict=True)
 
 
 def table_lines(rows: list[dict[str, Any]], width: int) -> Iterator[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 from datasette.cli import cli
 
-from datasette_vision.cli import bulk, demo, exit_codes, files, main, models, progress, search
+from datasette_vision.cli import bulk, demo, exit_codes, files, main, models, options, progress, search
 
-MODULES = (bulk, demo, exit_codes, files, models, progress, search)
+MODULES = (bulk, demo, exit_codes, files, models, options, progress, search)
 
 
 def test_every_command_of_a_module_is_in_the_group() -> None:
