@@ -16,6 +16,12 @@ from datasette_vision.cli.options import models_dir_option, say
 from datasette_vision.config.settings import BUNDLED_MODEL
 from datasette_vision.errors import ModelCorrupt, VisionError
 
+# How 8-bit products are computed, by whether those of this processor overflow.
+PRODUCTS = {
+    False: "native, exact on this processor",
+    True: "widened, since this processor's own overflow: exact but slower",
+}
+
 
 @click.command()
 @click.argument("source")
@@ -124,10 +130,11 @@ def remove(name: str, yes: bool, models_dir: Path | None) -> None:
 @vision_errors
 def models(catalogue: bool, as_json: bool, models_dir: Path | None) -> None:
     """List the installed models, or those of the catalogue."""
+    from datasette_vision.engine import runtime
     from datasette_vision.models.store import ModelStore
 
     store = ModelStore(models_dir)
-    rows = _catalogue(set(store.names())) if catalogue else _installed(store)
+    rows = _catalogue(set(store.names())) if catalogue else _installed(store, runtime.products_overflow())
     if as_json:
         click.echo(json.dumps(rows, ensure_ascii=False, indent=2))
         return
@@ -138,9 +145,10 @@ def models(catalogue: bool, as_json: bool, models_dir: Path | None) -> None:
     else:
         columns = {"name": "", "task": "", "dimensions": "dim", "precision": "", "size_mb": "MB", "default": ""}
         _print_table(rows, columns, below="error")
+        say(f"8-bit products: {PRODUCTS[runtime.products_overflow()]}")
 
 
-def _installed(store: Any) -> list[dict[str, Any]]:
+def _installed(store: Any, products_overflow: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in store.names():
         try:
@@ -155,6 +163,7 @@ def _installed(store: Any) -> list[dict[str, Any]]:
                 "task": manifest.task,
                 "dimensions": manifest.dimensions,
                 "precision": manifest.precision,
+                "products": "widened" if products_overflow else "native",
                 "size_mb": round(sum(file.size for file in manifest.files) / 1e6, 1),
                 "default": name == BUNDLED_MODEL,
                 "source": manifest.source.location,

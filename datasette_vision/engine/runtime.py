@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from datasette_vision.engine import overflow
 from datasette_vision.errors import ConfigError, EngineFailure, ModelCorrupt
 from datasette_vision.models.operators import uses
 from datasette_vision.util import memory
@@ -50,6 +52,7 @@ class Port:
 # The first version that lets one say how long threads spin; those before ignore what they do not know.
 SPIN_DURATION_SINCE = (1, 26)
 CPU = "CPUExecutionProvider"
+WIDEN = "session.x64quantprecision"
 # They scale the activations of a whole batch by the largest among them: an image beside a bright one would have another
 # embedding than alone, to a hundredth or so. What quantize_dynamic() of ONNX Runtime makes has them; ours do not.
 SCALE_THE_BATCH = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
@@ -58,6 +61,24 @@ NARROWED = {
     ("int64", "tensor(int32)"): np.int32,
     ("float32", "tensor(float16)"): np.float16,
 }
+
+
+@functools.cache
+def products_overflow() -> bool:
+    """Whether 8-bit products overflow on this processor. Found out once a process, in less than a millisecond."""
+    without_telemetry()
+    import onnxruntime  # heavy: loaded with the first model, never at start
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(overflow.product_graph(), options, providers=[CPU])
+    return overflow.overflows(lambda rows: session.run(["y"], {"x": rows})[0])
+
+
+def known_overflow() -> bool | None:
+    """Return what products_overflow() found, None where nothing was loaded yet."""
+    return products_overflow() if products_overflow.cache_info().currsize else None
 
 
 class OnnxSession:
@@ -71,13 +92,15 @@ class OnnxSession:
         output: str,
         threads: int | None = None,
         providers: Sequence[str] = (),
+        widen: Callable[[], bool] = products_overflow,
     ) -> None:
         """Load the graph at `path`, on the CPU unless other execution providers are given, the best first.
 
+        Where `widen()`, 8-bit products are added in 32 bits, at the price of time: see overflow.py.
         Raises ModelCorrupt when it cannot be loaded, or does not have these inputs and this output, and ConfigError for
         a provider that the installed ONNX Runtime does not have.
         """
-        self._session = _load(path, threads or default_threads(), providers=providers)
+        self._session = _load(path, threads or default_threads(), providers=providers, widen=widen)
         for kind, expected, nodes in (
             ("input", inputs, self._session.get_inputs()),
             ("output", (output,), self._session.get_outputs()),
@@ -144,7 +167,14 @@ def waiting(version: str) -> dict[str, str]:
     return {"session.intra_op.allow_spinning": "0"}
 
 
-def _load(path: Path, threads: int, *, optimise: bool = True, providers: Sequence[str] = ()) -> Any:
+def _load(
+    path: Path,
+    threads: int,
+    *,
+    optimise: bool = True,
+    providers: Sequence[str] = (),
+    widen: Callable[[], bool] = lambda: False,
+) -> Any:
     without_telemetry()
     import onnxruntime  # heavy: loaded with the first model, never at start
 
@@ -165,8 +195,8 @@ def _load(path: Path, threads: int, *, optimise: bool = True, providers: Sequenc
     # Planning which buffers to share takes time that grows with the square of the graph: 110 of the 140 ms that a CLIP
     # text tower takes to load. Buffers are freed after their last use all the same.
     options.enable_mem_reuse = False
-    # Without VNNI, 8-bit products overflow 16 bits: on AVX2 the cosine to fp32 falls from 0.9997 to 0.998. Exact ones.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if widen():
+        options.add_session_config_entry(WIDEN, "1")
     options.log_severity_level = 3
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -11,7 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 from datasette.cli import cli
 
+from datasette_vision.cli.models import PRODUCTS, _installed
+from datasette_vision.engine.runtime import products_overflow
 from datasette_vision.models.catalog import CATALOG
+from datasette_vision.models.store import ModelStore
 from tests import repositories
 from tests.hubserver import Hub, serve
 
@@ -178,6 +181,13 @@ def test_models(models_dir: Path, source: Path) -> None:
     assert set(rows[0]) == {"name", "error"}
     assert rows[1]["dimensions"] == 8
     assert rows[2]["default"]
+
+
+@pytest.mark.parametrize(("overflow", "way"), [(False, "native"), (True, "widened")])
+def test_models_say_how_products_are_computed(models_dir: Path, overflow: bool, way: str) -> None:
+    assert PRODUCTS[overflow].startswith(f"{way}, ")
+    assert [row["products"] for row in _installed(ModelStore(models_dir), overflow)] == [way]
+    assert vision("models").stderr == f"8-bit products: {PRODUCTS[products_overflow()]}\n"
 
 
 def test_the_catalogue_fits_80_columns(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from datasette_vision.engine.runtime import OnnxSession, Port, default_threads, ports, waiting
+from datasette_vision.engine.runtime import WIDEN, OnnxSession, Port, default_threads, ports, waiting
 from datasette_vision.errors import ConfigError, EngineFailure, ModelCorrupt
 from tests import fakes
 
@@ -97,6 +97,19 @@ def test_threads_do_not_spin_for_long(version: str) -> None:
     newer = {"session.intra_op.spin_duration_us": "100"}
     older = {"session.intra_op.allow_spinning": "0"}
     assert waiting(version) == (older if version < "1.26" else newer)
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_exact_products_are_asked_for_only_where_they_overflow(tmp_path: Path, overflow: bool) -> None:
+    path = graph(tmp_path / "x.onnx")
+    session = OnnxSession(path, inputs=("pixel_values",), output="embedding", widen=lambda: overflow)
+    options = session._session.get_session_options()
+    if overflow:
+        assert options.get_session_config_entry(WIDEN) == "1"
+    else:
+        with pytest.raises(RuntimeError, match=WIDEN):
+            options.get_session_config_entry(WIDEN)
+    assert session.run(zeros(1, 2)).tolist() == [[1, 1]]
 
 
 def test_many_threads_run_one_session(tmp_path: Path) -> None:

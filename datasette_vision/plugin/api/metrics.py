@@ -72,6 +72,8 @@ class Collector:
     def _models(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+        from datasette_vision.engine import runtime  # with NumPy: not at start
+
         labels = ["model", "tower"]
         loaded = GaugeMetricFamily("vision_model_loaded", "1 when a tower is in memory.", labels=labels)
         waiting = GaugeMetricFamily("vision_queue_depth", "Inputs that wait to be computed.", labels=labels)
@@ -86,6 +88,7 @@ class Collector:
                 batches.add_metric(key, *_batches(queue))
                 seconds.add_metric(key, queue.seconds)
         yield from (loaded, waiting, batches, seconds)
+        yield from products(runtime.known_overflow())
 
     def _cache(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -94,6 +97,15 @@ class Collector:
         yield CounterMetricFamily("vision_cache_hits", "Embeddings found in the cache.", cache.hits)
         yield CounterMetricFamily("vision_cache_misses", "Embeddings not found in the cache.", cache.misses)
         yield GaugeMetricFamily("vision_cache_bytes", "Memory that the cache takes.", cache.bytes)
+
+
+def products(widened: bool | None) -> Iterator[Any]:
+    """Yield how 8-bit products are computed: nothing before a model was loaded."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    if widened is not None:
+        help = "1 when 8-bit products overflow on this processor, and exact but slower ones are computed."
+        yield GaugeMetricFamily("vision_products_widened", help, int(widened))
 
 
 def _buckets(bounds: tuple[float, ...], counts: list[int]) -> list[tuple[str, float]]:

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
+from datasette_vision.plugin.api.metrics import products
 from datasette_vision.plugin.http.context import context_of
 from tests.plugin.api.test_api import DATA_URI, Api, error
 
@@ -64,6 +65,12 @@ async def test_what_is_counted(fake_models: Path) -> None:
     assert found["vision_cache_hits_total{}"] == 3
     assert found["vision_cache_misses_total{}"] >= 4
     assert found["vision_cache_bytes{}"] > 0
+    assert found["vision_products_widened{}"] in {0, 1}
+
+
+@pytest.mark.parametrize(("widened", "values"), [(None, []), (False, [0]), (True, [1])])
+def test_how_products_are_computed(widened: bool | None, values: list[int]) -> None:
+    assert [sample.value for metric in products(widened) for sample in metric.samples] == values
 
 
 @pytest.mark.asyncio
