@@ -79,8 +79,8 @@ class Batcher(Generic[Item, Result]):
     new item takes the place of the newest of the client that has the most there, which fails with Busy; where the new
     item's own client has as many, the item is refused with Busy. Bulk work (`offer`, `map`) gives way instead.
 
-    `ready` is called before each batch, and its time does not count: it loads what `run` needs. Worker threads start at
-    the first item; one that dies fails the items it had and is replaced.
+    `load` is called before each batch, and its time does not count: it loads what `run` needs. `trim` is called when a
+    burst is over. Worker threads start at the first item; one that dies fails the items it had and is replaced.
     """
 
     def __init__(
@@ -95,8 +95,14 @@ class Batcher(Generic[Item, Result]):
         size: Callable[[Item], int] = lambda item: 1,
         load: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        burst_over_s: float = BURST_OVER_S,
+        trim: Callable[[], object] = memory.trim,
     ) -> None:
         self._run = run
+        self._answer_timeout_s = answer_timeout_s
+        self._burst_over_s = burst_over_s
+        self._trim = trim
         self._load = load
         self._clock = clock
         self._size = size
@@ -199,7 +205,7 @@ class Batcher(Generic[Item, Result]):
             for position, item in enumerate(items):
                 kept = None if keep is None else functools.partial(keep, position)
                 while (future := self.offer(item, kept)) is None:
-                    caller.seconds_left(ANSWER_TIMEOUT_S)
+                    caller.seconds_left(self._answer_timeout_s)
                     if pending:
                         yield self._outcome(pending.popleft())
                 pending.append(future)
@@ -216,7 +222,7 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self.join(ANSWER_TIMEOUT_S)
+        self.join(self._answer_timeout_s)
 
     def drop(self) -> None:
         """Refuse new items and those that wait; what is being computed is finished."""
@@ -241,11 +247,11 @@ class Batcher(Generic[Item, Result]):
     def _wait(self, future: Future[Result]) -> Result:
         caller = current()
         try:
-            return future.result(caller.seconds_left(ANSWER_TIMEOUT_S))
+            return future.result(caller.seconds_left(self._answer_timeout_s))
         except FutureTimeout:
             future.cancel()
-            caller.seconds_left(ANSWER_TIMEOUT_S)  # raises where it was the caller's own time
-            raise Busy(f"no answer within {ANSWER_TIMEOUT_S:.0f} seconds: try again later") from None
+            caller.seconds_left(self._answer_timeout_s)  # raises where it was the caller's own time
+            raise Busy(f"no answer within {self._answer_timeout_s:.0f} seconds: try again later") from None
         except DeadlineExceeded:
             future.cancel()
             raise
@@ -276,7 +282,7 @@ class Batcher(Generic[Item, Result]):
                 if batch:
                     self._answer(batch)
                 else:
-                    memory.trim()
+                    self._trim()
         except BaseException as error:
             # Not an error of the input (those are answered below) but the end of this thread.
             logger.exception("a worker of %s died", self._name)
@@ -341,7 +347,7 @@ class Batcher(Generic[Item, Result]):
         self._idle += 1
         try:
             while not self._waiting and not self._closed:
-                timed_out = not self._changed.wait(BURST_OVER_S if self._untrimmed >= BURST_ITEMS else None)
+                timed_out = not self._changed.wait(self._burst_over_s if self._untrimmed >= BURST_ITEMS else None)
                 # Of several workers another may have seen to it, or still be at work.
                 all_idle = not self._waiting and self._idle == len(self._threads)
                 if timed_out and all_idle and self._untrimmed >= BURST_ITEMS:

@@ -15,9 +15,10 @@ FEWEST_PENDING = 100_000
 class DigestSet:
     """A set of texts that can only grow. Not thread-safe; may be sent to another process."""
 
-    def __init__(self, texts: Iterable[str] = ()) -> None:
+    def __init__(self, texts: Iterable[str] = (), fewest_pending: int = FEWEST_PENDING) -> None:
         self._sorted: NDArray[np.bytes_] = np.empty(0, dtype=f"S{DIGEST_BYTES}")
         self._pending: set[bytes] = set()
+        self._fewest_pending = fewest_pending
         for text in texts:
             self.add(text)
 
@@ -31,7 +32,7 @@ class DigestSet:
             return False
         self._pending.add(key)
         # Each merge moves all there is: the more there is, the rarer.
-        if len(self._pending) >= max(FEWEST_PENDING, len(self._sorted) // 8):
+        if len(self._pending) >= max(self._fewest_pending, len(self._sorted) // 8):
             self._merge()
         return True
 

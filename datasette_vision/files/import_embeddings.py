@@ -52,6 +52,7 @@ class Plan:
     model: str | None = None
     base: str | None = None
     create: bool = False
+    batch_rows: int = BATCH_ROWS
 
 
 @dataclass
@@ -145,7 +146,7 @@ class Importer:
         file = open_shard(shard)
         wanted = [self.plan.match, "embedding", "error", *FILE_COLUMNS]
         columns = [name for name in file.schema_arrow.names if name in wanted]
-        for batch in batches(shard, file, BATCH_ROWS, columns=columns):
+        for batch in batches(shard, file, self.plan.batch_rows, columns=columns):
             matrix, missing = vectors_of(batch.column("embedding"))
             if not missing.all():
                 self._check_size(shard, model, matrix.shape[1])

@@ -107,7 +107,14 @@ def build_graph(
     return HnswGraph(np.concatenate(labels), graph, EXPANSIONS[0] if onto is None else onto.expansion)
 
 
-def tune(graph: HnswGraph, vectors: Flat, k: int = 10, spare: int = SPARE, sample: int = 64) -> float:
+def tune(
+    graph: HnswGraph,
+    vectors: Flat,
+    k: int = 10,
+    spare: int = SPARE,
+    sample: int = 64,
+    expansions: Sequence[int] = EXPANSIONS,
+) -> float:
     """Have a graph of these vectors look at as many candidates as it takes to find nearly all, and return the recall.
 
     Measured: the k nearest to some of them, and to some made of two of them, that are among the k + spare it names.
@@ -124,7 +131,7 @@ def tune(graph: HnswGraph, vectors: Flat, k: int = 10, spare: int = SPARE, sampl
     each = [Coded(queries.codes[row : row + 1], queries.scales[row : row + 1]) for row in range(len(queries.codes))]
     expected = [set(vectors.search(query, k, None)[0].tolist()) for query in each]
     recall = 0.0
-    for expansion in EXPANSIONS:
+    for expansion in expansions:
         graph.expand(expansion)
         found = [set(graph.search(query, k + spare, None)[0].tolist()) for query in each]
         recall = sum(len(e & f) / len(e) for e, f in zip(expected, found, strict=True)) / len(each)

@@ -195,10 +195,10 @@ def test_a_model_that_is_damaged_ends_the_run(make: Make, counting: fakes.Counti
     assert no_threads()
 
 
-def test_a_vision_that_is_closed_ends_the_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline_stages, "WINDOW", 5)
+def test_a_vision_that_is_closed_ends_the_run(make: Make) -> None:
     vision = make()
-    outcomes = embed_all(vision.image_tower(), PICTURES, content)
+    items = [PICTURES[0] + b"%d" % number for number in range(2 * pipeline_stages.WINDOW)]
+    outcomes = embed_all(vision.image_tower(), items, content)
     next(outcomes)
     vision.services.close()
     with pytest.raises(Busy, match="shutting down"):
@@ -232,21 +232,18 @@ def test_giving_up_half_way(make: Make) -> None:
     assert no_threads()
 
 
-def test_items_are_taken_only_a_little_ahead(
-    make: Make, counting: fakes.CountingLoads, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline_stages, "WINDOW", 20)
+def test_items_are_taken_only_a_little_ahead(make: Make) -> None:
     taken = 0
 
     def items() -> Iterator[bytes]:
         nonlocal taken
-        for number in range(500):
+        for number in range(3 * pipeline_stages.WINDOW):
             taken += 1
             yield PICTURES[number % 40]
 
     for delivered, _ in enumerate(embed_all(make().image_tower(), items(), content, workers=4), start=1):
-        assert taken - delivered <= 20 + 4
-    assert delivered == 500
+        assert taken - delivered <= pipeline_stages.WINDOW + 4
+    assert delivered == 3 * pipeline_stages.WINDOW
 
 
 def test_few_are_in_the_queue_at_a_time(make: Make, counting: fakes.CountingLoads) -> None:

@@ -16,7 +16,6 @@ import pytest
 from datasette_vision.engine import batcher as batching
 from datasette_vision.engine.batcher import Batcher
 from datasette_vision.errors import Busy, DeadlineExceeded, EngineFailure, InvalidText, ModelCorrupt, VisionError
-from datasette_vision.util import memory
 from datasette_vision.util.caller import Caller, acting
 from tests.paths import ROOT
 
@@ -154,21 +153,18 @@ def test_a_caller_that_gave_up_is_skipped(doubler: Doubler, batcher: Batcher[int
     assert doubler.batches[-1] == [2]
 
 
-def test_an_answer_that_does_not_come_in_time_is_busy(
-    doubler: Doubler, batcher: Batcher[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("datasette_vision.engine.batcher.ANSWER_TIMEOUT_S", 0.01)
+def test_an_answer_that_does_not_come_in_time_is_busy(doubler: Doubler) -> None:
+    batcher: Batcher[int, int] = Batcher(doubler, answer_timeout_s=0.01)
     doubler.gate.clear()
     with pytest.raises(Busy, match="no answer within"):
         batcher(1)
+    doubler.gate.set()
+    batcher.close()
 
 
-def test_memory_is_given_back_when_a_burst_is_over(
-    doubler: Doubler, batcher: Batcher[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_given_back_when_a_burst_is_over(doubler: Doubler) -> None:
     given_back = threading.Semaphore(0)
-    monkeypatch.setattr(memory, "trim", given_back.release)
-    monkeypatch.setattr(batching, "BURST_OVER_S", 0.1)
+    batcher: Batcher[int, int] = Batcher(doubler, burst_over_s=0.1, trim=given_back.release)
     for number in range(batching.BURST_ITEMS - 1):
         batcher(number)
     assert not given_back.acquire(timeout=0.3)  # too few to be worth it
@@ -176,15 +172,14 @@ def test_memory_is_given_back_when_a_burst_is_over(
     assert given_back.acquire(timeout=30)
     assert not given_back.acquire(timeout=0.3)  # once
     assert batcher(2) == 4
+    batcher.close()
 
 
-def test_memory_is_given_back_once_by_several_workers_and_not_while_one_is_at_work(
-    doubler: Doubler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_given_back_once_by_several_workers_and_not_while_one_is_at_work(doubler: Doubler) -> None:
     given_back = threading.Semaphore(0)
-    monkeypatch.setattr(memory, "trim", given_back.release)
-    monkeypatch.setattr(batching, "BURST_OVER_S", 0.1)
-    batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=1, workers=4)
+    batcher: Batcher[int, int] = Batcher(
+        doubler, max_batch_size=1, workers=4, burst_over_s=0.1, trim=given_back.release
+    )
     doubler.gate.clear()
     futures = [batcher.submit(number) for number in range(batching.BURST_ITEMS)]
     doubler.gate.set()
@@ -202,14 +197,18 @@ def test_memory_is_given_back_once_by_several_workers_and_not_while_one_is_at_wo
     batcher.close()
 
 
-def test_memory_is_not_given_back_while_there_is_work(
-    doubler: Doubler, batcher: Batcher[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_not_given_back_while_there_is_work(doubler: Doubler) -> None:
     times: list[float] = []
-    monkeypatch.setattr(batching, "BURST_OVER_S", 5.0)  # a busy machine may let one wait
-    monkeypatch.setattr(memory, "trim", lambda: times.append(time.monotonic()))
+    batcher: Batcher[int, int] = Batcher(
+        doubler,
+        max_batch_size=4,
+        max_queue=8,
+        burst_over_s=5.0,  # a busy machine may let one wait
+        trim=lambda: times.append(time.monotonic()),
+    )
     assert list(batcher.map(range(10 * batching.BURST_ITEMS))) == [2 * number for number in range(160)]
     assert times == []
+    batcher.close()
 
 
 def test_map_keeps_the_order_and_reports_bad_items_in_place(doubler: Doubler, batcher: Batcher[int, int]) -> None:

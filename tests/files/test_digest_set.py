@@ -29,10 +29,9 @@ def test_add_says_what_is_new() -> None:
     assert [found.add(text) for text in ("a", "b", "b", "a")] == [False, True, False, False]
 
 
-def test_many_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_merges() -> None:
     """The same answers when most of the set has long been sorted away."""
-    monkeypatch.setattr(digest_set, "FEWEST_PENDING", 3)
-    found = DigestSet()
+    found = DigestSet(fewest_pending=3)
     for number in range(500):
         assert found.add(str(number % 250)) == (number < 250)
     assert len(found) == 250
@@ -42,8 +41,7 @@ def test_many_merges(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_digests_that_end_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy cuts zeros off the end of bytes: they must not make two texts one, nor hide one."""
     monkeypatch.setattr(digest_set, "_key", lambda text: text.encode().ljust(16, b"\0"))
-    monkeypatch.setattr(digest_set, "FEWEST_PENDING", 1)
-    found = DigestSet(["a", "ab"])
+    found = DigestSet(["a", "ab"], fewest_pending=1)
     assert [text in found for text in ("a", "ab", "b", "abc")] == [True, True, False, False]
     assert found.contains(["a", "b", "abc"]).tolist() == [True, False, False]
 

@@ -161,15 +161,13 @@ def test_a_graph_that_is_added_to_leaves_the_first_as_it_is() -> None:
     assert max(Index(first, 64).search(matrix[2500], 500)[0]) < 2000
 
 
-def test_a_graph_looks_at_as_many_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_looks_at_as_many_as_it_takes() -> None:
     matrix = vectors.normalise(np.random.default_rng(0).standard_normal((6000, 64)))  # the hardest: no clusters
     made = graph(matrix)
-    monkeypatch.setattr(hnsw, "EXPANSIONS", (1, 2000))
-    measured = hnsw.tune(made, flat(matrix), spare=0)
+    measured = hnsw.tune(made, flat(matrix), spare=0, expansions=(1, 2000))
     assert made.expansion == 2000
     assert measured > 0.98
-    monkeypatch.setattr(hnsw, "EXPANSIONS", (1,))
-    assert hnsw.tune(made, flat(matrix), spare=0) < measured
+    assert hnsw.tune(made, flat(matrix), spare=0, expansions=(1,)) < measured
     assert hnsw.tune(made, empty(64)) == 1.0
 
 
