@@ -491,7 +491,10 @@ def swap(mutant: Mutant, path: Path, source: str) -> bool:
         if isinstance(function, FunctionType) and function.__code__.co_filename == str(path):
             code = codes.get(function.__code__)
             if code is not None:
-                function.__code__ = code
+                try:
+                    function.__code__ = code
+                except ValueError:  # it no longer uses a variable of the function around it
+                    return False
                 done = True
     return done
 
@@ -687,6 +690,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--start", type=int, default=1, help="the mutant to begin with: to go on where a run ended")
     parser.add_argument("--modules", default="", help="names or patterns, with commas between; all by default")
     parser.add_argument("--least", type=float, default=95.0, help="percentage that has to be noticed")
     parser.add_argument("--list", action="store_true", help="print the mutants and test none")
@@ -708,6 +712,7 @@ def main() -> int:
     )
     left = [mutant for mutant in chosen if mutant.key not in known]
     say(f"{len(chosen)} of {len(every)} mutants, {len(chosen) - len(left)} of them listed as equivalent")
+    left = left[given.start - 1 :]
     if given.list:
         for mutant in left:
             say(str(mutant))
