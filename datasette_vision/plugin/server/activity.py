@@ -1,11 +1,14 @@
 """What is under way: requests, and work in the background. While there is any, the server does not go to sleep.
 
+After a burst of requests, the memory that they left behind is given back to the system.
+
 datasette-scale-to-zero notes the time at the start of each request and ends the process `duration` later, whatever is
 running. Here it is asked to end nothing while there is work, and the silence counts from the end of the last one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import sys
@@ -14,6 +17,8 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from datasette_vision.util import memory
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -25,14 +30,26 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 SCALE_TO_ZERO = "datasette_scale_to_zero"
 LAST_REQUEST = "_scale_to_zero_last_asgi"
+# After so many requests, once none has been under way for so long, freed memory is given back to the system.
+BURST_REQUESTS = 32
+BURST_OVER_S = 1.0
 
 
 class Activity:
     """Counts what is under way in one server. Thread-safe."""
 
-    def __init__(self, on_silence: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        on_silence: Callable[[], None] = lambda: None,
+        trim: Callable[[], object] = memory.trim,
+        burst_over_s: float = BURST_OVER_S,
+    ) -> None:
         """`on_silence` is called when the last piece of work has ended, on the thread that ended it."""
         self._on_silence = on_silence
+        self._trim = trim
+        self._burst_over_s = burst_over_s
+        self._requests = 0
+        self._untrimmed = 0  # requests since memory was given back
         self._running: Counter[str] = Counter()
         self._changed = threading.Condition()
         self.stopping = threading.Event()
@@ -81,10 +98,23 @@ class Activity:
             if scope["type"] == "lifespan":  # lasts as long as the server
                 await application(scope, receive, send)
                 return
-            with self.keep_awake("requests"):
-                await application(scope, receive, send)
+            self._requests += 1
+            self._untrimmed += 1
+            try:
+                with self.keep_awake("requests"):
+                    await application(scope, receive, send)
+            finally:
+                if self._untrimmed >= BURST_REQUESTS and not self.busy:
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(self._burst_over_s, self._end_burst, loop, self._requests)
 
         return watched
+
+    def _end_burst(self, loop: asyncio.AbstractEventLoop, requests: int) -> None:
+        """Give memory back, unless there was another request since there were so many."""
+        if requests == self._requests:
+            self._untrimmed = 0
+            loop.run_in_executor(None, self._trim)
 
 
 def silence_begins(datasette: Datasette) -> None:

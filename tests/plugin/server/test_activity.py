@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import sqlite3
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from datasette.app import Datasette
 
-from datasette_vision.plugin.server.activity import Activity
+from datasette_vision.plugin.server.activity import BURST_REQUESTS, Activity
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from datasette_vision.plugin.server.state import state_of
 from tests.servers import Server, serve
@@ -237,6 +238,36 @@ async def test_requests_count_and_the_lifespan_does_not() -> None:
         await watched({"type": kind}, None, None)
     assert seen == [("http", True), ("websocket", True), ("lifespan", False)]
     assert not activity.busy
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("answers", [True, False])
+async def test_memory_is_given_back_once_after_a_burst(answers: bool) -> None:
+    trimmed: list[int] = []
+    activity = Activity(trim=lambda: trimmed.append(1), burst_over_s=0.1)
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if not answers:
+            raise RuntimeError("not today")
+
+    async def ask(count: int) -> None:
+        for _ in range(count):
+            with contextlib.suppress(RuntimeError):
+                await activity.watch(application)({"type": "http"}, None, None)
+
+    await ask(BURST_REQUESTS - 1)
+    await asyncio.sleep(0.3)
+    assert trimmed == []
+    await ask(1)
+    await asyncio.sleep(0.05)
+    await ask(1)  # it is not over yet
+    await asyncio.sleep(0.07)
+    assert trimmed == []
+    await asyncio.sleep(0.3)
+    assert trimmed == [1]
+    await ask(BURST_REQUESTS - 1)
+    await asyncio.sleep(0.3)
+    assert trimmed == [1]
 
 
 @pytest.mark.asyncio
