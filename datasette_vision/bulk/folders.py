@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasette_vision.errors import Unreadable
-from datasette_vision.images.formats import SUFFIXES, sniff
+from datasette_vision.images.formats import has_image_suffix, sniff
+from datasette_vision.util.listing import FILE, LINK, glob_regex, local_entries, split_glob, walk
 
-GLOB_CHARACTERS = re.compile(r"[*?\[]")
 HEAD_BYTES = 4096
 
 
@@ -26,7 +26,7 @@ class FoundImage:
 
 @dataclass
 class Walk:
-    """A walk over folders, files and globs (`**` for folders below): iterate it for the image files.
+    """A walk over folders, files and globs (util/listing.py): iterate it for the image files.
 
     A file without a suffix is looked into. What is hidden, and what is a link, is passed over: a link within the
     folders leads to what is found anyway, and no other is followed. Meanwhile `skipped` counts the files that are no
@@ -61,41 +61,33 @@ class Walk:
         return not hidden and any(root.covers(path) for root in self.roots)
 
     def _folder(self, root: Root) -> Iterator[FoundImage]:
-        for entry in self._names(root):
+        for path in self._names(root):
             try:
-                if not os.path.splitext(entry.name)[1] and not _looks_like_an_image(entry.path):  # noqa: PTH122
+                if _has_no_suffix(path) and not _looks_like_an_image(path):
                     self.skipped += 1
                     continue
-                status = entry.stat(follow_symlinks=False)
+                status = os.lstat(path)
             except OSError as error:
-                self.unreadable.append((entry.path, error.strerror or str(error)))
+                self.unreadable.append((path, error.strerror or str(error)))
                 continue
-            yield FoundImage(entry.path, status.st_size, status.st_mtime_ns)
+            yield FoundImage(path, status.st_size, status.st_mtime_ns)
 
-    def _names(self, root: Root) -> Iterator[os.DirEntry[str]]:
-        """Yield the files that may be images, a folder's before those of the folders in it, each by name."""
-        folders = [root.folder]
-        while folders:
-            folder = folders.pop()
-            try:
-                with os.scandir(folder) as entries:
-                    inside = sorted(entries, key=lambda entry: entry.name)
-            except OSError as error:
-                self.unreadable.append((folder, error.strerror or str(error)))
-                continue
-            below = []
-            for entry in inside:
-                if entry.name.startswith("."):
-                    self.skipped += 1
-                elif entry.is_symlink():
-                    self.links += 1
-                elif entry.is_dir(follow_symlinks=False):
-                    below.append(entry.path)
-                elif not entry.is_file(follow_symlinks=False) or not _may_be_an_image(entry.name):
-                    self.skipped += 1
-                elif root.covers(entry.path):
-                    yield entry
-            folders += reversed(below)
+    def _names(self, root: Root) -> Iterator[str]:
+        """Yield the paths of the files that may be images."""
+        for path, kind in walk(root.folder, self._entries):
+            if kind == LINK:
+                self.links += 1
+            elif kind != FILE or not (has_image_suffix(path) or _has_no_suffix(path)):
+                self.skipped += 1
+            elif root.covers(path):
+                yield path
+
+    def _entries(self, folder: str) -> list[tuple[str, str]]:
+        try:
+            return local_entries(folder)
+        except OSError as error:
+            self.unreadable.append((folder, error.strerror or str(error)))
+            return []
 
     def _file(self, path: str) -> Iterator[FoundImage]:
         try:
@@ -122,21 +114,18 @@ class Root:
             return cls(str(place.resolve()), is_file=True)
         if place.is_dir():
             return cls(str(place.resolve()))
-        parts = place.parts
-        first = next((number for number, part in enumerate(parts) if GLOB_CHARACTERS.search(part)), len(parts))
-        folder = Path(*parts[:first])
-        if first == len(parts) or not folder.is_dir():
+        folder, pattern = split_glob(place.as_posix())
+        if pattern is None or not Path(folder).is_dir():
             raise Unreadable(f"{path}: there is no such folder or file")
-        base = str(folder.resolve())
-        return cls(base, pattern=re.compile(re.escape(base.rstrip(os.sep)) + _expression(parts[first:])))
+        return cls(str(Path(folder).resolve()), pattern=re.compile(glob_regex(pattern)))
 
     def covers(self, path: str) -> bool:
         """Whether an absolute path is one to be found here."""
         if self.is_file:
             return path == self.folder
-        if self.pattern is not None:
-            return self.pattern.fullmatch(path) is not None
-        return path.startswith(self.folder.rstrip(os.sep) + os.sep)
+        above = self.folder.rstrip(os.sep) + os.sep
+        below = path[len(above) :].replace(os.sep, "/")
+        return path.startswith(above) and (self.pattern is None or self.pattern.fullmatch(below) is not None)
 
 
 def _without_nested(roots: list[Root]) -> list[Root]:
@@ -150,36 +139,8 @@ def _without_nested(roots: list[Root]) -> list[Root]:
     return list(kept.values())
 
 
-def _expression(parts: Sequence[str]) -> str:
-    """Write a glob as a regular expression over what comes after its folder."""
-    separator = re.escape(os.sep)
-    result = ""
-    for number, part in enumerate(parts):
-        if part == "**":
-            result += (
-                f"(?:{separator}[^{separator}]+)*" if number < len(parts) - 1 else f"(?:{separator}[^{separator}]+)+"
-            )
-            continue
-        result += separator
-        position = 0
-        while position < len(part):
-            character = part[position]
-            closing = part.find("]", position + 2) if character == "[" else -1
-            if character in "*?":
-                result += f"[^{separator}]" + ("*" if character == "*" else "")
-            elif closing > 0:
-                inside = part[position + 1 : closing].replace("\\", r"\\").replace("[", r"\[")
-                result += "[" + ("^" + inside[1:] if inside[0] == "!" else inside.replace("^", r"\^")) + "]"
-                position = closing
-            else:
-                result += re.escape(character)
-            position += 1
-    return result
-
-
-def _may_be_an_image(name: str) -> bool:
-    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
-    return not suffix or suffix in SUFFIXES
+def _has_no_suffix(path: str) -> bool:
+    return not os.path.splitext(path)[1]  # noqa: PTH122
 
 
 def _looks_like_an_image(path: str) -> bool:

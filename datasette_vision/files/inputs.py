@@ -16,18 +16,14 @@ from typing import Any
 from datasette_vision.errors import InvalidArgument
 from datasette_vision.files.parquet import SUFFIX, batches, open_shard
 from datasette_vision.files.storage import SCHEME, Place, place, storage_errors
-from datasette_vision.images.formats import SUFFIXES
-
-# What is taken of a folder. A glob takes whatever it matches.
-IMAGE_SUFFIXES = tuple(sorted(SUFFIXES))
+from datasette_vision.images.formats import has_image_suffix
+from datasette_vision.util.listing import glob_regex, split_glob
 
 # How others call a column of images, and one of paths, the surest first.
 CONTENT_NAMES = ("image", "bytes", "content", "img", "picture", "photo", "data", "jpg", "jpeg", "png", "webp")
 PATH_NAMES = ("path", "uri", "image_path", "file_path", "filepath", "file", "file_name", "filename", "key", "image")
 
 ROWS_AT_A_TIME = 64
-# What means something in a class of characters of a regular expression, but not in one of a glob.
-CLASS_SYNTAX, BACKSLASHED = r"([\\\[\]^&~|])", r"\\\1"
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ class Inputs:
             yield from found
 
     def _units_of(self, text: str) -> Iterator[Unit]:
-        base, pattern = split_glob(text)
+        base, pattern = folder_and_pattern(text)
         where = place(base)
         if pattern is not None:
             files = self._below(where)
@@ -104,7 +100,7 @@ class Inputs:
         tables: list[Place] = []
         files = self._below(where)
         for file in files:
-            if file.path.lower().endswith(IMAGE_SUFFIXES):
+            if has_image_suffix(file.path):
                 self.ignored += len(tables)
                 images = (other for other in itertools.chain([file], files) if self._is_image(other))
                 yield from (Unit(image.uri) for image in images)
@@ -118,7 +114,7 @@ class Inputs:
                 yield from self._units_of_file(table)
 
     def _is_image(self, file: Place) -> bool:
-        if file.path.lower().endswith(IMAGE_SUFFIXES):
+        if has_image_suffix(file.path):
             return True
         self.ignored += 1
         return False
@@ -178,57 +174,18 @@ class Column:
         )
 
 
-def split_glob(text: str) -> tuple[str, str | None]:
-    """Split an input into the folder that is sure and the pattern below it: "a/*/b*.jpg" -> ("a", "*/b*.jpg").
+def folder_and_pattern(text: str) -> tuple[str, str | None]:
+    """Split an input as split_glob() does, options behind a URI aside. What is there is no pattern.
 
-    The pattern is None where there is none. Of a URI only * and [ make a pattern, since ? begins its options.
+    Of a URI only * and [ make a pattern, since ? begins its options.
     """
     scheme = SCHEME.match(text)
     remote = scheme is not None and scheme[1].lower() != "file"
     text, mark, options = text.partition("?") if remote else (text, "", "")
     if not remote and place(text).kind() != "nothing":  # [2024] may well be a folder's name
         return text, None
-    magic = re.search(r"[*\[]" if remote else r"[*?\[]", text)
-    if magic is None:
-        return text + mark + options, None
-    cut = text.rfind("/", 0, magic.start())
-    folder = text[: cut + 1] if cut >= 0 else "."
-    return (folder.rstrip("/") or "/") + mark + options, text[cut + 1 :]
-
-
-def glob_regex(pattern: str) -> str:
-    """Return the regular expression of a glob: * and ? stay within a folder, ** does not."""
-    parts = []
-    position = 0
-    while position < len(pattern):
-        if pattern.startswith("**/", position):
-            parts.append("(?:.*/)?")
-            position += 3
-            continue
-        if pattern.startswith("**", position):
-            parts.append(".*")
-            position += 2
-            continue
-        character = pattern[position]
-        end = pattern.find("]", position + 2) if character == "[" else -1
-        if end > 0:
-            parts.append(_character_class(pattern[position + 1 : end]))
-            position = end + 1
-            continue
-        parts.append({"*": "[^/]*", "?": "[^/]"}.get(character, re.escape(character)))
-        position += 1
-    return "".join(parts)
-
-
-def _character_class(inside: str) -> str:
-    """Return the regular expression of what stands between brackets; a range from z to a matches nothing."""
-    negation, inside = ("^", inside[1:]) if inside[0] in "!^" else ("", inside)
-    expression = f"[{negation}{re.sub(CLASS_SYNTAX, BACKSLASHED, inside)}]"
-    try:
-        re.compile(expression)
-    except re.error:
-        return "(?!)"
-    return expression
+    folder, pattern = split_glob(text, "*[" if remote else "*?[")
+    return folder + mark + options, pattern
 
 
 def _file(file: Place) -> Image:

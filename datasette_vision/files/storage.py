@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.errors import ExtraMissing, InvalidArgument, StorageFailed, VisionError
+from datasette_vision.util.listing import FILE, FOLDER, LINK, local_entries, walk
 from datasette_vision.util.partial_files import remove_leftovers, unfinished
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
@@ -68,29 +69,19 @@ class Place:
     def files(self, hidden: tuple[str, ...] = (".",)) -> Iterator[Place]:
         """Yield the files in this folder and below, but for names that begin as hidden ones do. Raises StorageFailed.
 
-        In the order of their paths, the files of a folder before those below it.
+        In the order of util/listing.py. Links to files are followed, as data sets have them; links to folders are not.
         """
-        folders = [self.path]
-        while folders:
-            with storage_errors(self.address):
-                entries = sorted(self._entries(folders.pop()))
-            seen = [(path, kind) for path, kind in entries if not path.rpartition("/")[2].startswith(hidden)]
-            folders += [path for path, kind in reversed(seen) if kind == "folder"]
-            yield from (self.at(path) for path, kind in seen if kind == "file")
+        for path, kind in walk(self.path, self._entries, hidden):
+            if kind == FILE or (kind == LINK and os.path.isfile(path)):  # noqa: PTH113
+                yield self.at(path)
 
-    def _entries(self, folder: str) -> Iterator[tuple[str, str]]:
-        """Yield (path, kind) of what is in a folder. Links to folders are nothing: they may lead round in circles."""
-        if self.root:
+    def _entries(self, folder: str) -> list[tuple[str, str]]:
+        with storage_errors(self.address):
+            if not self.root:  # not pyarrow: it takes no names that are not UTF-8
+                return local_entries(folder)
             from pyarrow import fs
 
-            for info in self.filesystem.get_file_info(fs.FileSelector(folder)):
-                yield info.path, _kind(info)
-            return
-        # Not pyarrow: it takes no names that are not UTF-8.
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                kind = "folder" if entry.is_dir(follow_symlinks=False) else "file" if entry.is_file() else "nothing"
-                yield entry.path, kind
+            return [(info.path, _kind(info)) for info in self.filesystem.get_file_info(fs.FileSelector(folder))]
 
     def read(self, max_bytes: int | None = None) -> bytes:
         """Return the content; of a file larger than `max_bytes`, one byte more than that. Raises StorageFailed."""
@@ -241,4 +232,4 @@ def _all(read: Callable[[int | None], bytes], max_bytes: int | None) -> bytes:
 def _kind(entry: Any) -> str:
     from pyarrow import fs
 
-    return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(entry.type, "nothing")
+    return {fs.FileType.File: FILE, fs.FileType.Directory: FOLDER}.get(entry.type, "nothing")

@@ -8,6 +8,7 @@ decoding has failed, what is missing (`truncation`).
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,6 +74,11 @@ MAX_SCANNED_PIXELS = 1_500_000_000
 _PNG_KEPT = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP"}
 _MAX_XMP = 1_000_000
 MAX_PIECES = 50_000  # segments or chunks; 20 MB in the 8 kB chunks that libpng writes are 2,500
+
+
+def has_image_suffix(name: str) -> bool:
+    """Say whether a file's name or path ends as those of images do."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
 def sniff(data: bytes) -> str | None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from datasette_vision.errors import InvalidArgument, InvalidImage, Unreadable
 from datasette_vision.images import decode as images
+from datasette_vision.images.formats import has_image_suffix
 from datasette_vision.tables.file_content import Base, read_image
 from datasette_vision.tables.rows import SourceRow, SourceTable
 
-# What values of a column of paths end with: embedded as texts, they would take the place of the pictures' embeddings.
-FILE_NAME = re.compile(r"\.(jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?|avif|hei[cf])$", re.IGNORECASE)
 IMAGES, TEXTS, PATHS = "images", "texts", "paths"
 
 
@@ -42,7 +39,8 @@ def kind(source: SourceTable, column: str, base: Base | None, where: str | None 
     texts = [value for value in samples if isinstance(value, str)]
     if not texts or _holds_images(samples, None):
         return IMAGES
-    names = [text for text in texts if FILE_NAME.search(text)]
+    # Embedded as texts, paths would take the place of the pictures' embeddings.
+    names = [text for text in texts if has_image_suffix(text)]
     if len(names) > len(texts) / 2:
         raise InvalidArgument(
             f"{column} holds names of files, as {names[0]!r}: --base has to say in which folder they are"

@@ -93,11 +93,14 @@ def test_a_relative_path_is_one_of_the_working_folder(tmp_path: Path, monkeypatc
     assert place("~/x").address == str(Path("~/x").expanduser())
 
 
-def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"")
     (tmp_path / "in" / "round").symlink_to(tmp_path / "in")
-    assert [file.path for file in place(str(tmp_path)).files()] == [f"{tmp_path}/in/a.jpg"]
+    (tmp_path / "in" / "link.jpg").symlink_to("a.jpg")
+    (tmp_path / "in" / "nowhere.jpg").symlink_to("b.jpg")
+    found = [file.path for file in place(str(tmp_path)).files()]
+    assert found == [f"{tmp_path}/in/a.jpg", f"{tmp_path}/in/link.jpg"]
 
 
 @pytest.mark.parametrize("address", ["http://example.com/a.jpg", "https://example.com/a.jpg"])

@@ -106,8 +106,9 @@ pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
 from datasette_vision.files.import_embeddings import Importer, Plan  # noqa: E402
-from datasette_vision.files.inputs import Inputs, glob_regex  # noqa: E402
+from datasette_vision.files.inputs import Inputs  # noqa: E402
 from datasette_vision.files.parquet import ImageRow, Output, OutputForm, vectors_of  # noqa: E402
+from datasette_vision.util.listing import glob_regex  # noqa: E402
 
 PNG = pictures.png(4, 4)
 TYPES: list[tuple[Any, st.SearchStrategy[Any]]] = [

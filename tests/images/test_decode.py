@@ -24,6 +24,7 @@ from datasette_vision.errors import InvalidArgument, InvalidImage
 from datasette_vision.images import decode as images
 from datasette_vision.images import tiff_tags
 from datasette_vision.images.decode import ImageLimits
+from datasette_vision.images.formats import has_image_suffix
 from tests import hostile, pictures
 from tests.paths import ROOT
 
@@ -966,3 +967,10 @@ def test_many_threads_at_once() -> None:
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
+
+
+def test_files_that_end_like_images() -> None:
+    for suffix in (".jpg", ".png", ".webp", ".gif", ".bmp", ".tiff", ".avif", ".heic", ".JPG"):
+        assert has_image_suffix(f"some.where/photo.1{suffix}")
+    for name in ("photo", ".jpg", "photo.jpg/notes", "photo.jpg.txt", "jpg", ""):
+        assert not has_image_suffix(name)
