@@ -19,17 +19,8 @@ from datasette_vision.bulk.embed_table import embed_table
 from datasette_vision.bulk.tally import Summary
 from datasette_vision.engine.vision import Vision
 from datasette_vision.tables import columns
-from datasette_vision.tables.diff import (
-    ContentCheck,
-    Glance,
-    failures,
-    given_key,
-    glance,
-    has_key,
-    is_new,
-    source_table,
-)
-from datasette_vision.tables.rows import Connect
+from datasette_vision.tables.diff import ContentCheck, Glance, failures, glance, has_key, is_new
+from datasette_vision.tables.rows import Connect, SourceTable
 from datasette_vision.tables.side_tables import EmbeddedSource
 from datasette_vision.util.transactions import Writer
 
@@ -144,7 +135,7 @@ class SyncedColumn:
     def _look(self, connection: sqlite3.Connection) -> str | None:
         """Compare keys, and return the condition for the rows to embed."""
         if self._kind is None:
-            table = source_table(connection, self.source)
+            table = SourceTable(connection, self.source.table)
             self._kind = columns.kind(table, table.column(self.column), None)
         before, wrote = self._seen, self._wrote
         seen = self._seen = glance(connection, self.source, self.column, self.model)
@@ -170,7 +161,7 @@ class SyncedColumn:
         """Read some values, and return the condition for those that changed."""
         if self._check is None:
             assert self._kind is not None  # a look comes first
-            table, limit = source_table(connection, self.source), self._means.vision().limits.max_bytes
+            table, limit = SourceTable(connection, self.source.table), self._means.vision().limits.max_bytes
             self._check = ContentCheck(table, self.column, self.model, self._kind, limit)
             self._check_due = False
         keys, done = self._check.run(SLICE_S, KEYS_AT_A_TIME)
@@ -197,7 +188,6 @@ class SyncedColumn:
                 column=self.column,
                 kind=self._kind,
                 model=self.model,
-                key=given_key(connection, self.source),
                 where=where,
                 workers=WORKERS,
                 max_queued=MAX_QUEUED,

@@ -17,7 +17,8 @@ from datasette_vision.errors import DimensionMismatch, InvalidArgument, InvalidV
 from datasette_vision.files.parquet import MODEL_METADATA, batches, open_shard, shards, vectors_of
 from datasette_vision.files.storage import Place, place, storage_errors
 from datasette_vision.tables import side_tables
-from datasette_vision.tables.row_matching import Matcher, key_of
+from datasette_vision.tables.keys import key_of
+from datasette_vision.tables.row_matching import Matcher
 from datasette_vision.tables.schema import SideTable, SideTableRow, content_hash
 from datasette_vision.util.progress import OnProgress, no_progress
 from datasette_vision.util.sql_names import quote

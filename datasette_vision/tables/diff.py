@@ -82,18 +82,6 @@ def has_key(table: str, columns: Sequence[str], keys: Sequence[KeyValues]) -> st
     return f"({', '.join(names)}) in (values {values})"
 
 
-def source_table(connection: sqlite3.Connection, source: EmbeddedSource) -> SourceTable:
-    """Return the table for reading its rows. Raises InvalidArgument when its key does not tell them apart."""
-    return SourceTable(connection, source.table, given_key(connection, source))
-
-
-def given_key(connection: sqlite3.Connection, source: EmbeddedSource) -> tuple[str, ...]:
-    """Return the key of a view, or of a table that is known by another than its own; else ()."""
-    if source.is_view or SourceTable(connection, source.table).key != source.key:
-        return source.key
-    return ()
-
-
 class ContentCheck:
     """Reads the values of a column, a slice at a time, and finds those that are not what was embedded.
 

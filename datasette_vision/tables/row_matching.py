@@ -7,29 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from datasette_vision.errors import InvalidArgument
 from datasette_vision.tables import side_tables
-from datasette_vision.util.sql_names import quote, rowid_name
+from datasette_vision.tables.keys import key_of
+from datasette_vision.util.sql_names import quote
 
 # Temporary tables, of this connection alone.
 BATCH_TABLE = "_vision_batch"
 COPY = "_vision_copy"
-
-
-def key_of(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
-    """Return the column(s) by which a table's rows are known: as in its side table, its primary key, or its rowid.
-
-    Raises InvalidArgument when it has none of these: a view, say, that has not been embedded yet.
-    """
-    found = side_tables.find_source(connection, table)
-    if found is not None:
-        return found.key
-    key = side_tables.primary_key(connection, table)
-    if key:
-        return key
-    is_table = "select 1 from sqlite_master where type = 'table' and name = ? collate nocase"
-    rowid = rowid_name(side_tables.columns(connection, table))
-    if rowid is None or connection.execute(is_table, [table]).fetchone() is None:
-        raise InvalidArgument(f"{table} has no key by which its rows could be known")
-    return (rowid,)
 
 
 class Matcher:

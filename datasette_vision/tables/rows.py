@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.errors import InvalidArgument, Unreadable
+from datasette_vision.tables import keys
 from datasette_vision.tables.schema import SideTable
-from datasette_vision.util.sql_names import literal, quote, rowid_name
+from datasette_vision.util.sql_names import literal, quote
 
 CHUNK_ROWS = 256
 CHUNK_BYTES = 8_000_000
@@ -83,32 +84,25 @@ def connected(connection: sqlite3.Connection) -> sqlite3.Connection:
 class SourceTable:
     """A table or view whose rows can be told apart.
 
-    `key` is its primary key, else the row number; for views it has to be given. Raises InvalidArgument when there is no
-    such table or column, or when the key that is given does not tell the rows apart.
+    Without `key` it is what keys.describe() says; for views that are not embedded yet it has to be given. Raises
+    InvalidArgument when there is no such table or column, or when a key that is not its own does not tell its rows
+    apart.
     """
 
     def __init__(self, connection: sqlite3.Connection, table: str, key: Sequence[str] = ()) -> None:
-        row = connection.execute(
-            "select name, type from sqlite_master where type in ('table', 'view') and name = ? collate nocase", (table,)
-        ).fetchone()
-        if row is None:
+        found = keys.describe(connection, table)
+        if found is None:
             raise InvalidArgument(f"there is no table or view {table!r}; there are: {_tables(connection)}")
-        self.name: str = row[0]
-        self.is_view = row[1] == "view"
+        self.name, self.is_view, self.columns = found.name, found.is_view, list(found.columns)
+        self.own_key = found.own_key
         self._connection = connection
-        cursor = connection.execute(f"select * from {quote(self.name)} limit 0")
-        self.columns = [column[0] for column in cursor.description]
-        declared = connection.execute("select name from pragma_table_info(?) where pk > 0 order by pk", (self.name,))
-        primary_key = tuple(name for (name,) in declared)
-        rowid = None if self.is_view else self._rowid()
-        if self.is_view and not key:
-            raise InvalidArgument(f"{self.name} is a view: --key has to name the column(s) that tell its rows apart")
-        self.key = tuple(map(self.column, key)) or primary_key or ((rowid,) if rowid else ())
+        self.key = tuple(map(self.column, key)) or found.key
         if not self.key:
-            raise InvalidArgument(f"{self.name} has no key: --key has to name the column(s) that tell its rows apart")
+            kind = "is a view" if self.is_view else "has no key"
+            raise InvalidArgument(f"{self.name} {kind}: --key has to name the column(s) that tell its rows apart")
         # Rows are visited in an order that costs nothing: as they lie on the disk.
-        self._order = (rowid,) if rowid else primary_key or self.key
-        if key:
+        self._order = (found.rowid,) if found.rowid else self.own_key or self.key
+        if self.is_view or self.key != self.own_key:
             self._check_key()
 
     @property
@@ -187,14 +181,6 @@ class SourceTable:
             f" select {own} from {table} where {quote(column)} is not null) limit ?"
         )
         return [(row[:-1], bool(row[-1])) for row in self._connection.execute(sql, (column, limit))]
-
-    def _rowid(self) -> str | None:
-        name = rowid_name(self.columns)
-        try:
-            self._connection.execute(f"select {name} from {quote(self.name)} limit 0")
-        except self._connection.OperationalError:  # WITHOUT ROWID
-            return None
-        return name
 
     def _check_key(self) -> None:
         names = ", ".join(map(quote, self.key))

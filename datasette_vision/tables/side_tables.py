@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from datasette_vision.tables import keys
 from datasette_vision.tables.schema import BOOKKEEPING, OWN_COLUMNS, SIDE_TABLE_PREFIX, SideTable
-from datasette_vision.util.sql_names import quote, rowid_name
+from datasette_vision.util.sql_names import quote
 
 # How the names of all tables begin that this package makes.
 OWN_PREFIX = "_vision"
@@ -57,25 +58,11 @@ def sources(connection: sqlite3.Connection, schema: str = "main") -> list[Embedd
 
 def find_source(connection: sqlite3.Connection, table: str, schema: str = "main") -> EmbeddedSource | None:
     """Return a table or view that has a side table by its name, as SQLite compares names; None when there is none."""
-    master = f"{quote(schema)}.sqlite_master"
-    row = connection.execute(
-        f"select name, type from {master} where type in ('table', 'view') and name = ? collate nocase", (table,)
-    ).fetchone()
-    side = connection.execute(
-        f"select name from {master} where type = 'table' and name = ? collate nocase", (SIDE_TABLE_PREFIX + table,)
-    ).fetchone()
-    if row is None or side is None:
+    found = keys.describe(connection, table, schema)
+    if found is None or found.side_table is None:
         return None
-    side_columns = columns(connection, side[0], schema)
-    if tuple(name.lower() for name in side_columns[-len(OWN_COLUMNS) :]) != OWN_COLUMNS:
-        return None
-    name, is_view = row[0], row[1] == "view"
-    rowid = None if is_view else _rowid(connection, name, schema)
-    key = _key(connection, name, schema, tuple(side_columns[: -len(OWN_COLUMNS)]), rowid)
-    return (
-        None
-        if key is None
-        else EmbeddedSource(schema, SideTable(side[0][len(SIDE_TABLE_PREFIX) :], key), is_view, rowid)
+    return EmbeddedSource(
+        schema, SideTable(found.side_table[len(SIDE_TABLE_PREFIX) :], found.key), found.is_view, found.rowid
     )
 
 
@@ -162,43 +149,3 @@ def pairs(connection: sqlite3.Connection, source: EmbeddedSource) -> list[tuple[
 def columns(connection: sqlite3.Connection, table: str, schema: str = "main") -> list[str]:
     """Return the names of the columns of a table or view."""
     return [row[1] for row in connection.execute(f"pragma {quote(schema)}.table_info({quote(table)})")]
-
-
-def primary_key(connection: sqlite3.Connection, table: str, schema: str = "main") -> tuple[str, ...]:
-    """Return the column(s) of a table's declared primary key, in its order; () when it has none."""
-    rows = connection.execute(f"pragma {quote(schema)}.table_info({quote(table)})").fetchall()
-    return tuple(row[1] for row in sorted((row for row in rows if row[5]), key=lambda row: row[5]))
-
-
-def _rowid(connection: sqlite3.Connection, table: str, schema: str) -> str | None:
-    place = quote(schema)
-    for index in connection.execute(f"pragma {place}.index_list({quote(table)})").fetchall():
-        if index[3] == "pk":
-            stored = connection.execute(f"pragma {place}.index_xinfo({quote(index[1])})").fetchall()
-            if not any(row[1] == -1 for row in stored):  # the index of a primary key ends with the row number, if any
-                return None
-    return rowid_name(columns(connection, table, schema))
-
-
-def _key(
-    connection: sqlite3.Connection, table: str, schema: str, side_key: tuple[str, ...], rowid: str | None
-) -> tuple[str, ...] | None:
-    """Return the column(s) of a table that the key columns of its side table stand for."""
-    declared = primary_key(connection, table, schema)
-    if declared and _same(SideTable(table, declared).key_columns, side_key):
-        return declared
-    own = {name.lower(): name for name in columns(connection, table, schema)}
-    if rowid is not None:
-        own.setdefault(rowid, rowid)
-    key = []
-    for name in side_key:
-        while name.lower() not in own and name.lower().startswith("source_"):
-            name = name[len("source_") :]
-        if name.lower() not in own:
-            return None
-        key.append(own[name.lower()])
-    return tuple(key) if _same(SideTable(table, tuple(key)).key_columns, side_key) else None
-
-
-def _same(names: tuple[str, ...], others: tuple[str, ...]) -> bool:
-    return [name.lower() for name in names] == [name.lower() for name in others]

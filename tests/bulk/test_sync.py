@@ -21,7 +21,7 @@ from datasette_vision.errors import InvalidArgument, UnknownModel
 from datasette_vision.models.store import ModelStore
 from datasette_vision.tables import diff, side_tables
 from datasette_vision.tables.diff import ContentCheck, Glance, glance
-from datasette_vision.tables.rows import connected
+from datasette_vision.tables.rows import SourceTable, connected
 from datasette_vision.util.transactions import writer_on
 from tests import fakes, pictures
 
@@ -75,7 +75,7 @@ class Place:
 
     def check(self, table: str, column: str = "image", kind: str = "images") -> list[Any]:
         source = self.source(table)
-        check = ContentCheck(diff.source_table(self.reader, source), column, "fake", kind, 100_000)
+        check = ContentCheck(SourceTable(self.reader, source.table), column, "fake", kind, 100_000)
         found, done = check.run(60, 1000)
         assert done
         return found

@@ -63,7 +63,8 @@ class VisionEnrichment(Enrichment):
             vision = state_of(datasette).vision.get()
             with contextlib.closing(open_reader(db)) as connection:
                 columns, pictures = image_column(connection, table)
-                key = SourceTable(connection, table).key
+                source = SourceTable(connection, table)
+                key = source.key + source.own_key
             suiting = [model for model in vision.models() if "error" not in model and self.suits(model)]
             names = [str(model["name"]) for model in sorted(suiting, key=lambda model: not model["default"])]
             return self.form(forms.Choices(columns, key, pictures, names), vision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -14,7 +14,7 @@ from datasette_vision.plugin.http.context import context_of
 from datasette_vision.plugin.pages import image_route, table_facts
 from datasette_vision.plugin.search import page
 from datasette_vision.plugin.search.request import LikeRow, SearchRequest
-from datasette_vision.tables.schema import OWN_COLUMNS, SIDE_TABLE_PREFIX
+from datasette_vision.tables.schema import OWN_COLUMNS, SIDE_TABLE_PREFIX, SideTable
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -90,20 +90,23 @@ async def _embedding(
     html = NOTE.format(f"{len(value) // 4:,} floats")
     names = list(row.keys()) if hasattr(row, "keys") else []
     if table and table.startswith(SIDE_TABLE_PREFIX) and column == "embedding" and set(OWN_COLUMNS) <= set(names):
-        link = LINK.format(_similar_to(datasette, row, names, table, database), "find similar")
-        html += Markup("<br>") + NOTE.format(link)
+        source = table[len(SIDE_TABLE_PREFIX) :]
+        known_by = (await table_facts.facts(datasette, database, source)).keys
+        key = SideTable(source, known_by).key_columns
+        if key and set(key) <= set(names):  # it may be known by another key than addresses take
+            link = LINK.format(_similar_to(datasette, row, key, source, database), "find similar")
+            html += Markup("<br>") + NOTE.format(link)
     return html
 
 
-def _similar_to(datasette: Datasette, row: Mapping[str, Any], names: list[str], side_table: str, database: str) -> str:
-    """Return the address of the search for what is like a row of a side table."""
-    key = [name for name in names if name not in OWN_COLUMNS]
+def _similar_to(datasette: Datasette, row: Mapping[str, Any], key: Sequence[str], table: str, database: str) -> str:
+    """Return the address of the search for what is like a row of a side table, by its columns that are the key."""
     like = SearchRequest(
         examples=(LikeRow(table_facts.path_of([row[name] for name in key]), 1.0),),
         model=str(row["model"]),
         column=str(row["source_column"]),
     )
-    return f"{page.search_page_path(datasette, database, side_table[len(SIDE_TABLE_PREFIX) :])}?{like.query_string()}"
+    return f"{page.search_page_path(datasette, database, table)}?{like.query_string()}"
 
 
 def _inline(kind: str, value: bytes, column: str) -> Markup:

@@ -9,8 +9,9 @@ from datasette_vision.errors import Busy, InvalidArgument, VisionError
 from datasette_vision.images.formats import MEDIA_TYPES
 from datasette_vision.plugin.http.context import RequestContext, context_of
 from datasette_vision.plugin.http.responses import status_of
-from datasette_vision.plugin.search.search import read_embedded, table_of
+from datasette_vision.plugin.search.search import table_of
 from datasette_vision.plugin.server.permissions import may_view_table
+from datasette_vision.tables import keys
 from datasette_vision.util.sql_names import quote
 
 if TYPE_CHECKING:
@@ -91,16 +92,11 @@ async def _read(database: Any, table: str, column: str, row: str, most: int) -> 
     """
     from datasette.utils import tilde_decode, urlsafe_components
 
-    column = tilde_decode(column)
-    columns = await database.table_columns(table)
-    keys = await database.primary_keys(table)
-    if not keys:
-        embedded = await read_embedded(database, table)  # a view is known by what it was embedded by
-        keys = embedded.key if embedded else ("rowid",)
-    values = urlsafe_components(row)
-    if column not in columns or len(values) != len(keys):
+    column, values = tilde_decode(column), urlsafe_components(row)
+    known = await database.execute_fn(lambda connection: keys.describe(connection, table))
+    if known is None or column not in known.columns or not len(values) == len(known.own_key) > 0:
         return None
-    conditions = " and ".join(f"{quote(key)} = :p{place}" for place, key in enumerate(keys))
+    conditions = " and ".join(f"{quote(key)} = :p{place}" for place, key in enumerate(known.own_key))
     name = quote(column)
     content = f"case when typeof({name}) = 'blob' then iif(length({name}) > :most, length({name}), {name}) end"
     parameters = {**{f"p{place}": value for place, value in enumerate(values)}, "most": most}

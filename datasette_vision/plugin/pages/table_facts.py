@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette_vision.plugin.search import embedded_table as embedded_tables
 from datasette_vision.plugin.server.state import state_of
+from datasette_vision.tables import keys
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -36,10 +38,9 @@ class TableFacts:
     def row_path(self, row: Any) -> str | None:
         """Return the path of a row as Datasette writes it; None for a view, or when the row comes without its key."""
         names = set(row.keys()) if hasattr(row, "keys") else set()
-        keys = self.keys or ("rowid",)
-        if self.is_view or not set(keys) <= names:
+        if self.is_view or not self.keys or not set(self.keys) <= names:
             return None
-        return path_of([row[key] for key in keys])
+        return path_of([row[key] for key in self.keys])
 
 
 async def facts(datasette: Datasette, database: str, table: str) -> TableFacts:
@@ -49,16 +50,18 @@ async def facts(datasette: Datasette, database: str, table: str) -> TableFacts:
     now = time.monotonic()
     if key in remembered and now < remembered[key][0]:
         return remembered[key][1]
-    db = datasette.get_database(database)
-    found = TableFacts(
-        tuple(await db.primary_keys(table)),
-        await db.get_view_definition(table) is not None,
-        *await db.execute_fn(lambda connection: embedded_tables.columns_of(connection, table)),
-    )
+    found: TableFacts = await datasette.get_database(database).execute_fn(lambda connection: _read(connection, table))
     while len(remembered) >= MOST:
         remembered.pop(next(iter(remembered)), None)
     remembered[key] = now + REMEMBERED_S, found
     return found
+
+
+def _read(connection: sqlite3.Connection, table: str) -> TableFacts:
+    known = keys.describe(connection, table)
+    if known is None:
+        return TableFacts((), False, frozenset(), ())
+    return TableFacts(known.own_key, known.is_view, *embedded_tables.columns_of(connection, known))
 
 
 def path_of(values: Sequence[Any]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
-from datasette_vision.tables import side_tables
+from datasette_vision.tables import keys, side_tables
+from datasette_vision.tables.keys import KeyedTable
 from datasette_vision.util.sql_names import quote
 
 SAMPLE_ROWS = 20
@@ -19,15 +20,17 @@ SMALL_VALUE_BYTES = 64 * 1024
 class EmbeddedTable:
     """A table with embeddings.
 
-    `key` are the columns by which its rows are known ("rowid" where it has no primary key), `side_key` the same in the
-    side table; `rowid` names its row number, where it has one. `pairs` are the (model, column) pairs that it has
-    embeddings of, by name. `image_columns` are the columns that hold images, `blob_columns` those that hold BLOBs
-    of any kind. With `is_large` there are too many embeddings to compare with each every time.
+    `path_key` are the columns by which addresses know its rows, `key` those by which its embeddings do, `side_key` the
+    same in the side table (tables/keys.py); `rowid` names its row number, where it has one. `pairs` are the (model,
+    column) pairs that it has embeddings of, by name. `image_columns` are the columns that hold images,
+    `blob_columns` those that hold BLOBs of any kind. With `is_large` there are too many embeddings to compare with
+    each every time.
     """
 
     table: str
     side_table: str
     columns: tuple[str, ...]
+    path_key: tuple[str, ...]
     key: tuple[str, ...]
     side_key: tuple[str, ...]
     rowid: str | None
@@ -47,16 +50,16 @@ class EmbeddedTable:
 
 def read_embedded_table(connection: sqlite3.Connection, table: str) -> EmbeddedTable | None:
     """Describe a table with its embeddings, or return None when it has none."""
-    source = side_tables.find_source(connection, table)
+    known, source = keys.describe(connection, table), side_tables.find_source(connection, table)
     pairs = side_tables.pairs(connection, source) if source else []
-    if source is None or not pairs:
+    if known is None or source is None or not pairs:
         return None
-    columns = tuple(side_tables.columns(connection, source.table))
-    blobs, images, small = _look(connection, source.table, columns)
+    blobs, images, small = _look(connection, known.name, known.columns)
     return EmbeddedTable(
         table=source.table,
         side_table=source.side.name,
-        columns=columns,
+        columns=known.columns,
+        path_key=known.own_key,
         key=source.key,
         side_key=source.side.key_columns,
         rowid=source.rowid,
@@ -74,21 +77,16 @@ def image_columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]
     return _look(connection, table, tuple(side_tables.columns(connection, table)))[1]
 
 
-def columns_of(connection: sqlite3.Connection, table: str) -> tuple[frozenset[str], tuple[str, ...]]:
+def columns_of(connection: sqlite3.Connection, table: KeyedTable) -> tuple[frozenset[str], tuple[str, ...]]:
     """Return (the columns of a table that are embedded, those that hold images).
 
     What a view holds is not looked at unless it is embedded: a view may take as long as it likes for its first row.
     """
-    source = side_tables.find_source(connection, table)
+    source = side_tables.find_source(connection, table.name)
     pairs = side_tables.pairs(connection, source) if source else []
-    if (
-        not pairs
-        and connection.execute(
-            "select 1 from sqlite_master where type = 'view' and name = ? collate nocase", (table,)
-        ).fetchone()
-    ):
+    if table.is_view and not pairs:
         return frozenset(), ()
-    return frozenset(column for _, column in pairs), image_columns(connection, table)
+    return frozenset(column for _, column in pairs), _look(connection, table.name, table.columns)[1]
 
 
 def tables(connection: sqlite3.Connection) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -131,7 +131,7 @@ async def run(datasette: Datasette, http: Request, search: Search) -> None:
     search.has_next = len(results.rows) > search.request.size
     for row in results.rows[: search.request.size]:
         values = dict(zip(results.columns, tuple(row), strict=True))
-        path = path_from_row_pks(values, list(search.embedded.key), False)
+        path = path_from_row_pks(values, list(search.embedded.path_key), False)
         similarity = values.pop(sql.similarity) if sql.similarity else None
         if sql.similarity and similarity is None and search.request.examples and not search.rows:
             # Not even the nearest has a similarity: an example went between the look at it and the search.
@@ -161,8 +161,9 @@ def _key(embedded: EmbeddedTable, row: str, weight: float) -> RowKey:
     from datasette.utils import urlsafe_components
 
     values = tuple(urlsafe_components(row))
-    if len(values) != len(embedded.key):
-        raise InvalidArgument(f"no row of {embedded.table} is known as {row!r}: its key is {', '.join(embedded.key)}")
+    if len(values) != len(embedded.path_key):
+        key = ", ".join(embedded.path_key)
+        raise InvalidArgument(f"no row of {embedded.table} is known as {row!r}: its key is {key}")
     return RowKey(values, weight)
 
 
@@ -205,7 +206,7 @@ async def _check_examples(search: Search) -> None:
 
 async def _label_column(database: Database, embedded: EmbeddedTable) -> str | None:
     """Return the column that says what a row is: Datasette's label column, or one of a telling name."""
-    fitting = [name for name in embedded.columns if name not in (*embedded.blob_columns, *embedded.key)]
+    fitting = [name for name in embedded.columns if name not in (*embedded.blob_columns, *embedded.path_key)]
     # Datasette 1.0 knows no label columns of views, and fails on them.
     column = None if embedded.is_view else await database.label_column_for_table(embedded.table)
     if column in fitting:

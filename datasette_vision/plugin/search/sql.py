@@ -145,7 +145,7 @@ class _Builder:
             return select
         self.parameters["threshold"] = self.request.threshold
         inner = "\n".join(f"  {line}" for line in select.splitlines())
-        order = ", ".join([f"{self.similarity} desc", *map(quote_plain, self.embedded.key)])
+        order = ", ".join([f"{self.similarity} desc", *map(quote_plain, self.embedded.path_key)])
         # A threshold out of an address is TEXT.
         return f"select * from (\n{inner}\n)\nwhere {self.similarity} >= cast(:threshold as real)\norder by {order}"
 
@@ -186,7 +186,7 @@ class _Builder:
     def key_is(self, parameter: str, key: RowKey) -> str:
         """The condition that a row of the table has this key."""
         conditions = []
-        for place, (name, value) in enumerate(zip(self.embedded.key, key.values, strict=True), start=1):
+        for place, (name, value) in enumerate(zip(self.embedded.path_key, key.values, strict=True), start=1):
             numbered = parameter if len(key.values) == 1 else f"{parameter}_{place}"
             self.parameters[numbered] = value
             # Of the table's own column, which knows that a 5 in an address is a number.
@@ -195,14 +195,14 @@ class _Builder:
 
     def _columns(self) -> str:
         """The columns to show. Large pictures are left out: they would be read in full for each row."""
-        key = [f"{self.table}.{name}" for name in self.embedded.key if name not in self.embedded.columns]
+        key = [f"{self.table}.{name}" for name in self.embedded.path_key if name not in self.embedded.columns]
         if self.embedded.small_images:
             return ", ".join([*key, f"{self.table}.*"])
         names = [name for name in self.embedded.columns if name not in self.embedded.blob_columns]
         return ", ".join([*key, *(f"{self.table}.{quote_plain(name)}" for name in names)])
 
     def _key_columns(self) -> str:
-        return ", ".join(f"{self.table}.{quote_plain(name)}" for name in self.embedded.key)
+        return ", ".join(f"{self.table}.{quote_plain(name)}" for name in self.embedded.path_key)
 
     def joined(self) -> str:
         """The table with its side table: every embedding, and then its row."""
@@ -234,7 +234,7 @@ class _Builder:
             key = self._key_columns()
             inner = f"select {key} from {self.table}\n    where {' and '.join(self.where.clauses)}"
             # By themselves, so that their columns cannot be taken for those of the side table.
-            conditions += f"\n  and {f'({key})' if len(self.embedded.key) > 1 else key} in (\n    {inner}\n  )"
+            conditions += f"\n  and {f'({key})' if len(self.embedded.path_key) > 1 else key} in (\n    {inner}\n  )"
         return conditions
 
 

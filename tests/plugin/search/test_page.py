@@ -420,6 +420,30 @@ async def test_of_two_columns_only_the_page_shows_one_unasked(demo_path: Path, t
 
 
 @pytest.mark.asyncio
+async def test_a_table_embedded_by_another_key_than_its_own(tmp_path: Path, vision: Vision) -> None:
+    """Addresses have the primary key, as Datasette's own: the key of the side table is for its embeddings alone."""
+    searchtables.make(tmp_path / "keys.db", vision, "tiny-emoji")
+    connection = sqlite3.connect(tmp_path / "keys.db")
+    with connection:
+        connection.execute("alter table photos add column code text")
+        connection.execute("update photos set code = 'c' || (100 - id)")
+        connection.execute("alter table _vision_photos rename column id to code")
+        connection.execute("update _vision_photos set code = 'c' || (100 - code)")
+    connection.close()
+    datasette = make(tmp_path / "keys.db")
+    page = await get(datasette, "/-/vision/keys/photos?q=red+apple")
+    assert page.labels[0] == NAMES[0]
+    assert (await datasette.client.get(page.one(r'<img src="([^"]+)"'))).status_code == 200
+    assert 'href="/keys/photos/1"' in page.text
+    assert (await get(datasette, page.one(r'id="like-1" href="([^"]+)"'))).labels[0] == NAMES[0]
+    assert (await get(datasette, "/-/vision/keys/photos?_like=1")).labels[0] == NAMES[0]
+    filtered = await get(datasette, "/-/vision/keys/photos?_like=1&name__contains=apple&_threshold=0.1")
+    assert filtered.labels == ["red apple", "green apple"]
+    assert "find similar" in (await datasette.client.get("/keys/photos")).text
+    assert "find similar" not in (await datasette.client.get("/keys/_vision_photos")).text
+
+
+@pytest.mark.asyncio
 async def test_ways_to_the_page(datasette: Datasette) -> None:
     table = (await datasette.client.get("/demo/emoji")).text
     assert 'href="/-/vision/demo/emoji"' in table

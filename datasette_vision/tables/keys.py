@@ -1,0 +1,107 @@
+"""What the rows of a table or view are known by: in its side table, and in addresses."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from datasette_vision.errors import InvalidArgument
+from datasette_vision.tables.schema import OWN_COLUMNS, SIDE_TABLE_PREFIX, SideTable
+from datasette_vision.util.sql_names import quote, rowid_name
+
+
+@dataclass(frozen=True)
+class KeyedTable:
+    """A table or view: its columns, and what its rows are known by.
+
+    `key` is what its embeddings know them by: the key of its side table, where it has one that fits; else the primary
+    key, else the row number. `own_key` is what addresses know them by: the same but for the side table, though a view
+    has no other. Both are empty for a view without a side table. `side_table` is the name of the side table, `rowid`
+    that of the row number: None where there is none.
+    """
+
+    name: str
+    is_view: bool
+    columns: tuple[str, ...]
+    rowid: str | None
+    own_key: tuple[str, ...]
+    key: tuple[str, ...]
+    side_table: str | None
+
+
+def describe(connection: sqlite3.Connection, table: str, schema: str = "main") -> KeyedTable | None:
+    """Return the table or view of a name, as SQLite compares names; None when there is none."""
+    master = f"{quote(schema)}.sqlite_master"
+    row = connection.execute(
+        f"select name, type from {master} where type in ('table', 'view') and name = ? collate nocase", (table,)
+    ).fetchone()
+    if row is None:
+        return None
+    name, is_view = row[0], row[1] == "view"
+    described = connection.execute(f"pragma {quote(schema)}.table_xinfo({quote(name)})").fetchall()
+    columns = tuple(row[1] for row in described if row[6] != 1)  # not the hidden ones of a virtual table
+    rowid = None if is_view or _is_without_rowid(connection, name, schema) else rowid_name(list(columns))
+    own_key = tuple(row[1] for row in sorted((row for row in described if row[5]), key=lambda row: row[5]))
+    own_key = own_key or ((rowid,) if rowid else ())
+    side = connection.execute(
+        f"select name from {master} where type = 'table' and name = ? collate nocase", (SIDE_TABLE_PREFIX + name,)
+    ).fetchone()
+    side_key = None if side is None else _side_key(connection, side[0], schema)
+    key = None if side_key is None else _meant(name, side_key, own_key, (*columns, *([rowid] if rowid else [])))
+    return KeyedTable(
+        name,
+        is_view,
+        columns,
+        rowid,
+        own_key=(key or ()) if is_view else own_key,
+        key=key or own_key,
+        side_table=side[0] if key else None,
+    )
+
+
+def key_of(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    """Return the column(s) by which a table's rows are known.
+
+    Raises InvalidArgument when it has none: a view, say, that has not been embedded yet.
+    """
+    found = describe(connection, table)
+    if found is None or not found.key:
+        raise InvalidArgument(f"{table} has no key by which its rows could be known")
+    return found.key
+
+
+def _is_without_rowid(connection: sqlite3.Connection, table: str, schema: str) -> bool:
+    place = quote(schema)
+    for index in connection.execute(f"pragma {place}.index_list({quote(table)})").fetchall():
+        if index[3] == "pk":
+            stored = connection.execute(f"pragma {place}.index_xinfo({quote(index[1])})").fetchall()
+            return not any(row[1] == -1 for row in stored)  # the index of a primary key ends with the row number
+    return False
+
+
+def _side_key(connection: sqlite3.Connection, side_table: str, schema: str) -> tuple[str, ...] | None:
+    """Return the key columns of a side table; None for another table that only has a name like one."""
+    columns = [row[1] for row in connection.execute(f"pragma {quote(schema)}.table_info({quote(side_table)})")]
+    own = tuple(name.lower() for name in columns[-len(OWN_COLUMNS) :])
+    return tuple(columns[: -len(OWN_COLUMNS)]) if own == OWN_COLUMNS else None
+
+
+def _meant(
+    table: str, side_key: tuple[str, ...], own_key: tuple[str, ...], columns: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    """Return the columns of a table that the key columns of its side table stand for, None when there are none."""
+    if _same(SideTable(table, own_key).key_columns, side_key):
+        return own_key
+    by_name = {name.lower(): name for name in reversed(columns)}
+    key = []
+    for name in side_key:
+        while name.lower() not in by_name and name.lower().startswith("source_"):
+            name = name[len("source_") :]
+        if name.lower() not in by_name:
+            return None
+        key.append(by_name[name.lower()])
+    return tuple(key) if _same(SideTable(table, tuple(key)).key_columns, side_key) else None
+
+
+def _same(names: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    return [name.lower() for name in names] == [name.lower() for name in others]
