@@ -9,8 +9,8 @@
 
 One thread each reads, digests and decodes; the queue of the model's tower, which a server may share, computes. What
 several items have in common, byte for byte, is computed once. A bad item has an `error` and stops nobody. Neither the
-pixels (two batches) nor the outcomes that wait (`WINDOW`) grow with the number of items, and an item is let go of when
-it is handed out.
+pixels (`ahead` of the queue) nor the outcomes that wait (`WINDOW`) grow with the number of items, and an item is let go
+of when it is handed out.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def embed_all(
     - `inspect(item, content)`: something else to be found out of the content, for each item that is not unchanged. What
       it raises of InvalidInput is the item's error.
 
-    `workers` (one a core, and two that wait for the disk) read and decode; at most `max_queued` of the items (two
-    batches) are decoded or in the queue at a time, so that others who use the model are served in between.
+    `workers` (one a core, and two that wait for the disk) read and decode; at most `max_queued` of the items (`ahead`
+    of the queue) are decoded or in the queue at a time, so that others who use the model are served in between.
 
     Raises what is not an item's fault: ModelCorrupt, Busy when the model's queue is closed, and whatever `items` and
     the functions raise of other kinds.

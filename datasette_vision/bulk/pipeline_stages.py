@@ -87,8 +87,7 @@ class Pipeline(Generic[Item]):
 
     def outcomes(self, workers: int, max_queued: int | None) -> Iterator[Outcome[Item]]:
         """Start the threads, yield what comes of the items, and end the threads."""
-        queue = self._tower.queue
-        self._room = max_queued or (queue.workers + 1) * queue.max_batch_size
+        self._room = max_queued or self._tower.queue.ahead
         threads = [
             threading.Thread(target=self._work, name=f"datasette-vision-read-{number}", daemon=True)
             for number in range(workers)

@@ -79,6 +79,10 @@ class Batcher(Generic[Item, Result]):
     new item takes the place of the newest of the client that has the most there, which fails with Busy; where the new
     item's own client has as many, the item is refused with Busy. Bulk work (`offer`, `map`) gives way instead.
 
+    `ahead` is how many items whoever makes them ready (decodes an image, say) should hold at a time, from then until
+    they are computed: a batch for each worker, and the next one, unless fewer may wait. `room` has as many places, for
+    those who share them.
+
     `load` is called before each batch, and its time does not count: it loads what `run` needs. `trim` is called when a
     burst is over. Worker threads start at the first item; one that dies fails the items it had and is replaced.
     """
@@ -110,6 +114,8 @@ class Batcher(Generic[Item, Result]):
         self._paces: deque[float] = deque(maxlen=MEASURED_BATCHES)  # seconds for an item of size 1
         self.max_batch_size = max_batch_size
         self.workers = workers
+        self.ahead = min((workers + 1) * max_batch_size, max_queue)
+        self.room = threading.Semaphore(self.ahead)
         self._max_queue = max_queue
         self._name = name
         self._waiting: Turns[_Queued[Item, Result]] = Turns()
@@ -194,7 +200,7 @@ class Batcher(Generic[Item, Result]):
     def map(
         self, items: Iterable[Item], keep: Callable[[int, Result], None] | None = None
     ) -> Generator[Result | VisionError, None, None]:
-        """Yield a result, or the error, for each item in order, holding at most two batches of the queue at a time.
+        """Yield a result, or the error, for each item in order, holding at most `ahead` of the queue at a time.
 
         `keep` gets the position of an item and its result, as soon as it is there. Raises DeadlineExceeded when the
         caller's time is up; what is still in the queue then is not computed.
@@ -209,7 +215,7 @@ class Batcher(Generic[Item, Result]):
                     if pending:
                         yield self._outcome(pending.popleft())
                 pending.append(future)
-                if len(pending) >= 2 * self.max_batch_size:
+                if len(pending) >= self.ahead:
                     yield self._outcome(pending.popleft())
             while pending:
                 yield self._outcome(pending.popleft())

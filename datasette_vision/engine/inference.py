@@ -1,16 +1,15 @@
 """The way from an event loop to the models' queues: nothing here waits, and everything is answered by a future.
 
 A request costs memory long before it reaches a model: an image of 100 megapixels is 300 MB while it is decoded. So
-images are decoded by a few threads, and only as many as two batches are kept decoded; what waits longer waits as it
-came. Texts have threads of their own, so that a text is not kept waiting by pictures. On all of these threads clients
-take turns.
+images are decoded by a few threads, and only as many are kept decoded as a model's queue has room for; what waits
+longer waits as it came. Texts have threads of their own, so that a text is not kept waiting by pictures. On all of
+these threads clients take turns.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any, TypeVar
@@ -52,7 +51,6 @@ class Inference:
         self._texts = FairPool(TEXT_THREADS, "datasette-vision-texts")
         self._images = FairPool(default_threads(), "datasette-vision-images")
         self._calls = FairPool(CALL_THREADS, "datasette-vision-calls")
-        self._room = threading.Semaphore(2 * vision.config.max_batch_size)
         self._closed = False
 
     def call(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -137,7 +135,8 @@ class Inference:
                 outcome.set_result(vector)
                 return
             current().admit(images=1, load=service.to_load("image"))
-            if not self._room.acquire(timeout=current().seconds_left(ANSWER_TIMEOUT_S)):
+            room = service.images.room
+            if not room.acquire(timeout=current().seconds_left(ANSWER_TIMEOUT_S)):
                 current().seconds_left(ANSWER_TIMEOUT_S)  # raises where it was the caller's own time
                 raise Busy("other images are being embedded: try again in a moment")
             try:
@@ -145,9 +144,9 @@ class Inference:
                 keep: Any = None if key is None else self._vision.keeping(key)
                 future: Future[Any] = service.images.submit(self._vision.pixels(service, content), keep)
             except BaseException:
-                self._room.release()
+                room.release()
                 raise
-            future.add_done_callback(lambda _: self._room.release())
+            future.add_done_callback(lambda _: room.release())
             _follow(future, outcome)
 
     def _queue_labels(self, model: str, text: str, outcome: Future[tuple[LabelSet, Matrix]]) -> None:
@@ -168,12 +167,13 @@ class Inference:
         done: list[Vector],
         outcome: Future[tuple[LabelSet, Matrix]],
     ) -> None:
-        """Queue the prompts that come after those done, two batches at a time: a queue may be shorter than a label set.
+        """Queue the prompts that come after those done, a part at a time: a label set may be longer than the queue.
 
         The last of them, or the first that fails, makes the outcome.
         """
         start = len(done)
-        part = labels.prompts[start : start + 2 * self._vision.config.max_batch_size]
+        ahead = self._vision.services.dual_encoder(model).texts.ahead
+        part = labels.prompts[start : start + ahead]
         futures = self.embed_texts(part, model)
         caller, finished = current(), itertools.count(1)
 

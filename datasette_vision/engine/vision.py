@@ -127,8 +127,8 @@ class Vision:
     def embed_images(self, sources: Iterable[bytes], model: str | None = None) -> Iterator[Vector | VisionError]:
         """Embed many images: yields for each, in order, its unit-length embedding or why there is none.
 
-        For bulk work: it keeps at most two batches in the queue, so that others are served beside it, and leaves the
-        cache alone.
+        For bulk work: it keeps at most `ahead` of them in the queue, so that others are served beside it, and leaves
+        the cache alone.
         """
         service = self._dual_encoder(model)
         failed: dict[int, VisionError] = {}

@@ -220,6 +220,33 @@ def test_map_keeps_the_order_and_reports_bad_items_in_place(doubler: Doubler, ba
     assert str(outcomes[7]) == "no sevens"
 
 
+@pytest.mark.parametrize(
+    ("settings", "ahead"),
+    [
+        ({"max_batch_size": 4}, 8),
+        ({"max_batch_size": 4, "workers": 3}, 16),
+        ({"max_batch_size": 4, "workers": 3, "max_queue": 15}, 15),
+        ({"max_batch_size": 1, "max_queue": 1}, 1),
+    ],
+)
+def test_how_many_items_are_made_ready_ahead(doubler: Doubler, settings: dict[str, int], ahead: int) -> None:
+    batcher: Batcher[int, int] = Batcher(doubler, **settings)  # type: ignore[arg-type]
+    assert batcher.ahead == ahead
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(3 * ahead):
+            taken.append(item)
+            yield item
+
+    mapped = batcher.map(items())
+    for position, outcome in enumerate(mapped):
+        assert outcome == 2 * position
+        assert len(taken) <= position + ahead + 1
+    assert [batcher.room.acquire(blocking=False) for _ in range(ahead + 1)] == [True] * ahead + [False]
+    batcher.close()
+
+
 def test_map_gives_way_when_others_fill_the_queue(doubler: Doubler) -> None:
     batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=4, max_queue=3)
     others = occupy(doubler, batcher), *(batcher.submit(item) for item in (1, 2, 3))

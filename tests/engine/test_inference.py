@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasette_vision.config.settings import Config
+from datasette_vision.config.settings import Config, ModelConfig
 from datasette_vision.engine.cache import LabelSets
 from datasette_vision.engine.inference import CALL_THREADS, TEXT_THREADS, Inference, outcome_of
 from datasette_vision.engine.runtime import default_threads
@@ -90,7 +90,7 @@ def test_what_nobody_foresaw_is_raised(inference: Inference) -> None:
         outcome_of(future)
 
 
-def test_only_two_batches_are_kept_decoded(
+def test_only_what_the_queue_has_room_for_is_kept_decoded(
     fake_models: Path, counting: fakes.CountingLoads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vision = Vision(
@@ -121,7 +121,24 @@ def test_only_two_batches_are_kept_decoded(
     assert text.result(30) is not None
     assert len(decoded) == 20
     # Every place is free again.
-    assert all(inference._room.acquire(blocking=False) for _ in range(4))
+    assert [service.images.room.acquire(blocking=False) for _ in range(5)] == [True] * 4 + [False]
+    vision.close()
+    inference.close()
+
+
+def test_one_model_keeps_no_place_of_another(fake_models: Path, counting: fakes.CountingLoads) -> None:
+    """The room is that of a model's own queue, by its own settings."""
+    models = {"fake": ModelConfig(max_batch_size=1, replicas=2)}
+    vision = Vision(
+        Config(default_model="fake", max_batch_size=4, models=models, cache_mb=0),
+        store=ModelStore(fake_models),
+        load=counting,
+    )
+    inference = Inference(vision)
+    own, other = (vision.services.dual_encoder(name).images for name in ("fake", "fake-wide"))
+    assert (own.ahead, other.ahead) == (3, 8)
+    assert all(other.room.acquire(blocking=False) for _ in range(8))
+    assert inference.embed_image(pictures.png()).result(30) is not None
     vision.close()
     inference.close()
 

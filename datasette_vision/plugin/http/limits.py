@@ -1,5 +1,8 @@
 """What a server takes on at a time, so that its memory stays bounded and everybody gets a turn.
 
+What is held here belongs to requests: the bytes of their bodies and answers, and the inputs that they wait for.
+How many inputs are made ready and computed at a time is the batcher's affair.
+
 Used from the event loop alone, so without locks, but for the rate, which SQL threads charge too.
 """
 
@@ -45,7 +48,6 @@ class Limits:
     ) -> None:
         self.max_request_bytes = int(config.max_request_mb * 1_000_000)
         self.max_inputs = min(config.max_inputs, config.max_queue)
-        self.max_queue = config.max_queue
         self.many = Room(config.max_queue, config.max_queue)
         self.few = Room(config.max_queue, max(1, int(CLIENT_FEW_PLACES * config.max_queue)))
         self.few_inputs = max(1, min(FEW_INPUTS, config.max_queue // FEW_PART))
