@@ -28,18 +28,17 @@ import transformers
 from PIL import Image
 
 from benchmarks import image_files
-from datasette_vision.bake import calibration, prove
 from datasette_vision.bake.bake import bake
 from datasette_vision.bake.original import quiet
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
-from datasette_vision.install import trial
+from datasette_vision.install import prove, samples, trial
 from datasette_vision.install.install import Installer
 from datasette_vision.install.requests import Request
 from datasette_vision.vectors import embedding as vectors
 from tests import tinytorch
 
-TEXTS = (*calibration.TEXTS, "<|startoftext|> and <|endoftext|>", "tabs\tand\nlines", "x" * 500, "İstanbul ŒUVRE ẞ")
+TEXTS = (*samples.SAMPLE_TEXTS, "<|startoftext|> and <|endoftext|>", "tabs\tand\nlines", "x" * 500, "İstanbul ŒUVRE ẞ")
 QUANTISED_COSINE = 0.99
 
 Encode = Callable[[Any], np.ndarray]

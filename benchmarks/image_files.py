@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from datasette_vision.bake.calibration import imitated_photograph
+from datasette_vision.install.samples import imitated_photograph
 from tests.pictures import encode
 
 SHAPES = ((640, 480), (480, 640), (400, 400), (333, 500), (1024, 576), (224, 224), (160, 120), (700, 90), (37, 211))

@@ -10,6 +10,8 @@ from typing import Any
 
 from datasette_vision.engine.runtime import without_telemetry
 from datasette_vision.errors import InstallFailed, InvalidArgument
+from datasette_vision.install import samples
+from datasette_vision.install.prove import THRESHOLD
 from datasette_vision.models.tasks import FORMS
 from datasette_vision.util.progress import OnProgress, no_progress
 
@@ -22,7 +24,7 @@ def bake(
     *,
     task: str | None = None,
     precision: str = "auto",
-    threshold: float = 0.99,
+    threshold: float = THRESHOLD,
     calibration: Path | None = None,
     on_progress: OnProgress[str] = no_progress,
 ) -> dict[str, Any]:
@@ -30,8 +32,7 @@ def bake(
 
     Writes image.onnx and, for a dual encoder, text.onnx and tokenizer.json; returns the manifest without its keys
     name, files, source and canonical. Every precision is compared with the original over the images in `calibration`
-    (or bundled ones) and bundled texts: "auto" keeps the fastest whose worst cosine reaches `threshold`, "int8" the
-    best quantised one above a cosine of 0.9. `on_progress` gets a line of text for each step.
+    (or bundled ones) and bundled texts, and prove.choose() chooses. `on_progress` gets a line of text for each step.
     Raises InstallFailed or SourceNotFound, saying what is not supported or not there, or InvalidArgument.
     """
     if precision not in PRECISIONS:
@@ -41,7 +42,6 @@ def bake(
     without_telemetry()
     try:
         from datasette_vision.bake import baking, sources, towers  # heavy: torch and transformers
-        from datasette_vision.bake.calibration import pictures
     except ImportError as error:
         raise InstallFailed(
             f"exporting a PyTorch model needs {error.name or error}: pip install 'datasette-vision[bake]'"
@@ -49,4 +49,4 @@ def bake(
     on_progress("loading the PyTorch model")
     original = sources.load(source, task)
     wish = towers.Wish(precision, threshold, on_progress)
-    return baking.Baker(original, staging, wish).bake(pictures(calibration))
+    return baking.Baker(original, staging, wish).bake(samples.sample_images(calibration))

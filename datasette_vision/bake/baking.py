@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from PIL import Image
 from datasette_vision import __version__
 from datasette_vision.bake import calibration
 from datasette_vision.bake.original import Original, TextSide
-from datasette_vision.bake.prove import Measured, ModelInputs
 from datasette_vision.bake.towers import TowerToBake, Wish, bake_tower
 from datasette_vision.engine.tokenizer import Tokenizer
 from datasette_vision.errors import InstallFailed
 from datasette_vision.images.preprocess import Preprocess, Size
-from datasette_vision.install import preprocessors
+from datasette_vision.install import preprocessors, samples
+from datasette_vision.install.prove import Measured, ModelInputs
 from datasette_vision.models import manifest as manifests
 from datasette_vision.models.manifest import TextTower
 from datasette_vision.models.tasks import DUAL_ENCODER
@@ -38,12 +39,15 @@ class Baker:
         self.staging = staging
         self.wish = wish
 
-    def bake(self, pictures: dict[str, Image.Image]) -> dict[str, Any]:
-        """Write the files into the folder and return the manifest, but for its name, files, source and canonical."""
+    def bake(self, pictures: Iterable[Image.Image]) -> dict[str, Any]:
+        """Write the files into the folder and return the manifest, but for its name, files, source and canonical.
+
+        `pictures` prove it.
+        """
         original = self.original
         spec = preprocessors.from_config(original.processor_config, "preprocessor_config.json")
         pixels, difference = self._pixels(spec, pictures)
-        towers = [self._image_tower(pixels)]
+        towers = [self._image_tower(pixels, preprocessor(spec))]
         if original.text is not None:
             towers.append(self._text_tower(original.text))
         kept, reports = {}, {}
@@ -74,11 +78,11 @@ class Baker:
             manifest["text"] = _text_manifest(original.text)
         return manifest
 
-    def _pixels(self, spec: dict[str, Any], pictures: dict[str, Image.Image]) -> tuple[NDArray[np.float32], float]:
+    def _pixels(self, spec: dict[str, Any], pictures: Iterable[Image.Image]) -> tuple[NDArray[np.float32], float]:
         """Preprocess the pictures as the server will: (n, 3, h, w), and the mean difference to the original's way."""
         preprocess = preprocessor(spec)
-        ours = np.stack([preprocess(picture) for picture in pictures.values()])
-        theirs = np.stack([self.original.pixels(picture) for picture in pictures.values()])
+        pairs = [(preprocess(picture), self.original.pixels(picture)) for picture in pictures]
+        ours, theirs = (np.stack(pixels) for pixels in zip(*pairs, strict=True))
         if ours.shape != theirs.shape:
             raise InstallFailed(
                 f"its image processor gives pixels of shape {theirs.shape[1:]}, its configuration says {ours.shape[1:]}"
@@ -92,20 +96,24 @@ class Baker:
             )
         return ours, difference
 
-    def _image_tower(self, pixels: NDArray[np.float32]) -> TowerToBake:
+    def _image_tower(self, pixels: NDArray[np.float32], preprocess: Preprocess) -> TowerToBake:
         original = self.original
         output = "embedding" if original.task == DUAL_ENCODER else "logits"
-        samples: list[ModelInputs] = [{"pixel_values": pixels[index : index + 1]} for index in range(len(pixels))]
+        proving: list[ModelInputs] = [{"pixel_values": pixels[index : index + 1]} for index in range(len(pixels))]
         dynamic = {"pixel_values": {0: "n"}}
-        return TowerToBake("image", original.model, original.image, output, samples, samples[0], dynamic)
+
+        def ranges() -> Iterator[ModelInputs]:
+            return ({"pixel_values": preprocess(picture)[None]} for picture in calibration.calibration_images())
+
+        return TowerToBake("image", original.model, original.image, output, proving, proving[0], dynamic, ranges)
 
     def _text_tower(self, text: TextSide) -> TowerToBake:
         """Write tokenizer.json, see that it gives the original's tokens, and return the tower with them."""
         path = self.staging / "tokenizer.json"
         text.backend.save(str(path))
         tokenizer = Tokenizer(path, TextTower(**_text_manifest(text)))
-        samples: list[ModelInputs] = []
-        for string in calibration.TEXTS:
+        proving: list[ModelInputs] = []
+        for string in samples.SAMPLE_TEXTS:
             inputs = tokenizer.pad([tokenizer.encode(string)])
             found, expected = inputs["input_ids"][0].tolist(), text.ids(string)
             if found != expected:
@@ -113,11 +121,11 @@ class Baker:
                     f"its tokenizer.json gives other tokens than its tokenizer for {string[:40]!r}:"
                     f" {found[:12]} instead of {expected[:12]}"
                 )
-            samples.append(dict(inputs))
+            proving.append(dict(inputs))
         axes = {0: "n", 1: "length"} if text.causal else {0: "n"}
         dynamic = dict.fromkeys(("input_ids", "attention_mask"), axes)
-        timed = samples[calibration.TEXTS.index(SHORT_TEXT)]
-        return TowerToBake("text", self.original.model, text.module, "embedding", samples, timed, dynamic)
+        timed = proving[samples.SAMPLE_TEXTS.index(SHORT_TEXT)]
+        return TowerToBake("text", self.original.model, text.module, "embedding", proving, timed, dynamic)
 
 
 def _text_manifest(text: TextSide) -> dict[str, Any]:

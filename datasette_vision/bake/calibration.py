@@ -1,123 +1,15 @@
-"""Images and texts over which a baked model is compared with its original."""
+"""Images by which the ranges of 8-bit convolutions are found: others than those that prove the result."""
 
 from __future__ import annotations
 
-import json
-import zipfile
-from pathlib import Path
+from collections.abc import Iterator
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
-import datasette_vision
-from datasette_vision.errors import InvalidImage, SourceNotFound
-from datasette_vision.images import decode as images
-
-# The demo's drawings. Read as a file: the demo itself is above this layer.
-DRAWINGS = Path(datasette_vision.__file__).parent / "demo" / "emoji.zip"
-DRAWING_COUNT = 20
-# Photographs come in these shapes; the last ones are extreme on purpose.
-SIZES = ((640, 480), (480, 640), (400, 400), (800, 600), (333, 500), (1024, 576), (224, 224), (160, 120), (700, 90))
-
-TEXTS = (
-    "purple and gold",
-    "a photo of a cat",
-    "a photo of two dogs playing in the snow",
-    "sunset over the sea, long exposure",
-    "a red bicycle leaning against a brick wall",
-    "an aerial photograph of a city at night",
-    "black and white portrait of an old man with a beard",
-    "a bowl of ramen with egg, spring onions and nori",
-    "diagram of a neural network",
-    "screenshot of a spreadsheet with numbers",
-    "a child's drawing of a house with smoke from the chimney",
-    "macro shot of a bee on a sunflower",
-    "the Eiffel Tower seen from below",
-    "an empty road through the desert",
-    "logo of a coffee shop",
-    "X-ray of a human hand",
-    "pug",
-    "UPPER CASE TEXT",
-    "3 apples and 12 oranges!",
-    "",
-    "   spaces   around   ",
-    "un chat noir sur un toit",
-    "ein roter Ball auf grüner Wiese",
-    "una playa tropical al amanecer",
-    "uma cachoeira na floresta",
-    "bir fincan Türk kahvesi",
-    "czerwony samochód na ulicy",
-    "собака бежит по пляжу",
-    "ένα παλιό ξύλινο πλοίο",
-    "夜の東京の街並み",
-    "一只熊猫在吃竹子",
-    "눈 덮인 산",
-    "قطة نائمة على الأريكة",
-    "ילדה עם בלון אדום",
-    "गुलाबी फूलों वाला पेड़",
-    "วัดในกรุงเทพ",
-    "🦊🌈 fox under a rainbow",
-    "👩‍👩‍👧‍👦",
-    "e = mc², naïve café — “quotes” … <html> &amp; {json: [1, 2]}",
-    "a very long description of a busy market square in the early morning with people buying vegetables, bread and"
-    " flowers from wooden stalls under striped awnings while pigeons walk between their feet, a church tower stands in"
-    " the background, a tram passes behind the fountain, two musicians play the accordion and the violin, and the low"
-    " sun throws long blue shadows over the wet cobblestones that shine after the rain of the night before the feast",
-)
+from datasette_vision.install import samples
 
 
-def pictures(folder: Path | None) -> dict[str, Image.Image]:
-    """Return RGB pictures by name: every readable image in `folder`, or drawings and imitated photographs.
-
-    Raises SourceNotFound when the folder has none.
-    """
-    if folder is not None:
-        return _from_folder(folder)
-    found = {}
-    with zipfile.ZipFile(DRAWINGS) as archive:
-        entries = json.loads(archive.read("emoji.json"))
-        for entry in entries[:: len(entries) // DRAWING_COUNT][:DRAWING_COUNT]:
-            found[entry["name"]] = images.decode(archive.read(entry["file"]))
-    generator = np.random.default_rng(0)
-    for number in range(2 * len(SIZES)):
-        found[f"imitated photograph {number + 1}"] = imitated_photograph(SIZES[number % len(SIZES)], generator)
-    return found
-
-
-def imitated_photograph(size: tuple[int, int], generator: np.random.Generator) -> Image.Image:
-    """Return a picture with what photographs have: an amplitude falling as 1 / frequency, edges, blur, a colour cast.
-
-    The spectrum: Field 1987, "Relations between the statistics of natural images and the response properties of
-    cortical cells".
-    """
-    width, height = size
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    frequency[0, 0] = 1
-    layers = []
-    for _ in range(3):
-        phase = np.exp(2j * np.pi * generator.random(frequency.shape))
-        layer = np.fft.irfft2(phase / frequency, s=(height, width))
-        layers.append(layer / layer.std())
-    mixing = np.eye(3) * 0.4 + 0.6 * generator.random((1, 3))  # channels of photographs go together
-    channels = np.stack(layers, axis=-1) @ mixing
-    cast = generator.uniform(60, 190, 3)
-    picture = Image.fromarray(np.clip(cast + generator.uniform(20, 60) * channels, 0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
-    for _ in range(generator.integers(2, 7)):
-        left, top = int(generator.integers(0, width)), int(generator.integers(0, height))
-        box = (left, top, left + int(generator.integers(8, width)), top + int(generator.integers(8, height)))
-        colour = tuple(int(value) for value in generator.integers(0, 256, 3))
-        (draw.ellipse if generator.random() < 0.5 else draw.rectangle)(box, fill=colour)
-    return picture.filter(ImageFilter.GaussianBlur(float(generator.uniform(0, 1.5))))
-
-
-def _from_folder(folder: Path) -> dict[str, Image.Image]:
-    found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        try:
-            found[str(path.relative_to(folder))] = images.decode(path.read_bytes())
-        except InvalidImage:
-            continue
-    if not found:
-        raise SourceNotFound(f"{folder}: expected images to calibrate with, found none that can be read")
-    return found
+def calibration_images() -> Iterator[Image.Image]:
+    """Yield RGB images of the kinds of samples.sample_images(), and none of those."""
+    yield from samples.drawings(first=1)
+    yield from samples.imitated_photographs(seed=1)

@@ -10,7 +10,7 @@ Token embeddings: one scale a token, only the tokens of the text being turned in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from datasette_vision.bake.graph import MICROSOFT, OnnxGraph
-from datasette_vision.bake.prove import ModelInputs
 from datasette_vision.bake.static import quantise_convolutions
+from datasette_vision.install.prove import ModelInputs
 
 HIGHEST = 127
 BLOCK = 32
@@ -27,8 +27,11 @@ BLOCK = 32
 MIN_TOKENS = 256
 
 
-def candidates(source: Path, samples: Sequence[ModelInputs], work: Path) -> dict[str, Path]:
-    """Write quantised versions of the fp32 graph at `source` into `work`: name -> path. None where nothing can be."""
+def candidates(source: Path, ranges: Callable[[], Iterator[ModelInputs]], work: Path) -> dict[str, Path]:
+    """Write quantised versions of the fp32 graph at `source` into `work`: name -> path. None where nothing can be.
+
+    `ranges` gives inputs by which the ranges of activations are found.
+    """
     found = {}
     for name, method in (("int8", quantise_products), ("int8-blocks", quantise_blocks)):
         path = work / f"{source.stem}-{name}.onnx"
@@ -38,7 +41,7 @@ def candidates(source: Path, samples: Sequence[ModelInputs], work: Path) -> dict
             graph.save(path)
             found[name] = path
     path = work / f"{source.stem}-int8-static.onnx"
-    if quantise_convolutions(source, path, samples):
+    if quantise_convolutions(source, path, ranges):
         found["int8-static"] = path
     return found
 

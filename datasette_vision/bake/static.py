@@ -7,7 +7,7 @@ what looks like them; the comparison with the original says whether it is right 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from onnxruntime import quantization
 
 from datasette_vision.bake.graph import OnnxGraph
 from datasette_vision.bake.original import quiet
-from datasette_vision.bake.prove import ModelInputs
+from datasette_vision.install.prove import ModelInputs
 
 # Below this the convolutions are the first layer of something else.
 MIN_CONVOLUTIONS = 5
@@ -24,15 +24,15 @@ MIN_CONVOLUTIONS = 5
 class _Samples(quantization.CalibrationDataReader):
     """Calibration inputs, one after the other."""
 
-    def __init__(self, samples: Sequence[ModelInputs]) -> None:
-        self._samples = iter(samples)
+    def __init__(self, ranges: Callable[[], Iterator[ModelInputs]]) -> None:
+        self._samples = ranges()
 
     def get_next(self) -> dict[str, Any] | None:
         sample = next(self._samples, None)
         return dict(sample) if sample is not None else None
 
 
-def quantise_convolutions(source: Path, target: Path, samples: Sequence[ModelInputs]) -> bool:
+def quantise_convolutions(source: Path, target: Path, ranges: Callable[[], Iterator[ModelInputs]]) -> bool:
     """Write the graph at `source` to `target` with 8-bit convolutions; say whether it is a convolutional network."""
     graph = OnnxGraph(source)
     if len(graph.nodes("Conv")) < MIN_CONVOLUTIONS or graph.nodes("MatMul"):
@@ -42,7 +42,7 @@ def quantise_convolutions(source: Path, target: Path, samples: Sequence[ModelInp
         quantization.quantize_static(
             str(source),
             str(target),
-            _Samples(samples),
+            _Samples(ranges),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,

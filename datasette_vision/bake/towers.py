@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from datasette_vision.bake import quantise
 from datasette_vision.bake.export import export, exportable
 from datasette_vision.bake.fuse import fuse
 from datasette_vision.bake.graph import OnnxGraph
-from datasette_vision.bake.prove import FP32, Measured, ModelInputs, choose, exact, measure
+from datasette_vision.engine.runtime import OnnxSession
 from datasette_vision.errors import EngineFailure, InstallFailed, ModelCorrupt
+from datasette_vision.install.prove import FP32, Measured, ModelInputs, Run, exact, measure, prove
 from datasette_vision.util.progress import OnProgress
 
 # PyTorch is given so many inputs of one shape at once: its threads then wait less for each other.
@@ -43,6 +45,8 @@ class TowerToBake:
     samples: list[ModelInputs]
     timed: ModelInputs
     dynamic: dict[str, dict[int, str]]
+    # What the ranges of 8-bit convolutions are found by: no samples.
+    ranges: Callable[[], Iterator[ModelInputs]] = lambda: iter(())
 
     def reference(self) -> NDArray[np.float32]:
         """Compute the original's answers to the samples: (n, d)."""
@@ -55,6 +59,10 @@ class TowerToBake:
                     inputs = [np.concatenate(values) for values in zip(*(row.values() for row in part), strict=True)]
                     answers.append(self.module(*map(torch.from_numpy, inputs)).numpy())
         return np.concatenate(answers)
+
+    def load(self, path: Path) -> Run:
+        """Return what runs a graph of this tower."""
+        return OnnxSession(path, inputs=tuple(self.timed), output=self.output).run
 
     def export(self, path: Path) -> None:
         """Write the tower as it is to `path`, traced on two inputs at once."""
@@ -79,22 +87,22 @@ def bake_tower(tower: TowerToBake, wish: Wish, staging: Path, work: Path) -> tup
     candidates = {FP32: plain}
     if wish.precision != FP32:
         on_progress(f"{tower.name} tower: quantising")
-        candidates |= quantise.candidates(plain, tower.samples, work)
+        candidates |= quantise.candidates(plain, tower.ranges, work)
     on_progress(f"{tower.name} tower: comparing and timing {', '.join(candidates)}")
-    measured = measure(candidates, tower.output, tower.samples, reference, tower.timed)
-    kept = choose(measured, wish.precision, wish.threshold)
+    kept, report = prove(
+        candidates,
+        tower.load,
+        tower.samples,
+        tower.timed,
+        reference=reference,
+        precision=wish.precision,
+        threshold=wish.threshold,
+    )
     OnnxGraph(kept.path).save(staging / f"{tower.name}.onnx", weights_apart=True)
     on_progress(
         f"{tower.name} tower: kept {kept.name}: worst cosine {kept.worst_cosine:.5f}, {kept.milliseconds:.1f} ms,"
         f" {kept.size / 1e6:.0f} MB"
     )
-    report = {
-        "kept": kept.name,
-        "worst_cosine": round(kept.worst_cosine, 6),
-        "mean_cosine": round(kept.mean_cosine, 6),
-        "samples": len(tower.samples),
-        "candidates": [candidate.report() for candidate in measured],
-    }
     return kept, report
 
 
@@ -105,7 +113,7 @@ def _translate(tower: TowerToBake, exported: Path, reference: NDArray[np.float32
         path = work / f"{tower.name}-fp32.onnx"
         fuse(exported, path, lean=lean)
         try:
-            found = measure({FP32: path}, tower.output, tower.samples, reference, tower.timed, rounds=1)[0]
+            found = measure({FP32: path}, tower.load, tower.samples, tower.timed, reference, rounds=1)[0]
         except (EngineFailure, ModelCorrupt) as error:
             reason = str(error)
             continue

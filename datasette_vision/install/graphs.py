@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from datasette_vision.engine.runtime import OnnxSession, Port, ports
 from datasette_vision.errors import EngineFailure, InstallFailed
+from datasette_vision.install.prove import Run
 from datasette_vision.models.manifest import TextTower
 
 # Names that exporters give to the embedding in the shared space, best first. "pooler_output" is it for SigLIP, but for
@@ -104,20 +105,19 @@ def _listed(found: tuple[Port, ...]) -> str:
     )
 
 
-def run_image(path: Path, found: ImagePorts, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run an image graph on (n, 3, h, w) pixels: -> (n, d). Raises InstallFailed when it gives another shape."""
+def image_run(path: Path, found: ImagePorts) -> Run:
+    """Load an image graph: {"pixel_values": (n, 3, h, w)} -> (n, d). It raises InstallFailed for another shape."""
     session = OnnxSession(path, inputs=(found.input,), output=found.output)
-    return _rows(path, session, {found.input: pixels}, found.output)
+    return lambda inputs: _rows(path, session, {found.input: inputs["pixel_values"]}, found.output)
 
 
-def run_text(
-    path: Path, tower: TextTower, ids: NDArray[np.int64], mask: NDArray[np.int64], session: OnnxSession | None = None
-) -> NDArray[np.float32]:
-    """Run a text graph on (n, length) tokens: -> (n, d). Raises InstallFailed when it gives another shape."""
-    feeds = {tower.input_ids: ids}
+def text_run(path: Path, tower: TextTower) -> Run:
+    """Load a text graph: {"input_ids", "attention_mask": (n, length)} -> (n, d). Raises as image_run()."""
+    names = {tower.input_ids: "input_ids"}
     if tower.attention_mask is not None:
-        feeds[tower.attention_mask] = mask
-    return _rows(path, session or OnnxSession(path, inputs=tuple(feeds), output=tower.output), feeds, tower.output)
+        names[tower.attention_mask] = "attention_mask"
+    session = OnnxSession(path, inputs=tuple(names), output=tower.output)
+    return lambda inputs: _rows(path, session, {name: inputs[own] for name, own in names.items()}, tower.output)
 
 
 def _rows(path: Path, session: OnnxSession, feeds: Mapping[str, NDArray[Any]], output: str) -> NDArray[np.float32]:

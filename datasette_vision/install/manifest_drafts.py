@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import platform
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +17,10 @@ import numpy as np
 from datasette_vision.engine.tokenizer import Tokenizer
 from datasette_vision.errors import InstallFailed, InvalidArgument
 from datasette_vision.images.preprocess import Preprocess
-from datasette_vision.install import graphs, preprocessors, samples, text_towers, trial
+from datasette_vision.install import graphs, preprocessors, samples, text_towers
 from datasette_vision.install.labels import labels_of, read_labels
 from datasette_vision.install.origins import UNKNOWN_LICENCE, Origin, read_json
+from datasette_vision.install.prove import THRESHOLD, ModelInputs, Rows, Run, prove
 from datasette_vision.install.sources import Classifier, Graphs, Towers, choose_precisions
 from datasette_vision.install.staging import link_or_copy
 from datasette_vision.models.catalog import CLIP_LOGIT_SCALE, CatalogRow
@@ -29,6 +33,8 @@ Draft = dict[str, Any]
 
 # Where preprocessing is written: beside the graph, or at the root.
 PREPROCESS_FILES = ("preprocessor_config.json", "processor_config.json", "preprocess_cfg.json")
+# Enough to see whether a graph gives probabilities.
+FEW_IMAGES = 4
 PACKAGES = ("datasette-vision", "onnxruntime", "tokenizers", "pillow")
 
 
@@ -55,10 +61,13 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, on_progress: OnPr
     any_image = next(iter(image_files.values()))
     image = graphs.image_ports(any_image)
     spec = _preprocess(layout.image, wishes, image.side or graphs.DEFAULT_SIDE)
-    pixels = samples.calibration(wishes.calibration, _preprocessor(spec))
-    image_precision, report = trial.compare(
-        "image", image_files, lambda path: graphs.run_image(path, graphs.image_ports(path), pixels)
-    )
+    preprocess = _preprocessor(spec)
+    parity: dict[str, Any] = {}
+
+    def load_image(path: Path) -> Run:
+        return graphs.image_run(path, graphs.image_ports(path))
+
+    image_precision = _prove("image", image_files, load_image, _pixels(preprocess, wishes), parity, on_progress)
     reference = text_files.get("fp32", next(iter(text_files.values())))
     row = wishes.row
     tower = text_towers.describe_text_tower(
@@ -69,21 +78,24 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, on_progress: OnPr
         tokenizer,
         row.context_length if row else None,
     )
-    text_precision, text_report = trial.compare("text", text_files, lambda path: _run_texts(path, tower, tokenizer))
-    for line in (*report, *text_report):
-        on_progress("  {tower} {precision}: worst cosine {worst_cosine:.4f}, {milliseconds:.1f} ms".format(**line))
+    cutter = Tokenizer(tokenizer, tower)
+    texts = [cutter.pad([cutter.encode(text)]) for text in samples.SAMPLE_TEXTS]
+
+    def load_text(path: Path) -> Run:
+        return graphs.text_run(path, _with_ports(tower, path))
+
+    text_precision = _prove("text", text_files, load_text, texts, parity, on_progress)
 
     image_path = _keep(staging, image_files, image_precision, "image")
     text_path = _keep(staging, text_files, text_precision, "text")
     used = graphs.image_ports(image_path)
-    dimensions = graphs.run_image(image_path, used, pixels[:2]).shape[1]
-    text_dimensions = _run_texts(text_path, tower, tokenizer, 2).shape[1]
+    canonical = {"pixel_values": preprocess(samples.canonical_picture())[None]}
+    dimensions, text_dimensions = load_image(image_path)(canonical).shape[1], load_text(text_path)(texts[0]).shape[1]
     if dimensions != text_dimensions:
         raise InstallFailed(
             f"{layout.image.origin.location}: the image tower gives {dimensions} dimensions ({used.output}), the text"
             f" tower {text_dimensions} ({tower.output}): at least one of them lacks its projection"
         )
-    used_text = graphs.text_ports(text_path)
     return {
         **head(DUAL_ENCODER, [layout.image.origin, text_origin], row),
         "precision": image_precision
@@ -92,16 +104,10 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, on_progress: OnPr
         "dimensions": dimensions,
         **_scale(layout, row, on_progress),
         "image": {**_ports(ImageTower(_inside(staging, image_path), used.input, used.output))},
-        "text": {
-            **tower.__dict__,
-            "file": _inside(staging, text_path),
-            "input_ids": used_text.input_ids,
-            "attention_mask": used_text.attention_mask,
-            "output": used_text.output,
-        },
+        "text": {**_with_ports(tower, text_path).__dict__, "file": _inside(staging, text_path)},
         "preprocess": spec,
         "labels": [],
-        "parity": _parity([*report, *text_report]) | ({"tokenizer": "lower-cases, as trained"} if lowered else {}),
+        "parity": _parity(parity) | ({"tokenizer": "lower-cases, as trained"} if lowered else {}),
         "made_with": package_versions(),
     }
 
@@ -118,15 +124,17 @@ def from_classifier(layout: Classifier, wishes: Wishes, staging: Path, on_progre
     files = _fetch(layout.graphs, wishes.precision, staging, "image")
     found = graphs.image_ports(next(iter(files.values())), graphs.LOGITS)
     spec = _preprocess(layout.graphs, wishes, found.side or graphs.DEFAULT_SIDE)
-    pixels = samples.calibration(wishes.calibration, _preprocessor(spec))
-    precision, report = trial.compare(
-        "image", files, lambda path: graphs.run_image(path, graphs.image_ports(path, graphs.LOGITS), pixels)
-    )
-    for line in report:
-        on_progress("  {tower} {precision}: worst cosine {worst_cosine:.4f}, {milliseconds:.1f} ms".format(**line))
+    preprocess = _preprocessor(spec)
+    parity: dict[str, Any] = {}
+
+    def load(path: Path) -> Run:
+        return graphs.image_run(path, graphs.image_ports(path, graphs.LOGITS))
+
+    precision = _prove("image", files, load, _pixels(preprocess, wishes), parity, on_progress)
     path = _keep(staging, files, precision, "image")
     used = graphs.image_ports(path, graphs.LOGITS)
-    rows = graphs.run_image(path, used, pixels)
+    run, few = load(path), itertools.islice(samples.sample_images(wishes.calibration), FEW_IMAGES)
+    rows = np.concatenate([run({"pixel_values": preprocess(picture)[None]}) for picture in few])
     if rows.shape[1] != len(labels):
         raise InstallFailed(
             f"{origin.location}: {path.name} gives {rows.shape[1]} scores, but there are {len(labels)} labels"
@@ -140,7 +148,7 @@ def from_classifier(layout: Classifier, wishes: Wishes, staging: Path, on_progre
         "image": _ports(ImageTower(_inside(staging, path), used.input, used.output)),
         "preprocess": spec,
         "labels": [{"label": label} for label in labels],
-        "parity": _parity(report),
+        "parity": _parity(parity),
         "made_with": package_versions(),
     }
 
@@ -225,29 +233,36 @@ _EMPTY: dict[str, Any] = {
 }
 
 
-def _run_texts(path: Path, tower: TextTower, tokenizer: Path, count: int | None = None) -> trial.Rows:
-    """Embed the sample texts with a graph, one by one as they have different lengths: -> (n, d)."""
-    from datasette_vision.engine.runtime import OnnxSession
+def _pixels(preprocess: Preprocess, wishes: Wishes) -> Iterator[ModelInputs]:
+    return ({"pixel_values": preprocess(picture)[None]} for picture in samples.sample_images(wishes.calibration))
 
+
+def _prove(
+    name: str,
+    files: dict[str, Path],
+    load: Callable[[Path], Run],
+    inputs: Iterable[ModelInputs],
+    parity: dict[str, Any],
+    on_progress: OnProgress[str],
+) -> str:
+    """Choose a precision where there are several, and put the report into `parity`."""
+    if len(files) == 1:
+        return next(iter(files))
+    proving = list(inputs)
+    kept, parity[name] = prove(files, load, proving, proving[0])
+    for each in parity[name]["candidates"]:
+        on_progress("  {} {name}: worst cosine {worst_cosine:.4f}, {milliseconds:.1f} ms".format(name, **each))
+    return kept.name
+
+
+def _with_ports(tower: TextTower, path: Path) -> TextTower:
     found = graphs.text_ports(path)
-    used = TextTower(
-        **{
-            **tower.__dict__,
-            "input_ids": found.input_ids,
-            "attention_mask": found.attention_mask,
-            "output": found.output,
-        }
-    )
-    cutter = Tokenizer(tokenizer, used)
-    names = (used.input_ids,) if used.attention_mask is None else (used.input_ids, used.attention_mask)
-    session = OnnxSession(path, inputs=names, output=used.output)
-    padded = [cutter.pad([cutter.encode(text)]) for text in samples.SAMPLE_TEXTS[:count]]
-    return np.concatenate(
-        [graphs.run_text(path, used, each["input_ids"], each["attention_mask"], session) for each in padded]
+    return dataclasses.replace(
+        tower, input_ids=found.input_ids, attention_mask=found.attention_mask, output=found.output
     )
 
 
-def _are_probabilities(rows: trial.Rows) -> bool:
+def _are_probabilities(rows: Rows) -> bool:
     """Whether a graph ends with its own softmax: a second one would even all scores out."""
     return bool(rows.shape[1] > 1 and (rows >= 0).all() and np.allclose(rows.sum(1), 1, atol=1e-3))
 
@@ -300,5 +315,5 @@ def _inside(staging: Path, path: Path) -> str:
     return path.relative_to(staging).as_posix()
 
 
-def _parity(report: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"reference": "the fp32 graphs of the same source", "candidates": report} if report else {}
+def _parity(reports: dict[str, Any]) -> dict[str, Any]:
+    return {"reference": "the fp32 graphs of the same source", "threshold": THRESHOLD, **reports} if reports else {}

@@ -1,94 +1,149 @@
-"""Pictures and texts to try models on: made by arithmetic, so that they are the same everywhere and always."""
+"""Pictures and texts over which models are proved: the same everywhere and always, or pictures of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
+import datasette_vision
 from datasette_vision.errors import InvalidArgument, InvalidImage
 from datasette_vision.images import decode as images
-from datasette_vision.images.preprocess import Preprocess
 
 CANONICAL_TEXT = "a photo of a cat on a purple and gold rug"
 CANONICAL_PICTURE = "discs-1"
+# Of a folder no more pictures than these.
+MAX_SAMPLE_IMAGES = 64
+# The demo's drawings. Read as a file: the demo itself is above this layer.
+DRAWINGS = Path(datasette_vision.__file__).parent / "demo" / "emoji.zip"
+DRAWING_COUNT = 20
+# Photographs come in these shapes; the last ones are extreme on purpose.
+SIZES = ((640, 480), (480, 640), (400, 400), (800, 600), (333, 500), (1024, 576), (224, 224), (160, 120), (700, 90))
+
 SAMPLE_TEXTS = (
-    CANONICAL_TEXT,
-    "a dog",
-    "two people walking on a beach at sunset",
-    "a close-up photo of a plate of food",
-    "red",
-    "an aerial view of a city by night, with long exposures of the traffic between the towers",
-    "a hand-drawn map of an island",
-    "the number 7",
-    "happy",
-    "a black and white photograph of a steam engine from 1910, at a station with passengers waiting",
-    "una foto de un gato",
-    "ein rotes Fahrrad vor einer Mauer",
+    "purple and gold",
+    "a photo of a cat",
+    "a photo of two dogs playing in the snow",
+    "sunset over the sea, long exposure",
+    "a red bicycle leaning against a brick wall",
+    "an aerial photograph of a city at night",
+    "black and white portrait of an old man with a beard",
+    "a bowl of ramen with egg, spring onions and nori",
+    "diagram of a neural network",
+    "screenshot of a spreadsheet with numbers",
+    "a child's drawing of a house with smoke from the chimney",
+    "macro shot of a bee on a sunflower",
+    "the Eiffel Tower seen from below",
+    "an empty road through the desert",
+    "logo of a coffee shop",
+    "X-ray of a human hand",
+    "pug",
+    "UPPER CASE TEXT",
+    "3 apples and 12 oranges!",
+    "",
+    "   spaces   around   ",
+    "un chat noir sur un toit",
+    "ein roter Ball auf grüner Wiese",
+    "una playa tropical al amanecer",
+    "uma cachoeira na floresta",
+    "bir fincan Türk kahvesi",
+    "czerwony samochód na ulicy",
+    "собака бежит по пляжу",
+    "ένα παλιό ξύλινο πλοίο",
+    "夜の東京の街並み",
+    "一只熊猫在吃竹子",
+    "눈 덮인 산",
+    "قطة نائمة على الأريكة",
+    "ילדה עם בלון אדום",
+    "गुलाबी फूलों वाला पेड़",
+    "วัดในกรุงเทพ",
+    "🦊🌈 fox under a rainbow",
+    "👩‍👩‍👧‍👦",
+    "e = mc², naïve café — “quotes” … <html> &amp; {json: [1, 2]}",
+    "a very long description of a busy market square in the early morning with people buying vegetables, bread and"
+    " flowers from wooden stalls under striped awnings while pigeons walk between their feet, a church tower stands in"
+    " the background, a tram passes behind the fountain, two musicians play the accordion and the violin, and the low"
+    " sun throws long blue shadows over the wet cobblestones that shine after the rain of the night before the feast",
 )
-MAX_CALIBRATION = 64
 
 
 def canonical_picture() -> Image.Image:
     """Return CANONICAL_PICTURE: 160 x 120 pixels of gradients with two discs on them, in whole numbers throughout."""
-    return _picture(0)
-
-
-def sample_images(count: int = 12) -> list[Image.Image]:
-    """Return different pictures: gradients, discs and noise of several scales."""
-    return [_picture(number) for number in range(count)]
-
-
-def _picture(number: int) -> Image.Image:
-    width, height = ((160, 120), (120, 160), (200, 200))[number % 3]
-    row, column = np.mgrid[0:height, 0:width].astype(np.int64)
-    red = (column * 255 // (width - 1) + 37 * number) % 256
-    green = row * 255 // (height - 1)
-    blue = (row + column + 53 * number) * 2 % 256
-    pixels = np.stack([red, green, blue], axis=2)
-    for disc in range(1 + number % 4 + 1):
-        across, down = (47 + 31 * disc + 17 * number) % width, (39 + 43 * disc + 29 * number) % height
-        radius = 14 + (11 * disc + 7 * number) % 25
-        inside = (column - across) ** 2 + (row - down) ** 2 <= radius**2
-        pixels[inside] = ((number * 71 + disc * 90) % 256, (200 - disc * 60) % 256, (30 + number * 40) % 256)
-    if number % 3 == 2:
-        # Noise from a linear congruential generator (Numerical Recipes): the same with every NumPy.
-        state = (row * width + column + number) * 1664525 + 1013904223
-        cell = 1 << (number % 4)
-        noise = (state[::cell, ::cell] >> 8) % 96
-        noise = np.repeat(np.repeat(noise, cell, axis=0), cell, axis=1)[:height, :width]
-        pixels = np.clip(pixels + noise[:, :, None] - 48, 0, 255)
+    row, column = np.mgrid[0:120, 0:160].astype(np.int64)
+    pixels = np.stack([column * 255 // 159, row * 255 // 119, (row + column) * 2 % 256], axis=2)
+    for across, down, radius, colour in ((47, 39, 14, (0, 200, 30)), (78, 82, 25, (90, 140, 30))):
+        pixels[(column - across) ** 2 + (row - down) ** 2 <= radius**2] = colour
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def calibration(folder: Path | None, spec: Preprocess) -> NDArray[np.float32]:
-    """Return pixels (n, 3, h, w) of the images in a folder, at most MAX_CALIBRATION, or of the made ones.
+def sample_images(folder: Path | None = None) -> Iterator[Image.Image]:
+    """Yield RGB images: the readable ones in `folder`, at most MAX_SAMPLE_IMAGES, or drawings and imitated photographs.
 
-    Raises InvalidArgument when the folder holds no image that can be read.
+    Raises InvalidArgument when the folder has none.
     """
     if folder is None:
-        return np.stack([spec(picture) for picture in sample_images()])
-    found: list[NDArray[np.float32]] = []
-    for path in sorted(folder.rglob("*")):
-        if len(found) == MAX_CALIBRATION:
+        yield from drawings()
+        yield from imitated_photographs()
+        return
+    found = 0
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            picture = images.decode(path.read_bytes())
+        except InvalidImage:
+            continue
+        yield picture
+        found += 1
+        if found == MAX_SAMPLE_IMAGES:
             break
-        if path.is_file():
-            try:
-                found.append(spec(images.decode(path.read_bytes(), target=spec.target)))
-            except InvalidImage:
-                continue
     if not found:
         raise InvalidArgument(f"--calibration: {folder}: no image that can be read")
-    return np.stack(found)
 
 
-def cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the cosine of each pair of rows: (n, d), (n, d) -> (n,) float64."""
-    left, right = first.astype(np.float64), second.astype(np.float64)
-    return (left * right).sum(1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
+def drawings(first: int = 0) -> Iterator[Image.Image]:
+    """Yield DRAWING_COUNT of the demo's drawings, evenly spread; others for another `first`."""
+    with zipfile.ZipFile(DRAWINGS) as archive:
+        entries = json.loads(archive.read("emoji.json"))
+        for entry in entries[first :: len(entries) // DRAWING_COUNT][:DRAWING_COUNT]:
+            yield images.decode(archive.read(entry["file"]))
+
+
+def imitated_photographs(seed: int = 0) -> Iterator[Image.Image]:
+    """Yield two pictures of each of SIZES; others for another `seed`."""
+    generator = np.random.default_rng(seed)
+    for size in SIZES * 2:
+        yield imitated_photograph(size, generator)
+
+
+def imitated_photograph(size: tuple[int, int], generator: np.random.Generator) -> Image.Image:
+    """Return a picture with what photographs have: an amplitude falling as 1 / frequency, edges, blur, a colour cast.
+
+    The spectrum: Field 1987, "Relations between the statistics of natural images and the response properties of
+    cortical cells".
+    """
+    width, height = size
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = 1
+    layers = []
+    for _ in range(3):
+        phase = np.exp(2j * np.pi * generator.random(frequency.shape))
+        layer = np.fft.irfft2(phase / frequency, s=(height, width))
+        layers.append(layer / layer.std())
+    mixing = np.eye(3) * 0.4 + 0.6 * generator.random((1, 3))  # channels of photographs go together
+    channels = np.stack(layers, axis=-1) @ mixing
+    cast = generator.uniform(60, 190, 3)
+    picture = Image.fromarray(np.clip(cast + generator.uniform(20, 60) * channels, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for _ in range(generator.integers(2, 7)):
+        left, top = int(generator.integers(0, width)), int(generator.integers(0, height))
+        box = (left, top, left + int(generator.integers(8, width)), top + int(generator.integers(8, height)))
+        colour = tuple(int(value) for value in generator.integers(0, 256, 3))
+        (draw.ellipse if generator.random() < 0.5 else draw.rectangle)(box, fill=colour)
+    return picture.filter(ImageFilter.GaussianBlur(float(generator.uniform(0, 1.5))))
 
 
 def rounded(values: Sequence[float] | NDArray[np.floating]) -> list[float]:

@@ -10,9 +10,9 @@ import numpy as np
 
 from datasette_vision.engine.tokenizer import Tokenizer
 from datasette_vision.errors import InstallFailed
-from datasette_vision.install.graphs import TextPorts, run_text
+from datasette_vision.install.graphs import TextPorts, text_run
 from datasette_vision.install.origins import Origin, read_json
-from datasette_vision.install.samples import cosines
+from datasette_vision.install.prove import compare
 from datasette_vision.models.manifest import TextTower
 
 # Where neither graph nor configuration says: CLIP and SigLIP as they were trained (their papers and configurations).
@@ -120,9 +120,10 @@ def _padding_changes_nothing(graph: Path, tower: TextTower) -> bool:
     ids = tokenizer.encode(PROBE_TEXT)
     padded = tokenizer.pad([ids])
     alone = np.array([ids], dtype=np.int64)
-    whole = run_text(graph, tower, padded["input_ids"], padded["attention_mask"])
+    run = text_run(graph, tower)
+    whole = run(padded)
     try:
-        own = run_text(graph, tower, alone, np.ones_like(alone))
+        own = run({"input_ids": alone, "attention_mask": np.ones_like(alone)})
     except InstallFailed:
         return False  # made for one length only, without saying so in its shape
-    return bool(cosines(whole, own)[0] > SAME)
+    return bool(compare(whole, own)[0][0] > SAME)

@@ -1,61 +1,24 @@
-"""Tries models: chooses a precision by comparing, records what a model must answer, and checks that it still does."""
+"""Records what a model must answer, and checks that it still does."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datasette_vision.engine.encoder import load_on
 from datasette_vision.engine.tasks.registry import task_of
 from datasette_vision.engine.tasks.task import CanonicalCheck
 from datasette_vision.errors import ModelCorrupt
 from datasette_vision.install import samples
+from datasette_vision.install.prove import Rows, compare
 from datasette_vision.models.store import InstalledModel
 
-THRESHOLD = 0.99
 # What a recorded embedding may differ by (1 - cosine): quantised graphs round differently from processor to processor.
 TOLERANCE = {"fp32": 0.001}
 TOLERANCE_QUANTISED = 0.02
-
-Rows = NDArray[np.float32]
-
-
-def compare(
-    tower: str, candidates: dict[str, Path], run: Callable[[Path], Rows], threshold: float = THRESHOLD
-) -> tuple[str, list[dict[str, Any]]]:
-    """Choose a precision: int8 when its worst cosine to fp32 over the samples reaches the threshold, else fp32.
-
-    `run` computes the rows of a graph over all samples. Returns the precision and, for the manifest's parity report,
-    what was tried, with the milliseconds of one sample.
-    """
-    if set(candidates) != {"fp32", "int8"}:
-        return next(iter(candidates)), []
-    rows: dict[str, Rows] = {}
-    worst = 1.0
-    report: list[dict[str, Any]] = []
-    for precision in ("fp32", "int8"):
-        run(candidates[precision])
-        started = time.perf_counter()
-        rows[precision] = run(candidates[precision])
-        milliseconds = 1000 * (time.perf_counter() - started) / max(1, len(rows[precision]))
-        cosines = samples.cosines(rows[precision], rows["fp32"])
-        worst = float(cosines.min())
-        report.append(
-            {
-                "tower": tower,
-                "precision": precision,
-                "worst_cosine": round(worst, 6),
-                "mean_cosine": round(float(cosines.mean()), 6),
-                "milliseconds": round(milliseconds, 3),
-                "samples": len(cosines),
-            }
-        )
-    return ("int8" if worst >= threshold else "fp32"), report
 
 
 def answers(model: InstalledModel) -> dict[str, Any]:
@@ -104,7 +67,7 @@ def _same(path: Path, what: str, recorded: Any, found: Rows, tolerance: float) -
     if not fits:
         raise ModelCorrupt(f"{path}: the recorded embedding of the canonical {what} is not one of this model")
     # A recorded embedding may be the beginning of it: the bundled model's manifest has eight values.
-    cosine = float(samples.cosines(found[None, : len(expected)], expected[None])[0])
+    cosine = float(compare(found[None, : len(expected)], expected[None])[0][0])
     if not cosine >= 1 - tolerance:
         raise ModelCorrupt(
             f"{path}: the canonical {what} no longer gives what was recorded: cosine {cosine:.4f},"

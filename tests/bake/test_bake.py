@@ -26,6 +26,7 @@ from datasette_vision.bake.bake import bake
 from datasette_vision.engine.classifier import ImageClassifier
 from datasette_vision.engine.encoder import DualEncoder, load_on
 from datasette_vision.errors import InstallFailed, InvalidArgument, SourceNotFound
+from datasette_vision.install import samples
 from datasette_vision.models import manifest as manifests
 from datasette_vision.models.store import InstalledModel
 
@@ -33,7 +34,7 @@ from datasette_vision.models.store import InstalledModel
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
 TEXTS = (
-    *calibration.TEXTS,
+    *samples.SAMPLE_TEXTS,
     "<|startoftext|> and <|endoftext|> in the middle",
     "tabs\tand\nlines",
     "▁underscore▁ of SentencePiece",
@@ -74,7 +75,7 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Baked:
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a few pictures to calibrate with: the bundled ones take longer than the tiny models."""
     folder = tmp_path_factory.mktemp("few")
-    for number, picture in enumerate(list(calibration.pictures(None).values())[::6]):
+    for number, picture in enumerate(list(samples.sample_images())[::6]):
         picture.save(folder / f"{number}.png")
     return folder
 
@@ -101,7 +102,7 @@ def embed_texts(model: InstalledModel, texts: tuple[str, ...]) -> np.ndarray:
 
 
 def embed_images(model: InstalledModel) -> np.ndarray:
-    pixels = np.stack([model.manifest.preprocess(image) for image in calibration.pictures(None).values()])
+    pixels = np.stack([model.manifest.preprocess(image) for image in samples.sample_images()])
     return DualEncoder(model, load_on(1)).encode_pixels(pixels)
 
 
@@ -121,7 +122,7 @@ def original_images(folder: Path) -> np.ndarray:
     model = transformers.AutoModel.from_pretrained(folder).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     with torch.no_grad():
-        inputs = processor(list(calibration.pictures(None).values()), return_tensors="pt")
+        inputs = processor(list(samples.sample_images()), return_tensors="pt")
         return model.get_image_features(**inputs).pooler_output.numpy()
 
 
@@ -184,7 +185,7 @@ def test_clip_of_sentence_transformers(baked: Baked, clip: Path, tmp_path: Path)
     original = SentenceTransformer(str(source))
     expected = np.stack([original.encode(text) for text in TEXTS])
     np.testing.assert_allclose(embed_texts(model, TEXTS), expected, atol=1e-4)
-    images = np.stack([original.encode(image) for image in calibration.pictures(None).values()])
+    images = np.stack([original.encode(image) for image in samples.sample_images()])
     np.testing.assert_allclose(embed_images(model), images, atol=1e-3)
 
 
@@ -216,7 +217,7 @@ def test_classifiers(baked: Baked, tmp_path: Path, few: Path, kind: str) -> None
     manifest = model.manifest
     assert [label.label for label in manifest.labels] == ["ant", "bee", "cat"]
     assert manifest.text is None
-    pictures = list(calibration.pictures(few).values())
+    pictures = list(samples.sample_images(few))
     scores = ImageClassifier(model, load_on(1)).classify_pixels(np.stack([manifest.preprocess(p) for p in pictures]))
     np.testing.assert_allclose(scores.sum(1), 1, atol=1e-6)
     original = transformers.AutoModelForImageClassification.from_pretrained(source).eval()
@@ -238,11 +239,18 @@ def test_static_int8_of_convolutions(baked: Baked, tmp_path: Path, few: Path) ->
     assert model.manifest.precision == "int8-static"
 
 
+def test_what_finds_the_ranges_proves_nothing() -> None:
+    proving = {picture.tobytes() for picture in samples.sample_images()}
+    ranges = {picture.tobytes() for picture in calibration.calibration_images()}
+    assert len(proving) == len(ranges) == samples.DRAWING_COUNT + 2 * len(samples.SIZES)
+    assert not proving & ranges
+
+
 def test_calibration_folder(clip: Path, tmp_path: Path, few: Path, baked: Baked) -> None:
     count = len(list(few.iterdir()))
     (few / "notes.txt").write_text("not a picture")
     assert baked(clip, precision="fp32", calibration=few).manifest.parity["image"]["samples"] == count
-    with pytest.raises(SourceNotFound, match="expected images to calibrate with"):
+    with pytest.raises(InvalidArgument, match=r"--calibration: .*: no image that can be read"):
         bake(clip, tmp_path, calibration=clip)
 
 

@@ -1,9 +1,12 @@
-"""Candidates for a tower, compared with the original over calibration inputs, timed, and one of them chosen."""
+"""Candidates for a tower, compared with the original over the samples, timed, and one of them chosen.
+
+One prover for models that come as graphs and for those that are baked from PyTorch.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,12 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasette_vision.engine.runtime import OnnxSession
 from datasette_vision.errors import EngineFailure, InstallFailed, ModelCorrupt
 
 ModelInputs = Mapping[str, NDArray[Any]]
+Rows = NDArray[np.float32]
+# The inputs of one sample -> its answer, (1, d).
+Run = Callable[[ModelInputs], Rows]
 
 FP32 = "fp32"
+# What a quantised tower has to reach: its worst cosine to the original.
+THRESHOLD = 0.99
 # An exact translation differs by rounding alone.
 EXACT_COSINE = 0.99999
 EXACT_NORM = 0.001
@@ -26,6 +33,8 @@ FLOOR = 0.9
 ROUNDS = 15
 # Two candidates this close are equally fast: the smaller one is taken.
 SAME_TIME = 1.05
+# fp32 takes four times the memory: it has to be so much faster to be taken all the same.
+WORTH_THE_MEMORY = 1.5
 
 
 @dataclass(frozen=True)
@@ -52,55 +61,79 @@ class Measured:
         }
 
 
+def prove(
+    candidates: Mapping[str, Path],
+    load: Callable[[Path], Run],
+    samples: Sequence[ModelInputs],
+    timed: ModelInputs,
+    *,
+    reference: Rows | None = None,
+    precision: str = "auto",
+    threshold: float = THRESHOLD,
+) -> tuple[Measured, dict[str, Any]]:
+    """Measure all candidates and choose one: return it, and the report on all of them for the manifest.
+
+    The arguments are those of measure() and choose(). Raises as they do.
+    """
+    measured = measure(candidates, load, samples, timed, reference)
+    kept = choose(measured, precision, threshold)
+    return kept, {
+        "kept": kept.name,
+        "worst_cosine": round(kept.worst_cosine, 6),
+        "mean_cosine": round(kept.mean_cosine, 6),
+        "samples": len(samples),
+        "candidates": [candidate.report() for candidate in measured],
+    }
+
+
 def measure(
     candidates: Mapping[str, Path],
-    output: str,
+    load: Callable[[Path], Run],
     samples: Sequence[ModelInputs],
-    reference: NDArray[np.float32],
     timed: ModelInputs,
+    reference: Rows | None = None,
     rounds: int = ROUNDS,
 ) -> list[Measured]:
     """Run every candidate over `samples`, one at a time, and time it on `timed`, the candidates turn about.
 
-    A quantised one that this ONNX Runtime cannot run is left out; fp32 then raises ModelCorrupt or EngineFailure.
+    `reference` are the original's answers, (n, d); without it they are those of fp32, which comes first. A quantised
+    candidate that this ONNX Runtime cannot run is left out; fp32 then raises what `load` and running it do.
     """
-    sessions: dict[str, OnnxSession] = {}
-    found: dict[str, NDArray[np.float32]] = {}
+    runs: dict[str, Run] = {}
+    found: dict[str, Rows] = {}
     for name, path in candidates.items():
         try:
-            session = OnnxSession(path, inputs=tuple(timed), output=output)
-            found[name] = np.concatenate([session.run(sample) for sample in samples])
-            sessions[name] = session
-        except (ModelCorrupt, EngineFailure):
+            run = load(path)
+            found[name] = np.concatenate([run(sample) for sample in samples])
+            runs[name] = run
+        except (ModelCorrupt, EngineFailure, InstallFailed):
             if name == FP32:
                 raise
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, session in sessions.items():
+        for name, run in runs.items():
             started = time.perf_counter()
-            session.run(timed)
+            run(timed)
             seconds[name].append(time.perf_counter() - started)
+    reference = found[FP32] if reference is None else reference
     measured = []
-    for name in sessions:
-        path = candidates[name]
+    for name in runs:
         cosines, norms = compare(found[name], reference)
         measured.append(
             Measured(
                 name,
-                path,
+                candidates[name],
                 float(cosines.min()),
                 float(cosines.mean()),
                 float(np.abs(norms - 1).max()),
                 1000 * median(seconds[name]),
-                path.stat().st_size,
+                candidates[name].stat().st_size,
             )
         )
     return measured
 
 
-def compare(
-    found: NDArray[np.float32], reference: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def compare(found: Rows, reference: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return, for each of n rows, the cosine to the reference and the ratio of the norms."""
     a, b = found.astype(np.float64), reference.astype(np.float64)
     norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
@@ -115,20 +148,22 @@ def exact(measured: Measured) -> bool:
 def choose(measured: Sequence[Measured], precision: str, threshold: float) -> Measured:
     """Return the candidate to keep.
 
-    "auto": the fastest whose worst cosine reaches the threshold. "int8": the same among the quantised ones, or the
-    closest of them where none reaches it. "fp32": fp32. Raises InstallFailed when int8 was asked for and there is none,
-    or none above FLOOR.
+    "auto": the fastest of the quantised ones whose worst cosine reaches the threshold, unless fp32 is worth its memory;
+    fp32 where none does. "int8": the same without fp32, or the closest where none reaches it. "fp32": fp32. Raises
+    InstallFailed when int8 was asked for and there is none, or none above FLOOR.
     """
     plain = next(candidate for candidate in measured if candidate.name == FP32)
     quantised = [candidate for candidate in measured if candidate is not plain]
     if precision == FP32:
         return plain
     passing = [candidate for candidate in quantised if candidate.worst_cosine >= threshold]
-    if precision == "auto":
-        passing.append(plain)
     if passing:
-        limit = SAME_TIME * min(candidate.milliseconds for candidate in passing)
-        return min((c for c in passing if c.milliseconds <= limit), key=lambda c: c.size)
+        least = min(candidate.milliseconds for candidate in passing)
+        if precision == "auto" and least > WORTH_THE_MEMORY * plain.milliseconds:
+            return plain
+        return min((c for c in passing if c.milliseconds <= SAME_TIME * least), key=lambda c: c.size)
+    if precision == "auto":
+        return plain
     if not quantised:
         raise InstallFailed("there is nothing to quantise in this model: install it with --precision fp32")
     best = max(quantised, key=lambda candidate: candidate.worst_cosine)
