@@ -19,7 +19,7 @@ from datasette_vision.bake.original import Original, TextSide
 from datasette_vision.bake.towers import TowerToBake, Wish, bake_tower
 from datasette_vision.engine.tokenizer import Tokenizer
 from datasette_vision.errors import InstallFailed
-from datasette_vision.images.preprocess import Preprocess, Size
+from datasette_vision.images.preprocess import Preprocess
 from datasette_vision.install import preprocessors, samples
 from datasette_vision.install.prove import Measured, ModelInputs
 from datasette_vision.models import manifest as manifests
@@ -46,8 +46,9 @@ class Baker:
         """
         original = self.original
         spec = preprocessors.from_config(original.processor_config, "preprocessor_config.json")
-        pixels, difference = self._pixels(spec, pictures)
-        towers = [self._image_tower(pixels, preprocessor(spec))]
+        preprocess = manifests.parse_preprocess(spec, "preprocess")
+        pixels, difference = self._pixels(preprocess, pictures)
+        towers = [self._image_tower(pixels, preprocess)]
         if original.text is not None:
             towers.append(self._text_tower(original.text))
         kept, reports = {}, {}
@@ -78,16 +79,15 @@ class Baker:
             manifest["text"] = _text_manifest(original.text)
         return manifest
 
-    def _pixels(self, spec: dict[str, Any], pictures: Iterable[Image.Image]) -> tuple[NDArray[np.float32], float]:
+    def _pixels(self, preprocess: Preprocess, pictures: Iterable[Image.Image]) -> tuple[NDArray[np.float32], float]:
         """Preprocess the pictures as the server will: (n, 3, h, w), and the mean difference to the original's way."""
-        preprocess = preprocessor(spec)
         pairs = [(preprocess(picture), self.original.pixels(picture)) for picture in pictures]
         ours, theirs = (np.stack(pixels) for pixels in zip(*pairs, strict=True))
         if ours.shape != theirs.shape:
             raise InstallFailed(
                 f"its image processor gives pixels of shape {theirs.shape[1:]}, its configuration says {ours.shape[1:]}"
             )
-        steps = 255 * np.array(spec["std"], np.float32)[:, None, None]
+        steps = 255 * np.array(preprocess.std, np.float32)[:, None, None]
         difference = float((np.abs(ours - theirs) * steps).mean(axis=(1, 2, 3)).max())
         if difference > MAX_PIXEL_DIFFERENCE:
             raise InstallFailed(
@@ -136,18 +136,6 @@ def _text_manifest(text: TextSide) -> dict[str, Any]:
         "padding": "longest" if text.causal else "max_length",
         "pad_token_id": text.pad_token_id,
     }
-
-
-def preprocessor(spec: dict[str, Any]) -> Preprocess:
-    """Return what a manifest's `preprocess` describes."""
-    return Preprocess(
-        Size(**spec["resize"]),
-        spec["crop"]["height"],
-        spec["crop"]["width"],
-        spec["resample"],
-        tuple(spec["mean"]),
-        tuple(spec["std"]),
-    )
 
 
 def made_with() -> dict[str, str]:

@@ -24,7 +24,7 @@ from datasette_vision.install.prove import THRESHOLD, ModelInputs, Rows, Run, pr
 from datasette_vision.install.sources import Classifier, Graphs, Towers, choose_precisions
 from datasette_vision.install.staging import link_or_copy
 from datasette_vision.models.catalog import CLIP_LOGIT_SCALE, CatalogRow
-from datasette_vision.models.manifest import MANIFEST_FORMAT, ImageTower, TextTower, parse_manifest
+from datasette_vision.models.manifest import MANIFEST_FORMAT, ImageTower, TextTower, parse_preprocess
 from datasette_vision.models.tasks import DUAL_ENCODER, IMAGE_CLASSIFICATION
 from datasette_vision.models.weights import weights_beside
 from datasette_vision.util.progress import OnProgress
@@ -61,7 +61,7 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, on_progress: OnPr
     any_image = next(iter(image_files.values()))
     image = graphs.image_ports(any_image)
     spec = _preprocess(layout.image, wishes, image.side or graphs.DEFAULT_SIDE)
-    preprocess = _preprocessor(spec)
+    preprocess = parse_preprocess(spec, "--preprocess")
     parity: dict[str, Any] = {}
 
     def load_image(path: Path) -> Run:
@@ -124,7 +124,7 @@ def from_classifier(layout: Classifier, wishes: Wishes, staging: Path, on_progre
     files = _fetch(layout.graphs, wishes.precision, staging, "image")
     found = graphs.image_ports(next(iter(files.values())), graphs.LOGITS)
     spec = _preprocess(layout.graphs, wishes, found.side or graphs.DEFAULT_SIDE)
-    preprocess = _preprocessor(spec)
+    preprocess = parse_preprocess(spec, "--preprocess")
     parity: dict[str, Any] = {}
 
     def load(path: Path) -> Run:
@@ -210,27 +210,6 @@ def _preprocess(tower: Graphs, wishes: Wishes, side: int) -> dict[str, Any]:
     # transformers 5 writes one file for image processor and tokenizer.
     config = config.get("image_processor", config) if name.endswith("processor_config.json") else config
     return preprocessors.from_config(config, f"{tower.origin.location}: {name}")
-
-
-def _preprocessor(spec: dict[str, Any]) -> Preprocess:
-    """Check a specification by the manifest's own rules, and return what does it."""
-    probe = {**_EMPTY, "preprocess": spec}
-    return parse_manifest(probe, "--preprocess").preprocess
-
-
-_EMPTY: dict[str, Any] = {
-    "format": MANIFEST_FORMAT,
-    "name": "probe",
-    "task": IMAGE_CLASSIFICATION,
-    "description": "probe",
-    "source": {"location": "probe", "licence": "probe"},
-    "precision": "fp32",
-    "dimensions": 1,
-    "activation": "softmax",
-    "image": {"file": "probe"},
-    "labels": [{"label": "probe"}],
-    "files": [{"path": "probe", "size": 0, "sha256": "0" * 64}],
-}
 
 
 def _pixels(preprocess: Preprocess, wishes: Wishes) -> Iterator[ModelInputs]:

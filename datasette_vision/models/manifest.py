@@ -129,6 +129,11 @@ def parse_manifest(value: Any, where: str, identity: str = "") -> Manifest:
     return _manifest(_Reader(value, where), identity)
 
 
+def parse_preprocess(value: Any, where: str) -> Preprocess:
+    """Read what a manifest has under `preprocess`. Raises ModelCorrupt, naming `where` and the key."""
+    return _preprocess(_Reader(value, where))
+
+
 class _Reader:
     """One JSON object of the manifest: takes values out by key and says where a wrong one is."""
 
