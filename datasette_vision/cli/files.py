@@ -146,7 +146,7 @@ def _concurrency(text: str | None) -> tuple[int, int | None]:
     "--base", metavar="DIR", help="Folder or URI that is left out before paths: the table's paths are below it."
 )
 @click.option("--column", "source_column", help="Column that the embeddings are noted as being of. By default --on.")
-@click.option("--model", help="The model that made the embeddings, where the files do not say so.")
+@click.option("-m", "--model", help="The model that made the embeddings, where the files do not say so.")
 @click.option("--create", is_flag=True, help="Make the database, the table, and rows of it, where they are not there.")
 @click.option("--index/--no-index", "indexed", default=True, help="Prepare the index for searches (the default).")
 @quiet_option
