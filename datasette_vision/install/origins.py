@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Protocol
 
-from datasette_vision.errors import InstallFailed, SourceNotFound
+from datasette_vision.errors import InstallFailed, SourceNotFound, VisionError
 
 UNKNOWN_LICENCE = "not stated"
 # Beyond this depth there is nothing of a model, but perhaps somebody's whole home.
@@ -99,13 +99,17 @@ def read_json(origin: Origin, name: str) -> dict[str, Any]:
     """Return the object in a JSON file, or an empty one when there is no such file. Raises InstallFailed."""
     if name not in origin.names:
         return {}
-    path = origin.file(name)
+    return read_object(origin.file(name), f"{origin.location}: {name}", InstallFailed)
+
+
+def read_object(path: Path, where: str, error: type[VisionError]) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises `error`, saying `where`, for anything else."""
     try:
         value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InstallFailed(f"{path}: cannot be read: {error.strerror}") from None
+    except OSError as reason:
+        raise error(f"{path}: cannot be read: {reason.strerror}") from None
     except (ValueError, RecursionError):
-        raise InstallFailed(f"{origin.location}: {name}: expected JSON, found something else") from None
+        raise error(f"{where}: expected JSON, found something else") from None
     if not isinstance(value, dict):
-        raise InstallFailed(f"{origin.location}: {name}: expected a JSON object")
+        raise error(f"{where}: expected a JSON object")
     return value

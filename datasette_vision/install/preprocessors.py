@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasette_vision.errors import InstallFailed, InvalidArgument
+from datasette_vision.install.origins import read_object
 
 Spec = dict[str, Any]
 
@@ -47,14 +48,7 @@ def preset(name: str, size: int = 224) -> Spec:
 
 def from_file(path: Path) -> Spec:
     """Read a JSON file in any of the dialects, or in a manifest's own. Raises InvalidArgument."""
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InvalidArgument(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise InvalidArgument(f"{path}: expected JSON, found something else") from None
-    if not isinstance(value, dict):
-        raise InvalidArgument(f"{path}: expected a JSON object")
+    value = read_object(path, str(path), InvalidArgument)
     if {"resize", "crop", "resample", "mean", "std"} <= set(value):
         return value
     return from_config(value, str(path))
