@@ -51,27 +51,19 @@ class _Claim(Generic[Item]):
     inspected: Any
 
 
+@dataclass(eq=False, repr=False)
 class Pipeline(Generic[Item]):
-    """The items of one call of pipeline.embed_all(): where each is, and the threads that move them."""
+    """The items of one call of pipeline.embed_all(), whose arguments these are: where each is, and who moves it."""
 
-    def __init__(
-        self,
-        tower: BulkTower,
-        items: Iterator[Item],
-        read: Callable[[Item], bytes],
-        in_order: bool,
-        unchanged: Callable[[Item, str], bool] | None,
-        known: Callable[[str], NDArray[Any] | None] | None,
-        inspect: Callable[[Item, bytes], Any] | None,
-    ) -> None:
-        """The arguments are those of pipeline.embed_all()."""
-        self._tower = tower
-        self._items = items
-        self._read = read
-        self._in_order = in_order
-        self._unchanged = unchanged
-        self._known = known
-        self._inspect = inspect
+    tower: BulkTower
+    items: Iterator[Item]
+    read: Callable[[Item], bytes]
+    in_order: bool
+    unchanged: Callable[[Item, str], bool] | None
+    known: Callable[[str], NDArray[Any] | None] | None
+    inspect: Callable[[Item, bytes], Any] | None
+
+    def __post_init__(self) -> None:
         self._feeding = threading.Lock()
         self._changed = threading.Condition()  # guards everything below
         self._done: OrderedDict[int, Outcome[Item]] = OrderedDict()
@@ -87,7 +79,7 @@ class Pipeline(Generic[Item]):
 
     def outcomes(self, workers: int, max_queued: int | None) -> Iterator[Outcome[Item]]:
         """Start the threads, yield what comes of the items, and end the threads."""
-        self._room = max_queued or self._tower.queue.ahead
+        self._room = max_queued or self.tower.queue.ahead
         threads = [
             threading.Thread(target=self._work, name=f"datasette-vision-read-{number}", daemon=True)
             for number in range(workers)
@@ -115,7 +107,7 @@ class Pipeline(Generic[Item]):
             while True:
                 if self._failure is not None:
                     raise self._failure
-                position = self._delivered if self._in_order else next(iter(self._done), -1)
+                position = self._delivered if self.in_order else next(iter(self._done), -1)
                 outcome = self._done.pop(position, None)
                 if outcome is not None:
                     self._delivered += 1
@@ -142,7 +134,7 @@ class Pipeline(Generic[Item]):
             if self._stopped or self._exhausted:
                 return None
             try:
-                item = next(self._items)
+                item = next(self.items)
             except StopIteration:
                 with self._changed:
                     self._exhausted = True
@@ -156,13 +148,13 @@ class Pipeline(Generic[Item]):
     def _process(self, position: int, item: Item) -> None:
         digest = inspected = None
         try:
-            content = self._read(item)
+            content = self.read(item)
             digest = hashlib.sha256(content).hexdigest()
-            if self._unchanged is not None and self._unchanged(item, digest):
+            if self.unchanged is not None and self.unchanged(item, digest):
                 self._deliver(position, Outcome(item, digest, unchanged=True))
                 return
-            if self._inspect is not None:
-                inspected = self._inspect(item, content)
+            if self.inspect is not None:
+                inspected = self.inspect(item, content)
         except OSError as error:
             reason = Unreadable(f"cannot be read: {error.strerror or error}")
             self._deliver(position, Outcome(item, digest, error=reason))
@@ -181,7 +173,7 @@ class Pipeline(Generic[Item]):
         if result is not None:
             self._deliver(claim.position, _outcome(claim, digest, result, False))
         elif first:
-            found = self._known(digest) if self._known is not None else None
+            found = self.known(digest) if self.known is not None else None
             if found is not None:
                 self._settle(digest, found, False)
             else:
@@ -193,9 +185,9 @@ class Pipeline(Generic[Item]):
                 self._changed.wait()
             self._room -= 1
         try:
-            prepared = self._tower.prepare(content)
+            prepared = self.tower.prepare(content)
             while not self._stopped:
-                future = self._tower.queue.offer(prepared)
+                future = self.tower.queue.offer(prepared)
                 if future is not None:
                     with self._changed:
                         self._futures.add(future)
@@ -215,7 +207,7 @@ class Pipeline(Generic[Item]):
             error = future.exception()
             if error is not None:
                 raise error
-            self._settle(digest, self._tower.finish(future.result()), True)
+            self._settle(digest, self.tower.finish(future.result()), True)
         except VisionError as error:
             self._settle(digest, error, False)
         except BaseException as error:
