@@ -10,6 +10,7 @@ import numpy as np
 
 from datasette_vision.errors import InvalidImage
 from datasette_vision.images.formats import foreign, sniff
+from datasette_vision.util.excerpt import excerpt
 
 _DATA_URI = re.compile(r"data:([^,]{0,1000}),", re.IGNORECASE)
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
@@ -42,24 +43,20 @@ def from_text(text: str) -> bytes:
         try:
             data = _percent_decoded(payload)
         except UnicodeEncodeError as reason:
-            raise InvalidImage(f"this data: URI has characters that cannot be bytes: {_quote(text)}") from reason
+            raise InvalidImage(f"this data: URI has characters that cannot be bytes: {excerpt(text)}") from reason
     elif uri:
         found = _from_base64(_unescaped(payload))
         if found is None:
-            raise InvalidImage(f"this data: URI is not valid base64: {_quote(payload)}")
+            raise InvalidImage(f"this data: URI is not valid base64: {excerpt(payload)}")
         data = found
     else:
         # Any word is valid base64, so bare base64 has to be an image as well.
         data = _from_base64(payload) or b""
         if not sniff(data) and not foreign(data):
-            raise InvalidImage(f"this text is no image: expected a data: URI or base64, found {_quote(text)}")
+            raise InvalidImage(f"this text is no image: expected a data: URI or base64, found {excerpt(text)}")
     if not data:
         raise InvalidImage("this data: URI is empty")
     return data
-
-
-def _quote(text: str) -> str:
-    return repr(text[:40]) + (f"… ({len(text)} characters)" if len(text) > 40 else "")
 
 
 def _from_base64(text: str) -> bytes | None:

@@ -182,7 +182,16 @@ class _Reader:
         return [_Reader(item, f"{self.where}: {key}[{index}]") for index, item in enumerate(items)]
 
     def free(self, key: str) -> dict[str, Any]:
-        return self.get(key, dict, lambda _: True, "an object") if key in self.value else {}
+        return self.get(key, dict, _is_json, "an object") if key in self.value else {}
+
+
+def _is_json(value: object) -> bool:
+    """Whether a value can be written as JSON: Python also reads NaN, which equals nothing."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def is_inside(path: str) -> bool:

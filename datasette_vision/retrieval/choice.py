@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datasette_vision.errors import InvalidArgument, NotEmbedded
+from datasette_vision.util.excerpt import excerpt
 
 
 def choose(
@@ -30,8 +31,8 @@ def choose(
     there = ", ".join(f"{name} ({', '.join(own)})" for name, own in columns.items())
     fitting = [pair for pair in pairs if (model or pair[0], column or pair[1]) == pair]
     if not fitting:
-        of = f" of {column!r}" if column and (not model or model in columns) else ""
-        by = f" by {model!r}" if model else ""
+        of = f" of {excerpt(column)}" if column and (not model or model in columns) else ""
+        by = f" by {excerpt(model)}" if model else ""
         raise NotEmbedded(f"{table} has no embeddings{of}{by}; embedded by: {there}")
     fitting = [pair for pair in fitting if pair[0] == default_model] or fitting
     if len(fitting) > 1 and not or_first:

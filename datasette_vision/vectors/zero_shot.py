@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasette_vision.errors import InvalidLabels
+from datasette_vision.util.excerpt import excerpt
 
 MAX_LABELS_CHARS = 2_000_000
 # A template is repeated for every label: 1,000 prompts of 20,000 characters.
@@ -45,13 +46,13 @@ def parse_labels(text: str, max_labels: int = 1000) -> LabelSet:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise InvalidLabels(f'expected labels as a JSON array such as ["cat", "dog"], found {_quote(text)}') from None
+        raise InvalidLabels(f'expected labels as a JSON array such as ["cat", "dog"], found {excerpt(text)}') from None
     options: dict[str, object] = {}
     if isinstance(value, dict):
         unknown = sorted(set(value) - {"labels", "template", "multi_label", "temperature"})
         if unknown:
             raise InvalidLabels(
-                f"labels: unknown key {_quote(unknown[0])}; allowed are labels, template, multi_label, temperature"
+                f"labels: unknown key {excerpt(unknown[0])}; allowed are labels, template, multi_label, temperature"
             )
         if "labels" not in value:
             raise InvalidLabels('labels: expected the key "labels" in the object, found none')
@@ -97,7 +98,7 @@ def _entries(value: object, template: str, max_labels: int) -> tuple[tuple[str, 
         if SURROGATE.search(label):
             raise InvalidLabels(f"labels: number {position} holds half a character (a lone surrogate)")
         if label in seen:
-            raise InvalidLabels(f"labels: {_quote(label)} is there twice")
+            raise InvalidLabels(f"labels: {excerpt(label)} is there twice")
         seen.add(label)
         labels.append(label)
         prompts.append(prompt)
@@ -120,10 +121,6 @@ def _temperature(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0.001 <= value <= 1000):
         raise InvalidLabels("labels: expected temperature to be a number from 0.001 to 1000")
     return float(value)
-
-
-def _quote(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
 def scores(

@@ -12,6 +12,7 @@ from datasette_vision.plugin.http.responses import status_of
 from datasette_vision.plugin.search.search import table_of
 from datasette_vision.plugin.server.permissions import may_view_table
 from datasette_vision.tables import keys
+from datasette_vision.util.excerpt import excerpt
 from datasette_vision.util.sql_names import quote
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _size(text: str | None) -> int | None:
     if text not in map(str, IMAGE_SIZES):
         from datasette.utils.asgi import BadRequest
 
-        raise BadRequest(f"_size: expected one of {', '.join(map(str, IMAGE_SIZES))}, found {text[:40]!r}")
+        raise BadRequest(f"_size: expected one of {', '.join(map(str, IMAGE_SIZES))}, found {excerpt(text)}")
     return int(text)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from datasette_vision.errors import InvalidArgument, InvalidVector
+from datasette_vision.util.excerpt import excerpt
 
 DEFAULT_SIZE = 24
 MAX_EXAMPLES = 32
@@ -170,13 +171,13 @@ def _number(name: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or abs(value) > 1000:
-        raise InvalidArgument(f"{name}: expected a number from -1000 to 1000, found {text[:40]!r}")
+        raise InvalidArgument(f"{name}: expected a number from -1000 to 1000, found {excerpt(text)}")
     return value
 
 
 def _whole(name: str, text: str, most: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20 and 1 <= int(text) <= most):
-        raise InvalidArgument(f"{name}: expected a whole number from 1 to {most}, found {text[:40]!r}")
+        raise InvalidArgument(f"{name}: expected a whole number from 1 to {most}, found {excerpt(text)}")
     return int(text)
 
 

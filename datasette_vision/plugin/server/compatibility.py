@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import datasette
 
 from datasette_vision.errors import InvalidArgument
+from datasette_vision.util.excerpt import excerpt
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -112,7 +113,7 @@ def _check_list(column: str, lookup: str, value: str) -> None:
             values = [None]
         if not all(isinstance(each, (str, int, float)) for each in values):
             raise InvalidArgument(
-                f"{column}__{lookup}: expected a JSON array of texts and numbers, found {value[:60]!r}"
+                f"{column}__{lookup}: expected a JSON array of texts and numbers, found {excerpt(value)}"
             )
 
 
@@ -127,7 +128,7 @@ def _check_through(text: str) -> None:
         and all(isinstance(through.get(name), str) for name in ("table", "column"))
         and isinstance(through.get("value"), (str, int, float))
     ):
-        raise InvalidArgument(f"_through: expected a JSON object of table, column and value, found {text[:60]!r}")
+        raise InvalidArgument(f"_through: expected a JSON object of table, column and value, found {excerpt(text)}")
 
 
 def close_databases(datasette: Datasette, timeout_s: float) -> None:
