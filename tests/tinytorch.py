@@ -70,6 +70,25 @@ def make_clip(folder: Path, **text: Any) -> Path:
     return folder
 
 
+def plant_outliers(folder: Path, factor: float, channels: int = 3) -> Path:
+    """Give a CLIP outlier channels without changing what it computes: what its normalisations give, times `factor`."""
+    model = transformers.CLIPModel.from_pretrained(folder)
+    with torch.no_grad():
+        for tower in (model.vision_model, model.text_model):
+            for layer in tower.encoder.layers:
+                attention = layer.self_attn
+                for norm, readers in (
+                    (layer.layer_norm1, (attention.q_proj, attention.k_proj, attention.v_proj)),
+                    (layer.layer_norm2, (layer.mlp.fc1,)),
+                ):
+                    norm.weight[:channels] *= factor
+                    norm.bias[:channels] *= factor
+                    for reader in readers:
+                        reader.weight[:, :channels] /= factor
+    model.save_pretrained(folder)
+    return folder
+
+
 def make_sentence_transformer(folder: Path, clip: Path) -> Path:
     """The same CLIP as sentence-transformers keeps it, and llm-clip uses it."""
     from sentence_transformers import SentenceTransformer

@@ -125,7 +125,11 @@ class Baker:
         axes = {0: "n", 1: "length"} if text.causal else {0: "n"}
         dynamic = dict.fromkeys(("input_ids", "attention_mask"), axes)
         timed = proving[samples.SAMPLE_TEXTS.index(SHORT_TEXT)]
-        return TowerToBake("text", self.original.model, text.module, "embedding", proving, timed, dynamic)
+
+        def ranges() -> Iterator[ModelInputs]:
+            return (dict(tokenizer.pad([tokenizer.encode(string)])) for string in calibration.calibration_texts())
+
+        return TowerToBake("text", self.original.model, text.module, "embedding", proving, timed, dynamic, ranges)
 
 
 def _text_manifest(text: TextSide) -> dict[str, Any]:

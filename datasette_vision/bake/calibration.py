@@ -1,4 +1,4 @@
-"""Images by which the ranges of 8-bit convolutions are found: others than those that prove the result."""
+"""Images and texts by which the ranges of activations are found: others than those that prove the result."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ def calibration_images() -> Iterator[Image.Image]:
     """Yield RGB images of the kinds of samples.sample_images(), and none of those."""
     yield from samples.drawings(first=1)
     yield from samples.imitated_photographs(seed=1)
+
+
+def calibration_texts() -> Iterator[str]:
+    """Yield the names of those drawings, and one text that is longer than any tower reads."""
+    names = samples.drawing_names(first=1)
+    yield from names
+    yield ", ".join(names * 10)

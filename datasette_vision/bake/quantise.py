@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from datasette_vision.bake.graph import MICROSOFT, OnnxGraph
+from datasette_vision.bake.smooth import smooth_products
 from datasette_vision.bake.static import quantise_convolutions
 from datasette_vision.install.prove import ModelInputs
 
@@ -33,13 +34,16 @@ def candidates(source: Path, ranges: Callable[[], Iterator[ModelInputs]], work: 
     `ranges` gives inputs by which the ranges of activations are found.
     """
     found = {}
+    smoothed = work / f"{source.stem}-smooth.onnx"
+    plain = smoothed if smooth_products(source, smoothed, products, ranges()) else source
     for name, method in (("int8", quantise_products), ("int8-blocks", quantise_blocks)):
         path = work / f"{source.stem}-{name}.onnx"
-        graph = OnnxGraph(source)
+        graph = OnnxGraph(plain)
         if method(graph):
             quantise_tables(graph)
             graph.save(path)
             found[name] = path
+    smoothed.unlink(missing_ok=True)
     path = work / f"{source.stem}-int8-static.onnx"
     if quantise_convolutions(source, path, ranges):
         found["int8-static"] = path

@@ -45,8 +45,8 @@ class TowerToBake:
     samples: list[ModelInputs]
     timed: ModelInputs
     dynamic: dict[str, dict[int, str]]
-    # What the ranges of 8-bit convolutions are found by: no samples.
-    ranges: Callable[[], Iterator[ModelInputs]] = lambda: iter(())
+    # What the ranges of activations are found by: no samples.
+    ranges: Callable[[], Iterator[ModelInputs]]
 
     def reference(self) -> NDArray[np.float32]:
         """Compute the original's answers to the samples: (n, d)."""

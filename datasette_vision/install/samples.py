@@ -104,12 +104,22 @@ def sample_images(folder: Path | None = None) -> Iterator[Image.Image]:
         raise InvalidArgument(f"--calibration: {folder}: no image that can be read")
 
 
-def drawings(first: int = 0) -> Iterator[Image.Image]:
-    """Yield DRAWING_COUNT of the demo's drawings, evenly spread; others for another `first`."""
+def drawings(first: int = 0, count: int = DRAWING_COUNT) -> Iterator[Image.Image]:
+    """Yield `count` of the demo's drawings, evenly spread; others for another `first`."""
     with zipfile.ZipFile(DRAWINGS) as archive:
-        entries = json.loads(archive.read("emoji.json"))
-        for entry in entries[first :: len(entries) // DRAWING_COUNT][:DRAWING_COUNT]:
+        for entry in _drawing_entries(archive, first, count):
             yield images.decode(archive.read(entry["file"]))
+
+
+def drawing_names(first: int = 0, count: int = DRAWING_COUNT) -> list[str]:
+    """Return the names of these drawings: "grinning face"."""
+    with zipfile.ZipFile(DRAWINGS) as archive:
+        return [entry["name"] for entry in _drawing_entries(archive, first, count)]
+
+
+def _drawing_entries(archive: zipfile.ZipFile, first: int, count: int) -> list[dict[str, str]]:
+    entries = json.loads(archive.read("emoji.json"))
+    return entries[first :: len(entries) // count][:count]
 
 
 def imitated_photographs(seed: int = 0) -> Iterator[Image.Image]:

@@ -239,7 +239,19 @@ def test_static_int8_of_convolutions(baked: Baked, tmp_path: Path, few: Path) ->
     assert model.manifest.precision == "int8-static"
 
 
+@pytest.mark.parametrize("factor", [20, 100])
+def test_outlier_channels_are_kept_in_8_bits(baked: Baked, tmp_path: Path, few: Path, factor: float) -> None:
+    """As trained models have them: some channels of what each normalisation gives are that many times the rest."""
+    source = tinytorch.plant_outliers(tinytorch.make_clip(tmp_path / "clip"), factor)
+    manifest = baked(source, calibration=few).manifest
+    for tower in ("image", "text"):
+        report = manifest.parity[tower]
+        assert report["kept"] in ("int8", "int8-blocks")
+        assert [each["worst_cosine"] > 0.995 for each in report["candidates"]] == [True] * 3
+
+
 def test_what_finds_the_ranges_proves_nothing() -> None:
+    assert not set(calibration.calibration_texts()) & set(samples.SAMPLE_TEXTS)
     proving = {picture.tobytes() for picture in samples.sample_images()}
     ranges = {picture.tobytes() for picture in calibration.calibration_images()}
     assert len(proving) == len(ranges) == samples.DRAWING_COUNT + 2 * len(samples.SIZES)
