@@ -116,21 +116,22 @@ class SyncedColumn:
         if began < self._rests_until:
             return
         has_to_check = self._seen is not None and (self._check is not None or self._check_due)
-        if self._look_due and not (has_to_check and self._looked_last):
-            self._looked_last = True
+        looks = self._look_due and not (has_to_check and self._looked_last)
+        if looks:
             wanted = self._look(connection)
         elif has_to_check:
-            self._looked_last = False
             wanted = self._go_on_checking(connection)
         else:
             return
+        self._looked_last = looks
         if not self._urgent:
             used_s = self._means.processor_clock() - processor_began
             self.rest(max(RESTS * used_s, self._means.clock() - began))
         self.report.checked = not (self._look_due or self._check_due or self._check)
         if wanted is not None:
             self._embed(connection, wanted)
-        self.report.error = None
+        if looks or wanted is not None:
+            self.report.error = None
 
     def _look(self, connection: sqlite3.Connection) -> str | None:
         """Compare keys, and return the condition for the rows to embed."""

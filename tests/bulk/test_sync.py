@@ -251,6 +251,21 @@ def test_what_is_new_changed_and_gone(photos: Place, counting: fakes.CountingLoa
     assert "not an image of a known format" in reason
 
 
+def test_why_it_is_not_in_step_is_kept_until_the_next_look(photos: Place) -> None:
+    photos.settle(kept := photos.kept("photos"))
+    kept.changed()
+    photos.now += 1000
+    kept.step(photos.reader)  # a look
+    kept.report.error = "no model"  # as the server's thread writes when a step raises
+    kept.changed()
+    photos.now += 1000
+    kept.step(photos.reader)  # values are read
+    assert kept.report.error == "no model"
+    photos.now += 1000
+    kept.step(photos.reader)  # a look
+    assert kept.report.error is None
+
+
 def test_values_are_read_while_rows_keep_coming(photos: Place) -> None:
     """Each step finds the database changed: what changed in place must not wait for that to end."""
     photos.settle(kept := photos.kept("photos"))

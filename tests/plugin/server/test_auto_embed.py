@@ -182,6 +182,7 @@ def test_all_tables_of_all_databases_but_the_immutable_ones(tmp_path: Path, phot
             each.insert(100)
         until(lambda: 100 in photos.embedded and 100 in others[0].embedded, lambda: server.log)
         line = "auto_embed: fixed is not kept in step: fixed is served as immutable, or in memory"
+        until(lambda: line in server.log, lambda: server.log)
         assert server.log.count(line) == 1
         assert 100 not in others[1].embedded
     for each in others:
