@@ -1,7 +1,7 @@
 """Image understanding in SQL: CLIP embeddings and image classification for Datasette.
 
-This is the public Python API (docs/python.md). Everything below has no promise of staying where it is. Names are
-imported when they are first used, so that a Datasette starts without NumPy, Pillow or ONNX Runtime.
+This is the public Python API (docs/python.md). The modules below it may change. Names are imported when they are first
+used, so that Datasette starts without NumPy, Pillow or ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# name -> (module, what it is called there)
+# name -> (module, name in that module)
 _PLACES = {
     "Config": ("config.settings", "Config"),
     "Hit": ("retrieval.hits", "Hit"),

@@ -4,7 +4,7 @@
 
     VisionError                  500  1
     ├── ConfigError              500  2   the configuration has an unknown key or a bad value
-    ├── InvalidInput             400  2   what the caller sent cannot be used
+    ├── InvalidInput             400  2   the caller's input cannot be used
     │   ├── InvalidArgument      400  2     wrong type or out of range
     │   ├── Unreadable           400  2     a file or a value that cannot be read at all
     │   ├── InvalidImage         400  2     not an image, truncated, too large …
@@ -13,20 +13,20 @@
     │   ├── DimensionMismatch    400  2     embeddings of two models in one calculation
     │   └── InvalidLabels        400  2     labels for zero-shot classification are malformed
     ├── UnknownModel             404  4   no installed model has this name
-    ├── NotEmbedded              404  13  a table has no embeddings, or not by this model
-    ├── WrongTask                400  2   the model exists but does another kind of work
-    ├── NotPermitted             403  15  whoever asks may not have a model compute
+    ├── NotEmbedded              404  13  a table has no embeddings, or not from this model
+    ├── WrongTask                400  2   the model exists but does another task
+    ├── NotPermitted             403  15  the actor may not run a model
     ├── ModelCorrupt             500  5   a file of an installed model is missing or altered
     ├── InstallFailed            500  8   a model could not be installed
     │   ├── SourceNotFound       404  9     there is no such repository, revision or file
     │   └── DownloadFailed       503  10    the hub could not be reached, refused, or sent something else
-    ├── ExtraMissing             500  11  a package is needed that comes with an extra of ours
+    ├── ExtraMissing             500  11  a package from one of our extras is missing
     ├── StorageFailed            503  12  a file or a folder could not be listed, read or written
     ├── Busy                     503  6   the queue is full, or the work took too long
-    │   └── DeadlineExceeded     503  14    the time that a query or a request has is up
+    │   └── DeadlineExceeded     503  14    the time for a query or a request is up
     └── EngineFailure            500  7   the inference engine itself failed
 
-The two numbers are the HTTP status and the CLI exit code: each adapter translates by them and by nothing else.
+The two numbers are the HTTP status and the CLI exit code. Adapters use only these to translate an error.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ConfigError(VisionError):
 
 
 class InvalidInput(VisionError):
-    """What the caller sent cannot be used."""
+    """The caller's input cannot be used."""
 
     http_status = 400
     exit_code = 2
@@ -58,11 +58,11 @@ class InvalidArgument(InvalidInput):
 
 
 class Unreadable(InvalidInput):
-    """A file, or a value of a table, cannot be read: it is not there, not allowed, or of another type."""
+    """A file or a value of a table cannot be read: it is missing, not allowed, or has another type."""
 
 
 class InvalidImage(InvalidInput):
-    """These bytes are not an image that can be read."""
+    """These bytes are not a readable image."""
 
 
 class InvalidText(InvalidInput):
@@ -70,11 +70,11 @@ class InvalidText(InvalidInput):
 
 
 class InvalidVector(InvalidInput):
-    """These bytes are not an embedding, or one without a direction."""
+    """These bytes are not an embedding, or are one of length zero."""
 
 
 class DimensionMismatch(InvalidInput):
-    """Embeddings of different sizes, so of different models, were put into one calculation."""
+    """One calculation got embeddings of different sizes, so from different models."""
 
 
 class InvalidLabels(InvalidInput):
@@ -89,21 +89,21 @@ class UnknownModel(VisionError):
 
 
 class NotEmbedded(VisionError):
-    """There is no such table, it has no embeddings, or none by this model or of this column."""
+    """The table does not exist, or has no embeddings from this model or of this column."""
 
     http_status = 404
     exit_code = 13
 
 
 class WrongTask(VisionError):
-    """The model exists, but does another kind of work than was asked of it."""
+    """The model exists, but does another task."""
 
     http_status = 400
     exit_code = 2
 
 
 class NotPermitted(VisionError):
-    """Whoever asks may not have a model compute."""
+    """The actor may not run a model."""
 
     http_status = 403
     exit_code = 15
@@ -117,49 +117,49 @@ class ModelCorrupt(VisionError):
 
 
 class InstallFailed(VisionError):
-    """A model could not be installed. Nothing of it is left but downloads to resume."""
+    """A model could not be installed. Nothing is left of it but downloads to resume."""
 
     http_status = 500
     exit_code = 8
 
 
 class SourceNotFound(InstallFailed):
-    """There is no repository, revision, folder or file of this name to install from."""
+    """There is no such repository, revision, folder or file to install from."""
 
     http_status = 404
     exit_code = 9
 
 
 class DownloadFailed(InstallFailed):
-    """The hub could not be reached, refused access, or sent other bytes than it announced."""
+    """The hub could not be reached, refused access, or sent other bytes than announced."""
 
     http_status = 503
     exit_code = 10
 
 
 class ExtraMissing(VisionError):
-    """A package is needed that comes with an extra of ours. The message says which."""
+    """A package from one of our extras is missing. The message says which."""
 
     http_status = 500
     exit_code = 11
 
 
 class StorageFailed(VisionError):
-    """A file or a folder, of this machine or of an object store, could not be listed, read or written."""
+    """A file or a folder, on this machine or in an object store, could not be listed, read or written."""
 
     http_status = 503
     exit_code = 12
 
 
 class Busy(VisionError):
-    """The queue is full, or no answer came in time. Try again."""
+    """The queue is full, or no result came in time. Try again."""
 
     http_status = 503
     exit_code = 6
 
 
 class DeadlineExceeded(Busy):
-    """The time that a query or a request has is up. What was computed until then is kept in the cache."""
+    """The time for a query or a request is up. Results computed until then stay in the cache."""
 
     http_status = 503
     exit_code = 14

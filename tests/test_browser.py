@@ -319,7 +319,7 @@ def test_the_playground(browser: Browser, address: str, emoji: Picture, script: 
         if script:
             drop(page, picture)
         else:
-            page.get_by_label("Picture", exact=True).set_input_files(
+            page.get_by_label("Image", exact=True).set_input_files(
                 files=[{"name": "violin.png", "mimeType": "image/png", "buffer": picture}]
             )
             page.get_by_role("button", name="Ask the models").click()
@@ -387,7 +387,7 @@ def test_on_a_phone(browser: Browser, address: str, emoji: Picture) -> None:
         page.locator("[id^=more-]").first.tap()
         heading(page, "more like")
         page.goto("/-/vision")
-        camera = page.get_by_label("Or take one")
+        camera = page.get_by_label("Or take a photo")
         assert camera.get_attribute("capture") == "environment"
         camera.set_input_files(files=[{"name": "photo.png", "mimeType": "image/png", "buffer": emoji("violin")}])
         page.get_by_role("heading", name="tiny-emoji sees").wait_for()

@@ -1,1 +1,1 @@
-"""The commands of `datasette vision`, a module for each group. No work is done here: options in, a report out."""
+"""The commands of `datasette vision`, a module for each group. They only read options and print reports."""

@@ -1,4 +1,4 @@
-"""The commands of `datasette vision` for many pictures: a table, or folders of files, into embeddings."""
+"""The commands of `datasette vision` that embed a table, or folders of image files."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ if TYPE_CHECKING:
     from datasette_vision.engine.vision import Vision
 
 SOME_FAILED = 3
-STOPPED = 128  # and the number of the signal, as shells have it
+STOPPED = 128  # plus the number of the signal, as in shells
 THUMBNAIL_PIXELS = 512
 MORE = ': select * from "{}" where error is not null'
 
 
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress and no summary: failures only.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show only failures: no progress, no summary.")
 
 
 @click.command()
 @click.argument("database", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("table")
-@click.option("--column", "columns", multiple=True, help="Column to embed, more than once for several.")
-@click.option("--key", multiple=True, help="Column(s) that tell rows apart. By default the primary key, or the rowid.")
+@click.option("--column", "columns", multiple=True, help="Column to embed. Can be given more than once.")
+@click.option("--key", multiple=True, help="Column(s) that identify a row. By default the primary key, or the rowid.")
 @click.option(
     "--base",
     type=click.Path(path_type=Path),
     help="The column holds paths of image files below this folder.",
 )
-@click.option("--where", metavar="SQL", help="Only rows for which this holds.")
-@click.option("--force", is_flag=True, help="Embed also what is embedded already.")
+@click.option("--where", metavar="SQL", help="Only rows that match this condition.")
+@click.option("--force", is_flag=True, help="Embed all rows, even if they are already embedded.")
 @bulk_options
 @quiet_option
 @vision_errors
 def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, model: str | None, **options: Any) -> None:
     """Embed the images of TABLE, a table or view, into the side table _vision_TABLE.
 
-    A column holds images (BLOBs, data: URIs or base64), texts, or paths of image files. Without --column it is the one
-    that was embedded before, or the one that holds images.
+    A column holds images (BLOBs, data: URIs or base64), texts, or paths of image files. Without --column, the command
+    uses the column that was embedded before, or the one that holds images.
 
-    It can be stopped at any moment, or killed, and run again: only what is new or changed is embedded, and what is gone
-    is removed. Datasette may serve the database meanwhile. Ends with exit code 3 when some rows failed: their reasons
-    are in the side table's column error.
+    You can stop or kill the command at any time and run it again: it embeds only new and changed rows, and removes the
+    embeddings of deleted rows. Datasette can serve the database at the same time. The exit code is 3 if some rows
+    failed; the side table's column error has the reasons.
     """
     from datasette_vision.bulk.embed_table import embed_table
 
@@ -90,19 +90,20 @@ def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, mod
 @click.command()
 @click.argument("database", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--table", default="photos", show_default=True, help="Table to load into, made if need be.")
+@click.option("--table", default="photos", show_default=True, help="Table to load into; created if missing.")
 @click.option(
     "--thumbnails",
     type=click.IntRange(16, 2048),
     metavar="PIXELS",
-    help="Keep a thumbnail of each picture, its longer edge so long.  [default: 512]",
+    help="Keep a thumbnail of each image, with a longer edge of PIXELS.  [default: 512]",
 )
-@click.option("--originals", is_flag=True, help="Keep the files themselves instead.")
-@click.option("--paths-only", is_flag=True, help="Keep no pictures.")
+@click.option("--originals", is_flag=True, help="Keep the original files instead.")
+@click.option("--paths-only", is_flag=True, help="Keep no images, only their paths.")
 @click.option(
     "--base",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that paths in the table are relative to: by default the one loaded first. Later: where it is now.",
+    help="Folder that paths in the table are relative to. By default the one loaded first; give it when the"
+    " folder moved.",
 )
 @bulk_options
 @quiet_option
@@ -110,15 +111,16 @@ def embed(database: Path, table: str, columns: tuple[str, ...], quiet: bool, mod
 def load(
     database: Path, paths: tuple[str, ...], thumbnails: int | None, originals: bool, paths_only: bool, **options: Any
 ) -> None:
-    """Bring image files into a table of DATABASE, and embed them.
+    """Load image files into a table of DATABASE, and embed them.
 
-    PATH is a folder, which is walked with all that is in it, a file, or a glob ('~/Pictures/**/*.jpg'). Links are not
-    followed, hidden files and files of other kinds are passed over. The table says of each photo where it is, when and
-    where it was taken, and to which others it is a near duplicate.
+    PATH is a folder, which is searched recursively, a file, or a glob ('~/Pictures/**/*.jpg'). Links are not followed.
+    Hidden files and other kinds of files are skipped. For each photo, the table has its path, when and where it was
+    taken, and its group of near duplicates.
 
-    Run it again to bring the table up to date: a file is read only when its size or time has changed, and embedded only
-    when its content has. Files that are gone are marked in gone_at. It can be stopped at any moment, or killed, and run
-    again. Ends with exit code 3 when some files could not be read: their reasons are in the column error.
+    Run the command again to bring the table up to date: a file is read only if its size or time has changed, and
+    embedded only if its content has changed. Files that are gone are marked in gone_at. You can stop or kill the
+    command at any time and run it again. The exit code is 3 if some files could not be read; the column error has the
+    reasons.
     """
     from datasette_vision.bulk.load import load as load_files
     from datasette_vision.bulk.photos import ImageStorage
@@ -148,7 +150,7 @@ def load(
         say_failures(summary.failures, summary.failed, MORE.format(table))
         stop.check(summary)
     if not quiet:
-        click.echo(f"To see them: datasette {shlex.quote(str(database))}")
+        click.echo(f"To view the result: datasette {shlex.quote(str(database))}")
         if model in (None, BUNDLED_MODEL):
             click.echo(
                 "The bundled model knows drawings, not photographs: datasette vision install clip, then --model clip"
@@ -158,23 +160,23 @@ def load(
 
 
 class Stop:
-    """Whether the person asked to stop, and by which signal."""
+    """Whether the user asked to stop, and by which signal."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
         self.signal = 0
 
     def check(self, summary: Summary) -> None:
-        """End the command when it was asked to, and say how to go on."""
+        """End the command if the user asked to stop, and print how to continue."""
         if summary.stopped:
             command = shlex.join(["datasette", *sys.argv[1:]])
-            say(f"Stopped: {summary.done:,} of {summary.total:,} are done and stay. To go on: {command}")
+            say(f"Stopped: {summary.done:,} of {summary.total:,} are done. To continue: {command}")
             sys.exit(STOPPED + self.signal)
 
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[Stop]:
-    """Have the first Ctrl-C stop in good order; the second, or any other way to insist, stops at once."""
+    """Let the first Ctrl-C stop the work in good order. A second one, or another signal, stops at once."""
     stop = Stop()
     previous: dict[signal.Signals, Any] = {}
 
@@ -183,7 +185,7 @@ def _stoppable() -> Iterator[Stop]:
         stop.event.set()
         for kind, old in previous.items():
             signal.signal(kind, old)
-        os.write(2, b"\nStopping: what is ready is written.\n")  # echo() may be half-way through a line itself
+        os.write(2, b"\nStopping: writing finished results.\n")  # echo() may be half-way through a line itself
 
     if threading.current_thread() is threading.main_thread():
         for kind in (signal.SIGINT, signal.SIGTERM):
@@ -204,11 +206,11 @@ def sentence(summary: Summary) -> str:
     if summary.removed:
         counts.append(f"{summary.removed:,} removed")
     if summary.computed < summary.embedded:
-        counts[0] += f" ({summary.embedded - summary.computed:,} of them equal to another)"
+        counts[0] += f" ({summary.embedded - summary.computed:,} identical to another)"
     return f"{', '.join(counts)}; {summary.seconds:.1f} s, {summary.per_second:,.1f} images/s"
 
 
 def _around(summary: LoadSummary) -> str:
     counts = [f"{summary.duplicates:,} near duplicates", f"{summary.gone:,} gone"]
-    counts += [f"{summary.skipped:,} files of other kinds skipped", f"{summary.links:,} links not followed"]
+    counts += [f"{summary.skipped:,} other files skipped", f"{summary.links:,} links not followed"]
     return ", ".join(counts)

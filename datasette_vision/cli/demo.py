@@ -1,4 +1,4 @@
-"""`datasette vision demo`: the demo database, made and served."""
+"""`datasette vision demo`: makes the demo database and serves it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLE_QUERIES = ("purple heart", "happy cat", "something to eat")
 def demo(database: Path, serve: bool, host: str, port: int) -> None:
     """Write a database of every emoji with its embeddings, and open it.
 
-    DATABASE (demo.db) and, beside it, a metadata file with saved queries are made anew each time.
+    DATABASE (demo.db) and the metadata file with saved queries beside it are overwritten each time.
     """
     from datasette.utils import tilde_encode
 
@@ -38,9 +38,9 @@ def demo(database: Path, serve: bool, host: str, port: int) -> None:
     if set("?#%") & set(str(database)):
         raise click.ClickException(f"{database}: Datasette cannot open a file with ?, # or % in its name")
     if database.exists() and not demos.is_demo(database):
-        raise click.ClickException(f"{database} exists and is not a demo database alone: choose another name")
+        raise click.ClickException(f"{database} exists and is not a demo database: choose another name")
     if metadata.exists() and not demos.is_demo_metadata(metadata):
-        raise click.ClickException(f"{metadata} exists and is not a demo's: choose another name")
+        raise click.ClickException(f"{metadata} exists and is not from a demo: choose another name")
     port = _free_port(host, port) if serve else port
     route = tilde_encode(database.stem)
     try:
@@ -60,7 +60,7 @@ def demo(database: Path, serve: bool, host: str, port: int) -> None:
 def serve_arguments(database: Path, metadata: Path, host: str, port: int) -> list[str]:
     """Return the arguments that make `datasette` serve a database with its metadata and saved queries.
 
-    0.65 reads saved queries from --metadata, 1.0 from --config; each ignores what is the other's.
+    0.65 reads saved queries from --metadata, 1.0 from --config. Each ignores the other's option.
     """
     import datasette
 
@@ -70,16 +70,16 @@ def serve_arguments(database: Path, metadata: Path, host: str, port: int) -> lis
 
 
 def _argument(path: Path) -> str:
-    """Write a path so that no command line takes it for an option."""
+    """Write a path so that no command line reads it as an option."""
     return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def _write_demo(database: Path, metadata: Path, route: str) -> None:
-    """Write the database and its metadata, and show a few searches in it."""
+    """Write the database and its metadata, and print a few searches in it."""
     from datasette_vision.demo import demo as demos
     from datasette_vision.engine.vision import Vision
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-made stays behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no partial files stay behind
     with Vision(Config(cache_mb=0)) as vision:
         with click.progressbar(length=100, label="Embedding emoji", file=sys.stderr) as bar:
             count = demos.write_database(
@@ -89,7 +89,7 @@ def _write_demo(database: Path, metadata: Path, route: str) -> None:
         temporary.write_text(json.dumps(demos.metadata(database.stem, route), indent=2) + "\n", "utf-8")
         temporary.replace(metadata)
         click.echo(f"{count:,} emoji, embedded with {vision.config.default_model}, are in {database}.")
-        click.echo("The model comes with the package. It knows drawings, not photographs.")
+        click.echo("The model is bundled. It knows drawings, not photographs.")
         for text in SAMPLE_QUERIES:
             click.echo(f"\nselect … order by vision_similarity(embedding, vision_embed('{text}')) desc")
             click.echo(f"  {'similarity':10}  {'name':32}  emoji")
@@ -98,7 +98,7 @@ def _write_demo(database: Path, metadata: Path, route: str) -> None:
 
 
 def _free_port(host: str, port: int) -> int:
-    """Return the port, or a free one for 0. Ends the command when it is taken, before any work is done for it."""
+    """Return the port, or a free one for 0. If the port is taken, end the command before any work is done."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

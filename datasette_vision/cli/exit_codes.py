@@ -1,4 +1,4 @@
-"""How commands fail: with the message of an error, and with its exit code."""
+"""How commands fail: with the message of an error and its exit code."""
 
 from __future__ import annotations
 

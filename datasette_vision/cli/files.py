@@ -1,4 +1,4 @@
-"""The commands of `datasette vision` for embeddings in files: made from files, and brought into a table."""
+"""The commands of `datasette vision` that write embeddings to Parquet files, and import them into a table."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from datasette_vision.errors import ExtraMissing
 if TYPE_CHECKING:
     from datasette_vision.files.embed_files import EmbedFilesSummary, Job
 
-# Of a database that is made. A page of 4,096 bytes, the default, holds one embedding of 512 floats and no two: a
-# million take 4.5 GB, and 2.6 GB with these.
+# For a new database. A page of 4,096 bytes, the default, holds only one embedding of 512 floats: a million take 4.5 GB,
+# and 2.6 GB with these pages.
 PAGE_SIZE = 16_384
 
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -35,33 +35,35 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progres
 
 @click.command("embed-files")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--output", "-o", required=True, metavar="OUT", help="Folder of Parquet files, here or in a store.")
-@click.option("--column", help="Column of images or paths, of Parquet inputs. By default the one there seems to be.")
+@click.option(
+    "--output", "-o", required=True, metavar="OUT", help="Folder for Parquet files, on this machine or in a store."
+)
+@click.option("--column", help="Column of images or paths in Parquet inputs. By default it is detected.")
 @click.option(
     "--ray",
     "address",
     is_flag=False,
     flag_value="",
     metavar="[ADDRESS]",
-    help="Embed on Ray: on the cluster at ADDRESS or RAY_ADDRESS, else on this machine.",
+    help="Embed on Ray: on the cluster at ADDRESS or RAY_ADDRESS, otherwise on this machine.",
 )
 @click.option(
     "--concurrency",
     metavar="N|MIN:MAX",
-    help="With --ray, in place of --workers: processes. By default as many as there are CPUs for.",
+    help="With --ray, instead of --workers: number of processes. By default as many as the CPUs allow.",
 )
-@click.option("--num-cpus", type=click.IntRange(1), default=1, help="With --ray: CPUs of each worker.  [default: 1]")
-@click.option("--num-gpus", type=click.FloatRange(0), default=0.0, help="With --ray: GPUs of each; 0.5 shares one.")
+@click.option("--num-cpus", type=click.IntRange(1), default=1, help="With --ray: CPUs per worker.  [default: 1]")
+@click.option("--num-gpus", type=click.FloatRange(0), default=0.0, help="With --ray: GPUs per worker; 0.5 shares one.")
 @click.option(
     "--skip",
     type=click.Choice(["path", "digest"]),
     default="path",
     show_default=True,
-    help="What is passed over: a path that is in OUT, or an image whose content is there.",
+    help="Skip paths that are in OUT, or images whose content is in OUT.",
 )
-@click.option("--retry-errors", is_flag=True, help="Try those again that are in OUT with an error.")
+@click.option("--retry-errors", is_flag=True, help="Try the images again that have an error in OUT.")
 @click.option(
-    "--rows-per-file", type=click.IntRange(1), default=10_000, show_default=True, help="Rows of a Parquet file."
+    "--rows-per-file", type=click.IntRange(1), default=10_000, show_default=True, help="Rows per Parquet file."
 )
 @bulk_options
 @quiet_option
@@ -82,9 +84,10 @@ def embed_files(
 ) -> None:
     """Embed images into Parquet files: path, digest, width, height, embedding, error.
 
-    INPUT is a folder, a glob, an image, or a Parquet file or folder of them with a column of images or of their paths;
-    on this machine or in a store (s3://, gs://, hf:// and what else pyarrow or fsspec reads). Run again with the same
-    OUT, it goes on: what is there is passed over. Ends with exit code 3 when some images could not be embedded.
+    INPUT is a folder, a glob, an image, or a Parquet file (or a folder of them) with a column of images or of their
+    paths. It can be on this machine or in a store (s3://, gs://, hf:// and others that pyarrow or fsspec read). Run the
+    command again with the same OUT to continue: images that are in OUT are skipped. The exit code is 3 if some images
+    could not be embedded.
     """
     from datasette_vision.files.embed_files import Job
 
@@ -140,30 +143,30 @@ def _concurrency(text: str | None) -> tuple[int, int | None]:
 @click.argument("database", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("table")
 @click.argument("parquet", nargs=-1, required=True)
-@click.option("--key", "match", default="path", show_default=True, help="Column of the Parquet files to find rows by.")
-@click.option("--on", metavar="COLUMN", help="Column of the table that holds the same. By default that of --key.")
 @click.option(
-    "--base", metavar="DIR", help="Folder or URI that is left out before paths: the table's paths are below it."
+    "--key", "match", default="path", show_default=True, help="Column of the Parquet files that identifies rows."
 )
-@click.option("--column", "source_column", help="Column that the embeddings are noted as being of. By default --on.")
-@click.option("-m", "--model", help="The model that made the embeddings, where the files do not say so.")
-@click.option("--create", is_flag=True, help="Make the database, the table, and rows of it, where they are not there.")
+@click.option("--on", metavar="COLUMN", help="Column of the table with the same values. By default that of --key.")
+@click.option("--base", metavar="DIR", help="Folder or URI to remove from paths: the table's paths are relative to it.")
+@click.option("--column", "source_column", help="Column to record as the source of the embeddings. By default --on.")
+@click.option("-m", "--model", help="Model that made the embeddings, if the files do not name it.")
+@click.option("--create", is_flag=True, help="Create the database, the table and its rows if they are missing.")
 @click.option("--index/--no-index", "indexed", default=True, help="Prepare the index for searches (the default).")
 @quiet_option
 @vision_errors
 def import_embeddings(
     database: Path, table: str, parquet: tuple[str, ...], indexed: bool, quiet: bool, **wishes: Any
 ) -> None:
-    """Bring embeddings from Parquet files into the side table of TABLE.
+    """Import embeddings from Parquet files into the side table of TABLE.
 
-    PARQUET are files or folders of them, as datasette vision embed-files writes them, or of another's making with a
-    column embedding. It can be stopped at any moment and run again: what is there already is passed over. Ends with
-    exit code 3 when the table lacks the rows of some.
+    PARQUET are files, or folders of files, from datasette vision embed-files, or other files with a column embedding.
+    You can stop the command at any time and run it again: rows that are already imported are skipped. The exit code is
+    3 if the table lacks the rows of some embeddings.
     """
     from datasette_vision.files.import_embeddings import Importer, Plan
 
     if not (wishes["create"] or database.exists()):
-        raise click.ClickException(f"{database}: there is no such file; --create makes it")
+        raise click.ClickException(f"{database}: there is no such file; use --create to make it")
     with (
         sqlite_errors(database),
         contextlib.closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection,
@@ -190,7 +193,7 @@ def import_embeddings(
 
 
 def _base(base: str | None) -> str | None:
-    """Return a folder as paths in Parquet files name it: as its address."""
+    """Return a folder in the form that paths in Parquet files have: as its address."""
     from datasette_vision.files.storage import place
 
     return None if base is None else place(base).address
@@ -198,7 +201,7 @@ def _base(base: str | None) -> str | None:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """End with one line, and what is ready written, when the command is stopped by Ctrl-C or by a SIGTERM."""
+    """On Ctrl-C or SIGTERM, write finished results and end with one line."""
     stopped = signal.SIGINT
 
     def stop(number: int, frame: object) -> None:
@@ -212,7 +215,7 @@ def _stoppable() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         command = shlex.join(["datasette", *sys.argv[1:]])
-        click.echo(f"\nStopped: what was written stays. To go on: {command}", err=True)
+        click.echo(f"\nStopped: results that were written stay. To continue: {command}", err=True)
         sys.exit(STOPPED + stopped)
     finally:
         if previous is not None:
@@ -220,9 +223,9 @@ def _stoppable() -> Iterator[None]:
 
 
 def _report(done: EmbedFilesSummary) -> None:
-    """Print what was done, and the first failures."""
+    """Print the counts and the first failures."""
     summary = done.summary
     click.echo(sentence(summary))
     if done.ignored:
-        click.echo(f"{done.ignored:,} files that are no images were left out")
+        click.echo(f"{done.ignored:,} files that are not images were left out")
     say_failures(summary.failures, summary.failed, ", in the column error")

@@ -1,4 +1,4 @@
-"""The group `datasette vision`, and which commands it has."""
+"""The group `datasette vision` and its commands."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ COMMANDS: tuple[click.Command, ...] = (
 
 
 def vision_group(*others: click.Command) -> click.Group:
-    """Return the group of these commands and of others, which layers above this one bring."""
+    """Return the group of these commands, and of others from higher layers."""
     return click.Group("vision", [*COMMANDS, *others], help="Image understanding: embeddings and classification.")

@@ -25,42 +25,44 @@ PRODUCTS = {
 
 @click.command()
 @click.argument("source")
-@click.option("--name", help="Name of the model in SQL. By default that of the catalogue, or made of SOURCE.")
+@click.option(
+    "--name", help="Name of the model in SQL. By default the name in the catalogue, or one derived from SOURCE."
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "int8"]),
     default="auto",
     show_default=True,
-    help="auto takes int8 where it is proved to give the same as fp32, to a cosine of 0.99.",
+    help="auto uses int8 if its results match fp32 with a cosine of at least 0.99.",
 )
 @click.option("--revision", help="Branch, tag or commit of a repository. By default main.")
 @models_dir_option
-@click.option("--force", is_flag=True, help="Replace a model of this name that is installed.")
+@click.option("--force", is_flag=True, help="Replace an installed model of this name.")
 @click.option(
     "--calibration",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of images to compare precisions on. By default made ones.",
+    help="Folder of images for comparing precisions. By default synthetic images.",
 )
 @click.option(
     "--task",
     type=click.Choice(["dual-encoder", "image-classification"]),
-    help="What the model does, where its files do not say.",
+    help="What the model does, if its files do not say.",
 )
 @click.option(
     "--labels",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Labels of a classifier: a line each, or JSON.",
+    help="Labels of a classifier: one per line, or JSON.",
 )
 @click.option("--preprocess", metavar="PRESET|FILE", help="imagenet, clip, siglip, half, unit, or a JSON file.")
 @vision_errors
 def install(source: str, models_dir: Path | None, **wishes: Any) -> None:
     """Install a model.
 
-    SOURCE is a name of the catalogue (datasette vision models --all), a repository of the Hugging Face hub
-    (owner/name), or a folder or .onnx file on this machine. ONNX graphs need nothing more; PyTorch weights are
-    exported with pip install 'datasette-vision[bake]'.
+    SOURCE is a name in the catalogue (datasette vision models --all), a repository on the Hugging Face hub
+    (owner/name), or a folder or .onnx file on this machine. ONNX graphs need nothing else. PyTorch weights are
+    exported, which requires pip install 'datasette-vision[bake]'.
 
-    A model appears whole or not at all: an install can be stopped at any moment and run again.
+    A model is installed completely or not at all: you can stop an install at any time and run it again.
     """
     from datasette_vision.bake.bake import bake
     from datasette_vision.install.install import Installer
@@ -70,7 +72,7 @@ def install(source: str, models_dir: Path | None, **wishes: Any) -> None:
     outcome = Installer(models_dir or default_models_dir(), say, bake).install(Request(source=source, **wishes))
     manifest = outcome.model.manifest
     if outcome.already_there:
-        click.echo(f"{manifest.name} is installed already, in {outcome.model.folder} (--force replaces it)")
+        click.echo(f"{manifest.name} is already installed in {outcome.model.folder} (--force replaces it)")
         return
     size = sum(file.size for file in manifest.files)
     click.echo(f"{manifest.name} is installed in {outcome.model.folder}")
@@ -84,10 +86,10 @@ def install(source: str, models_dir: Path | None, **wishes: Any) -> None:
 @models_dir_option
 @vision_errors
 def verify(names: tuple[str, ...], models_dir: Path | None) -> None:
-    """Check installed models: all of them, or those named.
+    """Check all installed models, or those named.
 
-    Every file against its SHA-256, then what the model makes of a text and a picture against what it made of them when
-    it was installed. Ends with exit code 5 when something is wrong, and names the file.
+    Checks the SHA-256 of every file, then compares the results for a text and an image with those recorded at
+    installation. The exit code is 5 if something is wrong, and the message names the file.
     """
     from datasette_vision.install import trial
     from datasette_vision.models.store import ModelStore
@@ -108,7 +110,7 @@ def verify(names: tuple[str, ...], models_dir: Path | None) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @models_dir_option
 @vision_errors
 def remove(name: str, yes: bool, models_dir: Path | None) -> None:
@@ -124,12 +126,12 @@ def remove(name: str, yes: bool, models_dir: Path | None) -> None:
 
 
 @click.command()
-@click.option("--all", "catalogue", is_flag=True, help="The catalogue: what can be installed by name.")
+@click.option("--all", "catalogue", is_flag=True, help="List the catalogue: models that can be installed by name.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @models_dir_option
 @vision_errors
 def models(catalogue: bool, as_json: bool, models_dir: Path | None) -> None:
-    """List the installed models, or those of the catalogue."""
+    """List the installed models, or those in the catalogue."""
     from datasette_vision.engine import runtime
     from datasette_vision.models.store import ModelStore
 
@@ -198,7 +200,7 @@ def _catalogue(installed: set[str]) -> list[dict[str, Any]]:
 
 
 def _print_table(rows: list[dict[str, Any]], columns: dict[str, str], below: str) -> None:
-    """Print rows under each other, with a line of prose below each that has one; 80 columns are enough."""
+    """Print rows as a table, with a line of prose below each row that has one. 80 columns are enough."""
     cells = [[_cell(row.get(key)) for key in columns] for row in rows]
     heads = [head or key for key, head in columns.items()]
     widths = [max(len(line[index]) for line in [heads, *cells]) for index in range(len(heads))]

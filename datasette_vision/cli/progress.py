@@ -1,4 +1,4 @@
-"""How far a long command is: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+"""The progress of a long command: a bar with rate and time left on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RATE_OVER_S = 30.0
 
 
 class Counts(Protocol):
-    """What is counted: items in all, those dealt with, and those of them that failed."""
+    """The counts to show: all items, finished items, and failed items."""
 
     total: int
     failed: int
@@ -27,7 +27,7 @@ class Counts(Protocol):
 
 
 class ProgressBar:
-    """Shows counts on stderr as they grow. As a context manager it leaves the cursor on a line of its own."""
+    """Shows counts on stderr as they grow. As a context manager, it ends with a line break."""
 
     def __init__(self, label: str, *, quiet: bool = False) -> None:
         self._label = label
@@ -38,7 +38,7 @@ class ProgressBar:
         self._drawn = False
 
     def __call__(self, counts: Counts) -> None:
-        """Show the counts, if it is time to."""
+        """Show the counts, at most a few times a second."""
         now = time.monotonic()
         if not self._history or now - self._history[-1][0] >= REDRAW_S:
             self._history.append((now, counts.done))
@@ -49,7 +49,7 @@ class ProgressBar:
         self._shown = now
         if self._terminal:
             self._drawn = True
-            columns = shutil.get_terminal_size().columns or 80  # Python 3.10 says 0 of a terminal that does not know
+            columns = shutil.get_terminal_size().columns or 80  # Python 3.10 returns 0 for a terminal of unknown width
             click.echo(f"\r{self._fitted(counts, columns - 1)}", nl=False, err=True)
         else:
             click.echo("  ".join([self._label, *self._parts(counts)]), err=True)
@@ -62,14 +62,14 @@ class ProgressBar:
             click.echo("", err=True)
 
     def rate(self) -> float:
-        """Return items a second, over the last half a minute."""
+        """Return the items per second over the last half minute."""
         if len(self._history) < 2:
             return 0.0
         (began, first), (ended, last) = self._history[0], self._history[-1]
         return (last - first) / (ended - began)
 
     def _fitted(self, counts: Counts, width: int) -> str:
-        """Return a line of just this width: the bar gets what the words leave."""
+        """Return a line of exactly this width. The bar fills the space that the text leaves."""
         text = "  ".join(self._parts(counts))
         bar = ""
         room = min(BAR_WIDTH, width - len(self._label) - len(text) - 6)

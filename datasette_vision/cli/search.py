@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from datasette_vision.retrieval.hits import Hit
     from datasette_vision.tables.side_tables import EmbeddedSource
 
-# A cell is cut after so many characters, and there are so many columns in a terminal that is not one.
+# The maximum length of a cell, and the width of the table if the output is not a terminal.
 CELL = 40
 PIPE_WIDTH = 160
 
 database_argument = click.argument("database", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-model_option = click.option("-m", "--model", default="", help="Model. By default the one the table is embedded with.")
-column_option = click.option("--column", default="", help="Column. By default the one that is embedded.")
+model_option = click.option(
+    "-m", "--model", default="", help="Model to search with. By default the one that the table is embedded with."
+)
+column_option = click.option("--column", default="", help="Column to search. By default the one that is embedded.")
 
 
 @click.command()
@@ -40,7 +42,7 @@ column_option = click.option("--column", default="", help="Column. By default th
 @click.option(
     "--image",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Search by a picture in place of QUERY.",
+    help="Search by an image instead of QUERY.",
 )
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Number of rows.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON: key, similarity and the row, without BLOBs.")
@@ -59,15 +61,15 @@ def search(
     column: str,
     models_dir: Path | None,
 ) -> None:
-    """Find the rows of a table closest to a text or a picture.
+    """Find the rows of a table closest to a text or an image.
 
-    The table has to be embedded first: datasette vision embed DATABASE TABLE.
+    Embed the table first: datasette vision embed DATABASE TABLE.
     """
     from datasette_vision.engine.vision import Vision
     from datasette_vision.retrieval.search import Searcher
 
     if (query is None) == (image is None):
-        raise click.UsageError("give a QUERY, or a picture with --image")
+        raise click.UsageError("give a QUERY, or an image with --image")
     with _opened(database, "ro") as connection, Vision(configured(models_dir)) as vision:
         searcher = Searcher(vision, improve=False)
         source = searcher.source(connection, table)
@@ -91,16 +93,16 @@ def search(
 @click.argument("table")
 @model_option
 @column_option
-@click.option("--check", is_flag=True, help="Measure recall@10: what the index finds of what an exact search finds.")
+@click.option("--check", is_flag=True, help="Measure recall@10: the share of the exact results that the index finds.")
 @models_dir_option
 @vision_errors
 def index(database: Path, table: str, model: str, column: str, check: bool, models_dir: Path | None) -> None:
-    """Prepare and save the index of a table, so that the first search need not read it.
+    """Prepare and save the index of a table, so that the first search does not have to read the table.
 
-    It is saved in a folder beside the database, DATABASE-vision, and brought up to date by running this again. A server
-    makes the same by itself, in the background, for a table that is large; what has changed since an index was saved is
-    always found. Up to some 500,000 embeddings of 512 numbers are compared all; beyond, they are put into a graph
-    (HNSW), which takes minutes for a million.
+    The index is saved in a folder beside the database, DATABASE-vision. Run the command again to bring it up to date. A
+    server does the same for large tables, in the background. Searches always find changes made after an index was
+    saved. Up to about 500,000 embeddings of 512 numbers are compared directly. Larger tables get a graph (HNSW), which
+    takes minutes to build for a million.
     """
     from datasette_vision.engine.vision import Vision
     from datasette_vision.retrieval import index_maintenance, recall
@@ -128,7 +130,7 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
             except FileNotFoundError:
                 pass
             except index_file.UnusableIndex as error:
-                click.echo(f"{error}: it is made anew", err=True)
+                click.echo(f"{error}: rebuilding the index", err=True)
                 file.unlink()
         began = time.perf_counter()
         try:
@@ -153,7 +155,7 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
 
 @contextlib.contextmanager
 def _opened(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    # Datasette's own SQLite, which may know more than Python's. As an address, so that no character is misread.
+    # Datasette's SQLite, which may support more than Python's. The path is a URI, so that no character is misread.
     from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
 
     from datasette_vision.util.connections import recover_database
@@ -168,14 +170,14 @@ def _opened(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
 
 
 def _note_changes(database: Path, source: EmbeddedSource) -> None:
-    """Have the changes of a side table noted, which was made before they were."""
+    """Start logging the changes of a side table that was made by an older version."""
     with _opened(database, "rw") as connection:
         source.side.create(connection)
 
 
 @contextlib.contextmanager
 def _progress_bars() -> Iterator[OnProgress[Progress]]:
-    """Show each step with a bar of its own, in a terminal."""
+    """Show a progress bar for each step, in a terminal."""
     if not sys.stderr.isatty():
         yield no_progress
         return
@@ -209,7 +211,7 @@ def _row(connection: sqlite3.Connection, source: EmbeddedSource, hit: Hit) -> di
 
 
 def table_lines(rows: list[dict[str, Any]], width: int) -> Iterator[str]:
-    """Yield the lines of a table: those columns that say something, as many as there is room for."""
+    """Yield the lines of a table with the informative columns, as many as fit."""
     names = [
         name
         for name in dict.fromkeys(name for row in rows for name in row)
@@ -239,7 +241,7 @@ def table_lines(rows: list[dict[str, Any]], width: int) -> Iterator[str]:
 
 def _cell(value: Any) -> str:
     text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    # Control characters could do things to a terminal.
+    # Control characters could affect the terminal.
     kept = (" " if letter.isspace() else letter for letter in text if letter.isspace() or not _is_control(letter))
     text = "".join(kept)
     return text if len(text) <= CELL else text[: CELL - 1] + "…"
@@ -250,7 +252,7 @@ def _is_control(letter: str) -> bool:
 
 
 def _width(text: str) -> int:
-    """Return how many places a text takes in a terminal."""
+    """Return how many columns a text takes in a terminal."""
     return sum(
         0
         if unicodedata.combining(letter) or unicodedata.category(letter) in {"Mn", "Me", "Cf"}

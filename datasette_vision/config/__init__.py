@@ -1,4 +1,4 @@
-"""The configuration: a mapping in, a frozen and checked object out.
+"""The configuration: takes a mapping, returns a frozen and checked object.
 
-A key is one row in settings.py. What a value means is decided by the code that uses it.
+A key is one row in settings.py. The code that uses a value decides what it means.
 """

@@ -1,6 +1,6 @@
-"""The plugin's configuration: a mapping in, a frozen and checked object out.
+"""The plugin's configuration: takes a mapping, returns a frozen and checked object.
 
-Imports nothing heavy: it runs when Datasette starts.
+Imports nothing heavy, because it runs when Datasette starts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BUNDLED_MODEL = "tiny-emoji"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What can be set for one model, over what is set for all."""
+    """The settings for one model. They override the general ones."""
 
     threads: int | None = None
     providers: tuple[str, ...] | None = None
@@ -34,7 +34,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AutoEmbed:
-    """Which tables are kept in step with their embeddings, as "database/table" (None: all), and how often to look."""
+    """Which tables to keep in sync with their embeddings, as "database/table" (None: all), and how often to check."""
 
     tables: tuple[str, ...] | None = None
     interval: float = 2
@@ -42,7 +42,9 @@ class AutoEmbed:
 
 @dataclass(frozen=True)
 class RateLimits:
-    """Images and texts a minute for each client (None: unlimited), saved up for so many seconds."""
+    """Images and texts per minute for each client (None: unlimited), and for how many seconds a client can save them
+    up.
+    """
 
     images: int | None = None
     texts: int | None = None
@@ -51,7 +53,7 @@ class RateLimits:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole configuration. Every field has a default that serves."""
+    """The whole configuration. Every field has a working default."""
 
     models_dir: str | None = None
     default_model: str = BUNDLED_MODEL
@@ -81,22 +83,22 @@ class Config:
 
     @classmethod
     def from_mapping(cls, mapping: object) -> Config:
-        """Read what stands under plugins.datasette-vision.
+        """Read the configuration under plugins.datasette-vision.
 
-        None, as for a plugin without configuration, gives the defaults. Raises ConfigError, naming the key and what is
-        allowed, for an unknown key or a bad value.
+        None, for a plugin without configuration, gives the defaults. Raises ConfigError for an unknown key or a bad
+        value, naming the key and the allowed values.
         """
         return cls(**_read({} if mapping is None else mapping, CONFIG_KEYS, ""))
 
     def named_models(self) -> tuple[str, ...]:
-        """Return the models that the configuration names, so that their absence can stop the start."""
+        """Return the models that the configuration names. The server does not start if one is missing."""
         chosen = [self.default_model, *self.preload, *self.models]
         if self.default_classifier is not None:
             chosen.append(self.default_classifier)
         return tuple(dict.fromkeys(chosen))
 
     def for_model(self, name: str) -> ModelConfig:
-        """Return the settings that hold for a model: its own where given, else those for all."""
+        """Return the settings for a model: its own, or else the general ones."""
         own = self.models.get(name, ModelConfig())
         given = {key: value for key, value in dataclasses.asdict(own).items() if value is not None}
         common = ModelConfig(**{key.name: getattr(self, key.name) for key in MODEL_KEYS})
@@ -105,7 +107,7 @@ class Config:
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """One key of the configuration: what it means, and how its value is read."""
+    """One configuration key: what it means, and how its value is read."""
 
     name: str
     meaning: str
@@ -151,102 +153,104 @@ PER_MINUTE = values.whole(1, 1_000_000)
 TABLES = 'a list of "database/table"'
 AUTO_EMBED_KEYS = (
     ConfigKey("tables", "the tables", f"{TABLES}, or true (all)", _tables),
-    ConfigKey("interval", "seconds between two looks", *values.positive(86_400)),
+    ConfigKey("interval", "seconds between checks", *values.positive(86_400)),
 )
 RATE_LIMIT_KEYS = (
     ConfigKey("images", "images a minute", *PER_MINUTE),
     ConfigKey("texts", "texts, labels and embeddings a minute", *PER_MINUTE),
-    ConfigKey("burst_seconds", "seconds that a client who asks for nothing saves up", *values.positive(86_400)),
+    ConfigKey("burst_seconds", "seconds for which an idle client saves up inputs", *values.positive(86_400)),
 )
 MODEL_KEYS = (
     ConfigKey("threads", "cores that one inference uses; all of them by default", *values.whole(1, 256)),
     ConfigKey(
         "providers",
-        "execution providers of ONNX Runtime, the best first, as CUDAExecutionProvider; the CPU by default",
+        "execution providers of ONNX Runtime, best first, such as CUDAExecutionProvider; the CPU by default",
         "a list of names of execution providers",
         values.names,
     ),
-    ConfigKey("replicas", "batches that a model computes at a time", *values.whole(1, 64)),
-    ConfigKey("max_batch_size", "inputs computed together at most", *values.whole(1, 4096)),
-    ConfigKey("max_queue", "inputs that may wait for a model; more are refused at once", *values.whole(1, 1_000_000)),
+    ConfigKey("replicas", "batches that a model computes at the same time", *values.whole(1, 64)),
+    ConfigKey("max_batch_size", "maximum number of inputs per batch", *values.whole(1, 4096)),
+    ConfigKey("max_queue", "inputs that may wait for a model; more are refused", *values.whole(1, 1_000_000)),
     ConfigKey(
         "unload_after",
-        "seconds without use after which a model leaves memory, to be loaded again when asked for; never by default",
+        "seconds without use after which a model is unloaded, until it is needed again; never by default",
         *values.positive(1_000_000),
     ),
 )
 CONFIG_KEYS = (
     ConfigKey(
         "models_dir",
-        "folder of installed models; by default DATASETTE_VISION_MODELS, else the user's cache directory",
+        "folder of installed models; by default DATASETTE_VISION_MODELS, otherwise the user's cache directory",
         "a path",
         values.name,
     ),
-    ConfigKey("default_model", "model used where a function names none", *MODEL_NAME),
+    ConfigKey("default_model", "model to use if a function names none", *MODEL_NAME),
     ConfigKey(
         "default_classifier",
-        "model that vision_classify() uses where none is named; by default default_model",
+        "model for vision_classify() if none is named; by default default_model",
         *MODEL_NAME,
     ),
     ConfigKey("preload", "models to load in the background at start", *MODEL_NAMES),
     *MODEL_KEYS,
-    ConfigKey("cache_mb", "memory for embeddings computed before", *values.whole(0, 1_000_000)),
-    ConfigKey("max_image_mb", "size of an image file at most, in MB", *values.positive(2000)),
+    ConfigKey("cache_mb", "memory for the cache of embeddings", *values.whole(0, 1_000_000)),
+    ConfigKey("max_image_mb", "maximum size of an image file, in MB", *values.positive(2000)),
     ConfigKey(
         "max_image_megapixels",
-        "pixels of an image at most, in millions; a baseline JPEG, decoded at a reduced size, may have 4 times as many",
+        "maximum pixels of an image, in millions; a baseline JPEG, which is decoded at reduced size, may have"
+        " 4 times as many",
         *values.positive(2000),
     ),
     ConfigKey(
         "image_memory_mb",
-        "memory that decoding images may take at a time, in MB; by default a third of what the process may have, which"
-        " the container or the machine tells. An image that needs more is refused: at its peak, one of 12 megapixels"
-        " takes 52 MB as PNG, 147 as WebP, 160 as AVIF, and as JPEG hardly any",
+        "memory for decoding images, in MB; by default a third of the memory that the process may use, according to"
+        " the container or the machine. An image that needs more is refused: at its peak, one of 12 megapixels"
+        " takes 52 MB as PNG, 147 as WebP, 160 as AVIF, and hardly any as JPEG",
         *values.whole(1, 1_000_000),
     ),
-    ConfigKey("max_text_chars", "characters of a text at most", *values.whole(1, 10_000_000)),
+    ConfigKey("max_text_chars", "maximum number of characters of a text", *values.whole(1, 10_000_000)),
     ConfigKey(
         "max_labels",
-        "labels of a zero-shot classification at most: each is embedded the first time",
+        "maximum number of labels of a zero-shot classification; each is embedded when it is first used",
         *values.whole(1, 100_000),
     ),
-    ConfigKey("max_request_mb", "size of an HTTP request at most, in MB", *values.positive(2000)),
-    ConfigKey("max_inputs", "inputs of an HTTP request at most", *values.whole(1, 1_000_000)),
+    ConfigKey("max_request_mb", "maximum size of an HTTP request, in MB", *values.positive(2000)),
+    ConfigKey("max_inputs", "maximum number of inputs of an HTTP request", *values.whole(1, 1_000_000)),
     ConfigKey(
         "rate_limit",
-        "inputs a minute over HTTP, SQL included, for each actor, or address of who has none; as an object, images and"
-        " texts are counted apart, and burst_seconds (60) is how long a client saves up; unlimited by default",
+        "inputs per minute over HTTP, including SQL, for each actor, or each address without one; as an"
+        " object, images and"
+        " texts count separately, and burst_seconds (60) is how long a client saves up; unlimited by default",
         f"{PER_MINUTE.expected}, or an object of images, texts and burst_seconds",
         _rate_limit,
     ),
     ConfigKey(
         "trusted_proxies",
-        "what may tell the address of a client: so many proxies in front, each adding to X-Forwarded-For; those of"
-        ' networks, as ["10.0.0.0/8"]; or Fly.io\'s, on a machine there; by default nothing, and a header counts for'
-        " nothing",
+        "proxies to trust for a client's address: their number, if each adds to X-Forwarded-For; their"
+        ' networks, such as ["10.0.0.0/8"]; or Fly.io\'s, on a machine there; by default none, and headers are'
+        " ignored",
         'a whole number from 1 to 10, a list of networks, or "fly"',
         values.proxies,
     ),
     ConfigKey(
         "allow",
-        "who may have a model compute (the permission vision-infer); by default whoever may see the instance",
+        "who may run models (the permission vision-infer); by default everyone who may see the instance",
         *ALLOW_BLOCK,
     ),
     ConfigKey(
         "allow_metrics",
-        "who may read the metrics (the permission vision-metrics); by default root alone",
+        "who may read the metrics (the permission vision-metrics); by default only root",
         *ALLOW_BLOCK,
     ),
     ConfigKey(
         "shutdown_seconds",
-        "seconds that work under way has when the server is told to stop, before it is cut short: a little less than"
-        " what the platform waits (Docker and Cloud Run: 10)",
+        "seconds that the server waits for work in progress when it is stopped; set it a little below"
+        " the time that the platform waits (Docker and Cloud Run: 10)",
         "a number above 2, at most 3600",
         values.shutdown_seconds,
     ),
     ConfigKey(
         "auto_embed",
-        "tables that have been embedded and are kept in step while the server runs: none by default",
+        "embedded tables to keep in sync while the server runs; none by default",
         f"{TABLES}, true (all), false, or an object of tables and interval (seconds, 2)",
         _auto_embed,
     ),
@@ -280,6 +284,6 @@ def _read(mapping: object, keys: tuple[ConfigKey, ...], prefix: str) -> dict[str
 def _shown(value: object) -> str:
     try:
         text = json.dumps(value, default=str)
-    except (TypeError, ValueError):  # YAML allows a date as a key, and a list within itself
+    except (TypeError, ValueError):  # YAML allows a date as a key, and a list that contains itself
         text = repr(value)
     return text if len(text) <= 60 else text[:60] + "…"

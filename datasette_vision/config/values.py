@@ -1,4 +1,4 @@
-"""How values of the configuration are read: each function returns the value, or raises ValueError."""
+"""Reads the values of the configuration: each function returns the value, or raises ValueError."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-# An allow block of Datasette: everybody, nobody, or whose properties match.
+# An allow block of Datasette: everybody, nobody, or actors whose properties match.
 Allow: TypeAlias = bool | Mapping[str, Any]
-# Whose headers tell where a request comes from: so many proxies, those of networks, or Fly.io's.
+# Which headers to trust for a client's address: of so many proxies, of networks, or Fly.io's.
 FLY: Final = "fly"
 Proxies: TypeAlias = int | tuple[str, ...] | Literal["fly"]
 
 
 class Reader(NamedTuple):
-    """How a value is read: what is expected, in words, and a function that raises ValueError for anything else."""
+    """Reads a value: `expected` in words, and a function that raises ValueError for anything else."""
 
     expected: str
     read: Callable[[Any], Any]
 
 
 def whole(minimum: int, maximum: int) -> Reader:
-    """Return what reads a whole number from `minimum` to `maximum`."""
+    """Return a reader of whole numbers from `minimum` to `maximum`."""
 
     def read(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
@@ -33,7 +33,7 @@ def whole(minimum: int, maximum: int) -> Reader:
 
 
 def positive(maximum: int) -> Reader:
-    """Return what reads a number above 0, up to `maximum`."""
+    """Return a reader of numbers above 0, up to `maximum`."""
 
     def read(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= maximum:
@@ -44,14 +44,14 @@ def positive(maximum: int) -> Reader:
 
 
 def shutdown_seconds(value: Any) -> float:
-    """Read the time that an orderly end may take."""
+    """Read the number of seconds that a shutdown may take."""
     if positive(3600).read(value) <= 2:  # two of them are for closing
         raise ValueError
     return float(value)
 
 
 def name(value: Any) -> str:
-    """Read a text that says something."""
+    """Read a text that is not empty."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError
     return value

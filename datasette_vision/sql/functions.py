@@ -1,7 +1,7 @@
-"""What the SQL functions do: a method for each row in table.py, of the same name.
+"""The implementations of the SQL functions: a method for each row in table.py, with the same name.
 
-Arguments come as SQLite gives them, never NULL. InvalidImage and InvalidVector mean that a row's data is bad, and
-become NULL; every other error is a mistake in the query, and fails it.
+Arguments come as SQLite passes them, and are never NULL. InvalidImage and InvalidVector mean that a row's data is bad,
+and become NULL. Every other error is a mistake in the query, and fails it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from datasette_vision.util.caller import current
 from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Vector
 
-# (embedding, embedding, "f32") -> 1 - cosine. Its declared type also covers arrays of more dimensions.
+# (embedding, embedding, "f32") -> 1 - cosine. Its declared type also covers arrays with more dimensions.
 angular: Callable[[bytes, bytes, str], float] = numkong.angular  # type: ignore[assignment]
 
 # (model, text or bytes) -> embedding, not normalised
@@ -33,7 +33,7 @@ ForeignEmbed = Callable[[str, "str | bytes"], Vector]
 
 
 class Functions:
-    """The SQL functions over one Vision. Thread-safe."""
+    """The SQL functions of one Vision. Thread-safe."""
 
     def __init__(
         self, vision: Vision, foreign_embed: ForeignEmbed | None = None, searcher: Searcher | None = None
@@ -59,11 +59,11 @@ class Functions:
         try:
             # Straight from the bytes, summed in float64: half the time of NumPy, which makes an array of each row.
             distance = angular(a, b, "f32")
-            # It passes over a broken last float, and gives 0 or 1 where a length is zero: those are looked at below.
+            # numkong ignores a broken last float, and gives 0 or 1 for a length of zero. Those cases are checked below.
             if 0 < distance < 2 and distance != 1 and not (len(a) | len(b)) & 3:
                 return 1 - distance
         except (TypeError, ValueError):
-            pass  # something is wrong with an argument: what, is found out below
+            pass  # an argument is invalid; the code below finds out how
         return vectors.cosine(vectors.from_blob(_embedding(a)), vectors.from_blob(_embedding(b)))
 
     llm_embed_cosine = vision_similarity
@@ -92,7 +92,7 @@ class Functions:
         return Average(normalised=True)
 
     def implementation(self, name: str) -> Callable[..., Any]:
-        """Return what a function of the table does: the method of its name, or the operation of a task."""
+        """Return the implementation of a function in the table: the method of its name, or the operation of a task."""
         found: Callable[..., Any] | None = getattr(self, name, None)
         return found or functools.partial(self._ask, name.removeprefix("vision_"))
 
@@ -158,7 +158,7 @@ class Functions:
 
     def llm_embed(self, model: Any, value: Any) -> bytes:
         name = _text(model, "the name of a model as TEXT")
-        # By the name that llm knows a model of ours under, it gives what llm gives: unit length.
+        # Under the name that llm uses for one of our models, return what llm returns: unit length.
         ours, normalised = name.removeprefix("vision/"), name.startswith("vision/")
         try:
             if isinstance(value, str):
@@ -171,7 +171,7 @@ class Functions:
         return vectors.to_blob(self._foreign_embed(name, value))
 
     def llm_embed_decode(self, embedding: Any) -> str:
-        # As json.dumps(struct.unpack(…)) writes it: callers compare this text.
+        # In the format of json.dumps(struct.unpack(…)), because callers compare this text.
         return json.dumps(vectors.from_blob(_embedding(embedding)).tolist())
 
     def llm_embed_average(self) -> Average:
@@ -187,7 +187,7 @@ class Average:
         self._count = 0
 
     def step(self, embedding: Any) -> None:
-        """Add one embedding. Raises DimensionMismatch when it is not of the size of those before."""
+        """Add one embedding. Raises DimensionMismatch if its size differs from the earlier ones."""
         vector = vectors.from_blob(_embedding(embedding))
         term = (vectors.normalise(vector) if self._normalised else vector).astype(np.float64)
         if self._sum is None:
@@ -201,7 +201,7 @@ class Average:
         self._count += 1
 
     def finalize(self) -> bytes | None:
-        """Return the mean as a BLOB, or None when there was nothing to add."""
+        """Return the mean as a BLOB, or None if there were no embeddings."""
         if self._sum is None:
             return None
         mean = self._sum / self._count

@@ -1,7 +1,7 @@
 """Registers the SQL functions on a connection.
 
-What there is stands in one table, in table.py. Imports nothing heavy, since it runs when Datasette starts; the
-work is in functions.py, imported at the first call.
+The functions are listed in table.py. This module imports nothing heavy, because it runs when Datasette starts. The
+implementations in functions.py are imported at the first call.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ logger = logging.getLogger(__name__)
 
 
 class Registration:
-    """The SQL functions over one Vision, to be registered on any number of connections.
+    """The SQL functions of one Vision, to register on any number of connections.
 
-    `vision` is asked for at the first call. `drop_in` adds the llm_embed… family; `foreign_embed(model, input)` answers
-    llm_embed() for models that are not ours. SQLite and Python between them replace the message of an exception by one
-    that says nothing: `on_error` gets the real one, on the thread that runs the query, before the query fails.
-    `stop` is called when the query's time is up, and says whether it has interrupted the query; else that is an error.
-    `search_wait_s` is how long a query waits while vision_search() reads a table for the first time, and
-    `keep_awake(name)` gives the block in which it then makes searching faster, in the background.
+    `vision` is called at the first use of a function. `drop_in` adds the llm_embed… family, and `foreign_embed(model,
+    input)` computes llm_embed() for models that are not ours. SQLite and Python together replace the message of an
+    exception with a generic one: `on_error` gets the original, on the thread that runs the query, before the query
+    fails. `stop` is called when the query's time is up, and returns whether it has interrupted the query; if not, the
+    function raises an error. `search_wait_s` is how long a query waits while vision_search() reads a table for the
+    first time. `keep_awake(name)` gives the block in which it then improves the index in the background.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class Registration:
             self._scalars += [(function.name, arity, wrapped) for arity in function.arities]
 
     def register(self, connection: sqlite3.Connection) -> None:
-        """Register every function of the table on a connection."""
-        # A connection made where one was before takes that one's: so there are never more than there were connections
-        # at a time, and each is kept for as long as pysqlite3 may still hold it.
+        """Register every function in the table on a connection."""
+        # A new connection at the address of an old one replaces its entry. So there are never more entries than
+        # connections that existed at a time, and each is kept for as long as pysqlite3 may still use it.
         address = id(connection)
         bound = self._bound.setdefault(address, self._bound.get(address) or self._bind(address))
         for name, arity, scalar in (*self._scalars, *bound):
@@ -97,9 +97,9 @@ def register(connection: sqlite3.Connection, vision: Callable[[], Vision], **opt
 def register_functions(
     connection: sqlite3.Connection, config: Config | None = None, *, vision: Vision | None = None
 ) -> None:
-    """Have all SQL functions on a connection of sqlite3, or of a module like it.
+    """Register all SQL functions on a connection of sqlite3, or of a compatible module.
 
-    Models are loaded when a function first needs one, with `config`, or by `vision`, which connections may share.
+    A model is loaded when a function first needs it. Pass `config`, or a `vision` that several connections share.
     """
 
     def make() -> Vision:
@@ -111,11 +111,11 @@ def register_functions(
 
 
 def _connection_at(address: int) -> sqlite3.Connection:
-    """Return the connection that lives at an address.
+    """Return the connection at a memory address.
 
-    A function that held its connection would keep it open for ever: SQLite holds the function, out of sight of
-    Python's garbage collector; and connections cannot be referred to weakly. While a function of a connection is being
-    called, a statement of it is running, and so a cursor holds the connection: it is there, at its address.
+    A function that referred to its connection would keep it open forever: SQLite holds the function where Python's
+    garbage collector does not see it, and connections do not support weak references. While a function of a connection
+    is being called, one of its statements is running, so a cursor holds the connection, and it is still at its address.
     """
     connection: sqlite3.Connection = ctypes.cast(address, ctypes.py_object).value
     return connection
@@ -128,7 +128,7 @@ def _scalar(
     stop: Callable[[DeadlineExceeded], bool],
     address: int | None = None,
 ) -> Callable[..., Any]:
-    """Return what SQLite calls. With the address of a connection, the implementation gets that first."""
+    """Return the callable for SQLite. With the address of a connection, the connection is the first argument."""
     name = function.name
     implementation: Callable[..., Any] | None = None
 
@@ -147,10 +147,10 @@ def _scalar(
                     return implementation(_connection_at(address), *arguments)
                 return implementation(*arguments)
         except (InvalidImage, InvalidVector):
-            return None  # a row's bad data: vision_error() says what is wrong with it
+            return None  # a row's bad data: vision_error() says what is wrong
         except DeadlineExceeded as error:
             if stop(error):
-                return None  # to a query that has been interrupted
+                return None  # the query has been interrupted
             raise _reported(name, error, on_error) from None
         except Exception as error:
             raise _reported(name, error, on_error) from None
@@ -187,14 +187,14 @@ def _aggregate(name: str, implementations: Lazy[Functions], on_error: Callable[[
 
 
 def _reported(name: str, error: Exception, on_error: Callable[[str], None]) -> VisionError:
-    """Tell `on_error` what went wrong, and return what to raise.
+    """Pass the error to `on_error`, and return the error to raise.
 
-    Never the original: SQLite's own words for a MemoryError or an OverflowError would take the place of ours.
+    Never raise the original: SQLite would replace the message of a MemoryError or an OverflowError with its own.
     """
     if isinstance(error, VisionError):
         message = f"{name}(): {error}"
     else:
         logger.error("%s() failed", name, exc_info=error)
-        message = f"{name}(): internal error; the server's log says more"
+        message = f"{name}(): internal error; see the server's log"
     on_error(message)
     return VisionError(message)

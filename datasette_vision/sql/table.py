@@ -1,4 +1,4 @@
-"""The one table of SQL functions, out of which come their registration, their documentation and their tests."""
+"""The table of SQL functions, from which their registration, documentation and tests are derived."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ANY_NUMBER = -1
 
 @dataclass(frozen=True)
 class SqlFunction:
-    """One SQL function: how it is called, what it returns, and an example that can be run on the demo database."""
+    """One SQL function: its signature, its result, and an example that runs on the demo database."""
 
     name: str
     required: tuple[str, ...]
@@ -26,9 +26,9 @@ class SqlFunction:
 
     @property
     def signature(self) -> str:
-        """How the function is written in documentation, optional arguments in brackets."""
+        """The function as documentation shows it, with optional arguments in brackets."""
         arguments = ", ".join(self.required) + (", …" if self.variadic else "")
-        if len(self.optional) > 2:  # three brackets in a row would mean something to cog
+        if len(self.optional) > 2:  # cog would interpret three brackets in a row
             arguments += "".join(f" [, {name}]" for name in self.optional)
         else:
             arguments += "".join(f" [, {name}" for name in self.optional) + "]" * len(self.optional)
@@ -36,7 +36,7 @@ class SqlFunction:
 
     @property
     def arities(self) -> list[int]:
-        """The numbers of arguments to register it for, as sqlite3.create_function() counts them."""
+        """The numbers of arguments to register, as sqlite3.create_function() takes them."""
         if self.variadic:
             return [ANY_NUMBER]
         return [len(self.required) + extra for extra in range(len(self.optional) + 1)]
@@ -50,7 +50,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "vision_embed",
         ("input",),
         ("model",),
-        "The embedding of a TEXT, by the text tower, or of an image BLOB, by the image tower: a unit-length "
+        "The embedding of a TEXT, from the text tower, or of an image BLOB, from the image tower: a unit-length "
         "float32 little-endian BLOB, the format of llm, sqlite-vec and datasette-faiss. "
         "NULL for a BLOB that is not an image.",
         "select length(vision_embed('purple and gold')) as bytes",
@@ -66,8 +66,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "vision_embed_image",
         ("image",),
         ("model",),
-        "The same, for an image only: a BLOB, or TEXT that is a data: URI or base64, so that it can travel in a "
-        "parameter.",
+        "The same, for an image only: a BLOB, or TEXT that is a data: URI or base64, which can be a query parameter.",
         "select vision_embed_image('data:image/gif;base64,R0lGODdhAQABAIAAAP8AAP///ywAAAAAAQABAAACAkQBADs=') "
         "is not null as readable",
     ),
@@ -85,7 +84,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "vision_average",
         ("embedding",),
         (),
-        "Aggregate: the unit-length mean of embeddings; rows that are NULL or not an embedding do not count.",
+        "Aggregate: the unit-length mean of embeddings. Ignores NULL and BLOBs that are not embeddings.",
         "select name from emoji join _vision_emoji using (hexcode) order by vision_similarity(embedding, (\n"
         "  select vision_average(embedding) from emoji join _vision_emoji using (hexcode)\n"
         "  where subgroup = 'food-fruit')) desc limit 3",
@@ -96,7 +95,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "vision_combine",
         ("embedding", "weight"),
         (),
-        "The unit-length weighted sum of embeddings, given as pairs: “like this, but not that” has a negative weight.",
+        "The unit-length weighted sum of embeddings, given as pairs. “Like this, but not that” has a negative weight.",
         "select name from emoji join _vision_emoji using (hexcode) order by vision_similarity(embedding,\n"
         "  vision_combine(vision_embed('fruit'), 1, vision_embed('red'), -0.5)) desc limit 3",
         variadic=True,
@@ -114,7 +113,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "vision_from_json",
         ("json",),
         (),
-        "A JSON array of floats as an embedding, unchanged in length. NULL for anything else.",
+        "A JSON array of floats as an embedding, without normalising it. NULL for anything else.",
         "select hex(vision_from_json('[1, 0.5]')) as embedding",
         instant=True,
     ),
@@ -122,7 +121,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "vision_from_base64",
         ("base64",),
         (),
-        "An embedding from base64 of its float32 values, as JSON APIs send it: so that it can travel in a parameter. "
+        "An embedding from base64 of its float32 values, as JSON APIs send it, so that it can be a query parameter. "
         "NULL for anything else.",
         "select vision_to_json(vision_from_base64('AACAPwAAAD8=')) as embedding",
         instant=True,
@@ -131,7 +130,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "vision_classify",
         ("image",),
         ("model", "k"),
-        'JSON array of the `k` best (5) `{"label", "score"}`, best first, over the labels that the model brings: a '
+        'JSON array of the `k` best (5) `{"label", "score"}`, best first, from the labels that the model includes: a '
         "fixed-label classifier, or a dual encoder with labels in its manifest.",
         f"select json_extract(vision_classify({_PEAR}), '$[0].label') as label",
     ),
@@ -141,7 +140,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         ("model",),
         'The same over labels you give: a JSON array of strings, or of `{"label", "prompt"}`; or an object '
         '`{"labels": […], "template": "a photo of a {}", "multi_label": false, "temperature": 1.0}`. With '
-        "`multi_label` each score stands for itself; a temperature above 1 evens the scores out.",
+        "`multi_label` each score is independent; a temperature above 1 evens out the scores.",
         f'select json_extract(vision_zero_shot({_APPLE}, \'["fruit", "animal", "flag"]\'), \'$[0].label\') as label',
     ),
     SqlFunction(
@@ -149,7 +148,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         ("image_or_embedding", "labels"),
         ("model",),
         "The best of these labels as TEXT, for GROUP BY.",
-        'select vision_label(embedding, \'["food", "animal", "flag"]\') as label, count(*) as pictures\n'
+        'select vision_label(embedding, \'["food", "animal", "flag"]\') as label, count(*) as images\n'
         "from _vision_emoji group by label order by label",
     ),
     SqlFunction(
@@ -158,8 +157,8 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         ("k", "model", "column"),
         "JSON array of the `k` rows (10) closest to a TEXT, an image BLOB or an embedding, each as "
         '`{"rowid", "similarity"}`, best '
-        "first, for `json_each()`. Beside the rowid, or where there is none, the key stands as an object of its "
-        "columns, `key`, unless it is the rowid itself. See [Search](search.md).",
+        "first, for `json_each()`. The object `key` holds the key columns of the row, "
+        "unless the key is the rowid. `rowid` is missing if there is none. See [Search](search.md).",
         "select name, round(json_extract(value, '$.similarity'), 2) as similarity\n"
         "from json_each(vision_search('emoji', 'purple heart', 3))\n"
         "join emoji on emoji.rowid = json_extract(value, '$.rowid')",
@@ -169,15 +168,16 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "vision_error",
         ("image",),
         (),
-        "Why this image cannot be read, or NULL when it can: finds the bad rows.",
+        "Why this image cannot be read, or NULL if it can be: finds the bad rows.",
         "select vision_error(x'89504e470d0a1a0a') as error",
     ),
     SqlFunction(
         "vision_info",
         ("image",),
         (),
-        "JSON object: `format`, `width`, `height`, `orientation` (the EXIF number, 1 to 8; width and height are of the "
-        "upright picture) and `bytes`.",
+        "JSON object: `format`, `width`, `height`, `orientation` (the EXIF number, 1 to 8; width and height"
+        " are those of the "
+        "upright image) and `bytes`.",
         f"select json_extract(vision_info({_APPLE}), '$.format') as format",
         instant=True,
     ),
@@ -185,7 +185,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "vision_thumbnail",
         ("image", "pixels"),
         (),
-        "A small upright WebP BLOB, its longer edge at most `pixels`, never enlarged.",
+        "A small upright WebP BLOB with a longer edge of at most `pixels`; never enlarged.",
         f"select json_extract(vision_info(vision_thumbnail({_APPLE}, 32)), '$.width') as width",
     ),
     SqlFunction(
@@ -200,9 +200,10 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
         "llm_embed",
         ("model", "input"),
         (),
-        "Drop-in for datasette-llm-embed, with the same BLOBs as llm-clip: *not* normalised. Any model of this plugin "
-        "by its name (as `vision/<name>`, the name that llm knows it under, of unit length, as llm gives it), else any "
-        "embedding model that llm knows, loaded once and kept.",
+        "Drop-in for datasette-llm-embed, with the same BLOBs as llm-clip: *not* normalised. Takes any model"
+        " of this plugin "
+        "by its name (or as `vision/<name>`, its name in llm, which gives unit length as in llm), or any other "
+        "embedding model of llm, loaded once and kept.",
         "select length(llm_embed('tiny-emoji', 'purple and gold')) as bytes",
         drop_in=True,
     ),
@@ -239,7 +240,7 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
 
 
 def functions() -> tuple[SqlFunction, ...]:
-    """Return all functions: those of the table, and one for each operation of a task."""
+    """Return all functions: those in the table, and one for each operation of a task."""
     return (
         *FUNCTIONS,
         *(

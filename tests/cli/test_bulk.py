@@ -63,7 +63,7 @@ def test_embed(photos: Path) -> None:
     execute(photos, "delete from photos where id = 1")
     execute(photos, "insert into photos select 100, title, image from photos where id = 2")
     assert vision("embed", str(photos), "photos").stdout.startswith(
-        "1 embedded (1 of them equal to another), 7 unchanged, 0 failed, 1 removed; "
+        "1 embedded (1 identical to another), 7 unchanged, 0 failed, 1 removed; "
     )
     assert vision("embed", str(photos), "photos", "--quiet", "--force").output == ""
 
@@ -148,9 +148,7 @@ def test_ctrl_c_stops_in_good_order_and_says_how_to_go_on(many: Path, kind: sign
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + kind
     assert "Traceback" not in errors
-    said = re.search(
-        r"Stopped: ([\d,]+) of 2,000 are done and stay\. To go on: datasette vision embed (\S+) photos", errors
-    )
+    said = re.search(r"Stopped: ([\d,]+) of 2,000 are done\. To continue: datasette vision embed (\S+) photos", errors)
     assert said is not None, errors
     assert said[2] == str(many)
     done = int(said[1].replace(",", ""))
@@ -228,8 +226,8 @@ def test_load(folder: Path, tmp_path: Path) -> None:
     lines = vision("load", str(database), str(folder)).stdout.splitlines()
     assert lines[0].startswith("6 embedded, 0 unchanged, 0 failed; ")
     assert lines[1:] == [
-        "1 near duplicates, 0 gone, 1 files of other kinds skipped, 0 links not followed",
-        f"To see them: datasette {database}",
+        "1 near duplicates, 0 gone, 1 other files skipped, 0 links not followed",
+        f"To view the result: datasette {database}",
         "The bundled model knows drawings, not photographs: datasette vision install clip, then --model clip",
     ]
     folder.joinpath("sub", "3.jpg").unlink()

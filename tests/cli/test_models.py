@@ -45,7 +45,7 @@ def test_install(models_dir: Path, source: Path) -> None:
     )
     assert "image int8: worst cosine" in result.stderr
     assert vision("install", str(source)).stdout == (
-        f"my-clip is installed already, in {models_dir / 'my-clip'} (--force replaces it)\n"
+        f"my-clip is already installed in {models_dir / 'my-clip'} (--force replaces it)\n"
     )
     assert "int8, 0.0 MB" in vision("install", str(source), "--force", "--precision", "int8").stdout
 

@@ -60,8 +60,8 @@ def test_search_by_image(demo: Path, tmp_path: Path) -> None:
 
 
 def test_mistakes(demo: Path, tmp_path: Path) -> None:
-    assert "give a QUERY, or a picture" in vision("search", demo, "emoji", code=2).stderr
-    assert "give a QUERY, or a picture" in vision("search", demo, "emoji", "x", "--image", demo, code=2).stderr
+    assert "give a QUERY, or an image" in vision("search", demo, "emoji", code=2).stderr
+    assert "give a QUERY, or an image" in vision("search", demo, "emoji", "x", "--image", demo, code=2).stderr
     assert vision("search", demo, "emojis", "x", code=13).stderr == (
         "Error: there is no table or view 'emojis'; embedded are: emoji\n"
     )
@@ -121,7 +121,7 @@ def test_a_damaged_index_is_found_by_check(demo: Path) -> None:
     before = bytes(content)
     vision("index", demo, "emoji")
     assert file.read_bytes() == before  # what cannot crash is not read each time
-    assert "is damaged: codes: it is made anew" in vision("index", demo, "emoji", "--check").stderr
+    assert "is damaged: codes: rebuilding the index" in vision("index", demo, "emoji", "--check").stderr
     assert vision("index", demo, "emoji", "--check").stderr == ""
 
 

@@ -223,12 +223,12 @@ def test_the_command_leaves_a_foreign_file_alone(tmp_path: Path) -> None:
     (tmp_path / "precious.db").write_bytes(b"precious")
     result = run(tmp_path, "precious.db", "--no-serve")
     assert result.returncode == 1
-    assert "precious.db exists and is not a demo database alone: choose another name" in result.stderr
+    assert "precious.db exists and is not a demo database: choose another name" in result.stderr
     assert (tmp_path / "precious.db").read_bytes() == b"precious"
     (tmp_path / "my-metadata.json").write_text('{"mine": true}')
     result = run(tmp_path, "my.db", "--no-serve")
     assert result.returncode == 1
-    assert "my-metadata.json exists and is not a demo's: choose another name" in result.stderr
+    assert "my-metadata.json exists and is not from a demo: choose another name" in result.stderr
     assert (tmp_path / "my-metadata.json").read_text() == '{"mine": true}'
 
 

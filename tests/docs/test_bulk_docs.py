@@ -106,5 +106,5 @@ def test_the_readme(home: Path) -> None:
     assert [answer.split(",")[0] for answer in answers] == [
         "2 embedded",
         "4 embedded",
-        "4 embedded (3 of them equal to another)",
+        "4 embedded (3 identical to another)",
     ]

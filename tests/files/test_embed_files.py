@@ -89,7 +89,7 @@ def test_a_folder(run: Any, photos: Path, out: Path, fake_vision: Vision) -> Non
     result = run(photos)
     assert result.exit_code == 3, result.output
     assert "27 embedded, 0 unchanged, 3 failed;" in result.output
-    assert "1 files that are no images were left out" in result.output
+    assert "1 files that are not images were left out" in result.output
     assert f"  {photos}/1/07.jpg: not an image of a known format" in result.output
     found = rows(out)
     check(found, fake_vision)
@@ -255,7 +255,7 @@ def test_ctrl_c(photos: Path, out: Path, fake_models: Path, fake_vision: Vision)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "Stopped: what was written stays. To go on: datasette" in errors
+    assert "Stopped: results that were written stay. To continue: datasette" in errors
     there = len(rows(out))
     assert 0 < there < COUNT + 400
     done = subprocess.run([sys.executable, "-m", "datasette", *command, "-q"], capture_output=True, text=True)
@@ -278,6 +278,6 @@ def test_into_a_table_and_on_from_there(run: Any, photos: Path, out: Path, fake_
     vision("import-embeddings", database, "photos", str(out), "--create", "--base", str(photos), "--quiet")
     (photos / "0" / "00.jpg").write_bytes(content(1))
     options = ["--column", "path", "--base", str(photos), "--model", "fake", "--models-dir", str(fake_models)]
-    assert "1 embedded (1 of them equal to another), 26 unchanged, 3 failed;" in vision(
+    assert "1 embedded (1 identical to another), 26 unchanged, 3 failed;" in vision(
         "embed", database, "photos", *options
     )

@@ -136,7 +136,7 @@ def test_stopped_half_way(
     monkeypatch.setattr(import_embeddings.Importer, "_write", stopped)
     result = run(database, "photos", shards)
     assert result.exit_code == 130
-    assert "Stopped: what was written stays. To go on: datasette" in result.output
+    assert "Stopped: results that were written stay. To continue: datasette" in result.output
     there = len(stored(connection))
     assert 0 < there < len(expected())
     monkeypatch.setattr(import_embeddings.Importer, "_write", whole)
@@ -148,7 +148,7 @@ def test_stopped_half_way(
 @pytest.mark.parametrize("new", [True, False])
 def test_a_table_is_made(database: Path, shards: Path, new: bool) -> None:
     """In a database that is made for it too: with pages that hold several embeddings."""
-    assert "there is no such file; --create makes it" in run(database, "photos", shards).output
+    assert "there is no such file; use --create to make it" in run(database, "photos", shards).output
     assert not database.exists()
     if not new:
         connection = sqlite3.connect(database)

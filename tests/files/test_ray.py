@@ -279,7 +279,7 @@ def test_ctrl_c(photos: Path, out: Path, fake_models: Path, expected: list[dict[
     output, _ = process.communicate(timeout=120)
     assert process.returncode in (130, 3), output.decode()
     if process.returncode == 130:
-        assert b"Stopped: what was written stays. To go on: datasette" in output
+        assert b"Stopped: results that were written stay. To continue: datasette" in output
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode in (0, 3), done.stderr
     assert rows(out) == expected

@@ -335,5 +335,5 @@ def test_an_internal_error_shows_nothing_of_itself(
         raise kind("secret /etc/passwd")
 
     monkeypatch.setattr(fake_vision, "embed_text", broken)
-    assert fake_db.error("vision_embed('x')") == "vision_embed(): internal error; the server's log says more"
+    assert fake_db.error("vision_embed('x')") == "vision_embed(): internal error; see the server's log"
     assert "secret /etc/passwd" in caplog.text

@@ -1,6 +1,6 @@
-// The playground with a script: pictures by drop or paste are asked about at once, and answers come in place.
+// Enhances the playground: submits dropped or pasted images immediately, and shows the results in place.
 
-import { takePictures } from "./pictures.js";
+import { takeImages } from "./images.js";
 
 const form = document.getElementById("vision-ask");
 const status = document.getElementById("vision-status");
@@ -24,7 +24,7 @@ async function ask() {
     const best = first?.querySelector(".vision-bar-label")?.textContent;
     status.textContent = first ? `${first.querySelector("h2").textContent}: ${best}` : "";
   } catch {
-    if (!mine.signal.aborted) status.textContent = "The picture could not be sent. Please try again.";
+    if (!mine.signal.aborted) status.textContent = "The image could not be sent. Please try again.";
   } finally {
     if (asking === mine) answers.removeAttribute("aria-busy");
   }
@@ -34,5 +34,5 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   ask();
 });
-takePictures(() => document.getElementById("vision-file"), ask);
+takeImages(() => document.getElementById("vision-file"), ask);
 document.documentElement.classList.add("vision-js");

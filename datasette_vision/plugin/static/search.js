@@ -1,13 +1,13 @@
-// The search page with a script: it changes in place, reacts to the slider at once, and takes pictures by drop or paste.
-// Everything it does is a link or a form of the page, which does the same without it.
+// Enhances the search page: updates in place, reacts to the slider immediately, and accepts dropped or pasted images.
+// The links and forms of the page do the same without this script.
 
-import { preview, takePictures } from "./pictures.js";
+import { preview, takeImages } from "./images.js";
 
 const page = document.getElementById("vision-page");
 const status = document.getElementById("vision-status");
 let asking = null;
 
-/** Ask for a page and put it in place of this one. What is asked last wins. */
+/** Request a page and replace this one with it. The last request wins. */
 async function show(url, { method = "GET", body, push = true } = {}) {
   asking?.abort();
   const mine = (asking = new AbortController());
@@ -26,14 +26,14 @@ async function show(url, { method = "GET", body, push = true } = {}) {
   } catch (error) {
     if (mine.signal.aborted) return null;
     if (method === "GET") location.href = url;
-    else status.textContent = "The picture could not be sent. Please try again.";
+    else status.textContent = "The image could not be sent. Please try again.";
     return null;
   } finally {
     if (asking === mine) page.removeAttribute("aria-busy");
   }
 }
 
-/** Put another page's content in place, and keep the focus where it was, or bring it to the results. */
+/** Replace the content with another page's, and keep the focus, or move it to the results. */
 function replace(fresh) {
   const active = document.activeElement;
   const inside = page.contains(active);
@@ -56,7 +56,7 @@ function replace(fresh) {
   status.textContent = alert ? "" : `${heading}. ${summary}`.replace(/\s+/g, " ").trim();
 }
 
-/** What the script adds to a page that has just come. */
+/** Enhance a page that has just loaded. */
 function dress() {
   for (const place of page.querySelectorAll("[data-picture]")) {
     const picture = sessionStorage.getItem(`vision:${place.dataset.picture}`);
@@ -67,11 +67,11 @@ function dress() {
   }
 }
 
-/** Only what is filled in, so that addresses stay short. */
+/** Only the fields that are filled in, so that addresses stay short. */
 function addressOf(form) {
   const fields = [...new FormData(form)].filter(([name, value]) => value !== "" && !(name === "_threshold" && +value === 0));
   const names = new Set(fields.map(([name]) => name));
-  // A filter without a column is no filter.
+  // Ignore a filter without a column.
   const kept = fields.filter(([name]) => {
     const filter = /^_filter_(?:op|value)(_\d+)?$/.exec(name);
     return !filter || names.has(`_filter_column${filter[1] ?? ""}`);
@@ -90,7 +90,7 @@ async function upload(input) {
   try {
     sessionStorage.setItem(`vision:${embedding.split(":")[0].slice(-48)}`, picture);
   } catch {
-    return; // no room: the chip goes without its picture
+    return; // storage is full: the chip has no image
   }
   dress();
 }
@@ -131,7 +131,7 @@ let opened = [];
 document.addEventListener("click", () => (opened = Array.from(page.querySelectorAll("details[open]"))), true);
 document.addEventListener("click", () => opened.forEach((details) => (details.open = true)));
 
-takePictures(() => document.getElementById("vision-file"), upload);
+takeImages(() => document.getElementById("vision-file"), upload);
 addEventListener("popstate", () => show(location.href, { push: false }));
 document.documentElement.classList.add("vision-js");
 dress();

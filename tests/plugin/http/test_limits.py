@@ -84,7 +84,7 @@ def test_a_request_that_grows_moves_out_of_the_room_for_small_ones() -> None:
 def test_answers_that_are_held() -> None:
     all_of_them = limits(max_request_mb=1)
     with all_of_them.answer("a") as one, all_of_them.answer("a") as other, all_of_them.answer("b") as of_another:
-        with pytest.raises(RequestError, match="whose answer has at most 1,000,000 bytes") as refusal:
+        with pytest.raises(RequestError, match="whose response has at most 1,000,000 bytes") as refusal:
             one(1_000_001)
         assert refusal.value.status == 413
         one(600_000)

@@ -55,10 +55,10 @@ def answers(text: str) -> dict[str, list[tuple[str, str]]]:
 async def test_the_models_and_the_tables(datasette: Datasette) -> None:
     page = (await datasette.client.get(PAGE)).text
     assert '<th scope="row">tiny-emoji <span class="vision-tag">default</span></th>' in page
-    assert "when asked for" in page
+    assert "when needed" in page
     assert 'href="/-/vision/demo/emoji">demo: emoji</a>' in page
     await ask(datasette, await emoji(datasette, "pizza"))
-    assert "when asked for" not in (await datasette.client.get(PAGE)).text
+    assert "when needed" not in (await datasette.client.get(PAGE)).text
 
 
 @pytest.mark.asyncio

@@ -1,11 +1,11 @@
-// Pictures that a person drops, pastes or chooses: what the search page and the playground share.
+// Images that a person drops, pastes or chooses. Shared by the search page and the playground.
 
-/** The first picture of what was dropped or pasted, or undefined. */
-function pictureIn(transfer) {
+/** Return the first dropped or pasted image, or undefined. */
+function imageIn(transfer) {
   return Array.from(transfer?.files ?? []).find((file) => file.type.startsWith("image/"));
 }
 
-/** Put a file into a file input, as if it had been chosen there. */
+/** Set the file of a file input, as if the person had chosen it. */
 function choose(input, file) {
   const transfer = new DataTransfer();
   transfer.items.add(file);
@@ -13,13 +13,13 @@ function choose(input, file) {
 }
 
 /**
- * Call `take(input)` when a picture has been dropped or pasted anywhere on the page, or chosen in its file input.
- * `find()` returns that input, or null when the page takes no pictures now.
+ * Call `take(input)` when an image is dropped or pasted anywhere on the page, or chosen in its file input.
+ * `find()` returns that input, or null while the page accepts no images.
  */
-export function takePictures(find, take) {
+export function takeImages(find, take) {
   const put = (event, transfer) => {
     const input = find();
-    const file = pictureIn(transfer);
+    const file = imageIn(transfer);
     if (!input || !file) return;
     event.preventDefault();
     choose(input, file);
@@ -30,7 +30,7 @@ export function takePictures(find, take) {
 
   document.addEventListener("dragover", (event) => {
     if (!carriesFiles(event)) return;
-    event.preventDefault(); // or the browser would open the file instead of the page
+    event.preventDefault(); // otherwise the browser opens the file instead of the page
     dropping(true);
   });
   document.addEventListener("dragleave", (event) => {
@@ -51,7 +51,7 @@ export function takePictures(find, take) {
   });
 }
 
-/** A small picture of a file as a data: address, or null when the browser cannot read it. */
+/** Return a small version of an image file as a data: URI, or null if the browser cannot read it. */
 export async function preview(file, pixels) {
   try {
     const bitmap = await createImageBitmap(file);
