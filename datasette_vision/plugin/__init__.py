@@ -1,4 +1,4 @@
-"""The Datasette plugin: hooks, and nothing that is needed outside of Datasette."""
+"""The Datasette plugin: its hooks."""
 
 from datasette_vision.plugin.hooks import (
     actor_from_request,

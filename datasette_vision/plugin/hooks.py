@@ -1,7 +1,7 @@
-"""Wiring only: each hook hands over to the module that does the work. Nothing heavy is imported here.
+"""Wiring only: each hook calls the module that does the work. Nothing heavy is imported here.
 
-Datasette imports its plugins while datasette.app is half-way through being imported itself: what is defined there can
-be named in annotations, and imported inside functions.
+Datasette imports its plugins while datasette.app is still being imported. Names from datasette.app can be used in
+annotations, and imported inside functions.
 """
 
 from __future__ import annotations
@@ -35,47 +35,47 @@ if TYPE_CHECKING:
 
 @hookimpl
 def startup(datasette: Datasette) -> None:
-    """Check the configuration, so that a mistake in it stops the start, and begin to preload."""
+    """Check the configuration, so that a mistake prevents the start, and begin to preload."""
     execution.bound_queries(rules_of)
     state_of(datasette).start()
 
 
 @hookimpl(trylast=True)  # the outermost of all
 def asgi_wrapper(datasette: Datasette) -> Callable[[Application], Application]:
-    """Stay awake while there is work, and end in good order."""
+    """Stay awake while there is work, and shut down in good order."""
     return state_of(datasette).watch
 
 
-# Pluggy collects hooks by their names, in alphabetical order, and calls the last first: of those for asgi_wrapper,
-# `slow_clients` is the innermost and `cross_origin` the outermost but for asgi_wrapper() itself.
+# Pluggy collects hooks by name, in alphabetical order, and calls the last first. Of those for asgi_wrapper,
+# `slow_clients` is the innermost and `cross_origin` the outermost, except for asgi_wrapper() itself.
 @hookimpl(specname="asgi_wrapper")
 def readable_databases(datasette: Datasette) -> Callable[[Application], Application]:
-    """Undo what killed processes were writing, before a request reads it."""
+    """Roll back what killed processes were writing, before a request reads it."""
     return functools.partial(recovery.recover_before_requests, datasette)
 
 
 @hookimpl(specname="asgi_wrapper")
 def request_of_queries(datasette: Datasette) -> Callable[[Application], Application]:
-    """Let queries know which request they belong to."""
+    """Tell queries which request they belong to."""
     return execution.track_requests
 
 
 @hookimpl(tryfirst=True)
 def actor_from_request(request: Request) -> None:
-    """Name nobody, but remember the request: Datasette asks this of each, and then gives it its actor."""
+    """Name no actor, but remember the request: Datasette calls this for each request, and then sets its actor."""
     execution.note_request(request)
 
 
 @hookimpl(optionalhook=True)
 def shutdown(datasette: Datasette) -> None:
-    """Answer what waits, then stop. Datasette 1.0 only: 0.65 has no such hook."""
+    """Finish waiting requests, then stop. Datasette 1.0 only: 0.65 has no such hook."""
     state_of(datasette).close()
 
 
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection, datasette: Datasette) -> None:
-    """Register the SQL functions, and bound the memory of queries."""
-    execution.bound_queries(rules_of)  # connections may be made before the start
+    """Register the SQL functions, and limit the memory of queries."""
+    execution.bound_queries(rules_of)  # connections may be made before startup
     sqlite_limits.limit(conn)
     state_of(datasette).sql.register(conn)
     recovery.before_reading(datasette)
@@ -89,25 +89,25 @@ def register_commands(cli: click.Group) -> None:
 
 @hookimpl
 def render_cell(datasette: Datasette, row: Any, value: Any, column: str, table: str | None, database: str) -> Any:
-    """Show images as pictures, and embeddings as what they are."""
+    """Show images as thumbnails, and describe embeddings."""
     return cells.render(datasette, row, value, column, table, database)
 
 
 @hookimpl
 def menu_links(datasette: Datasette, actor: dict[str, Any] | None) -> Any:
-    """Lead to the playground from every page."""
+    """Add a link to the playground to the menu."""
     return functools.partial(links.menu, datasette, actor)
 
 
 @hookimpl
 def table_actions(datasette: Datasette, database: str, table: str, request: Any) -> Any:
-    """Lead to the search page from a table."""
+    """Add a link to the search page to a table's actions."""
     return functools.partial(links.of_table, datasette, database, table, request)
 
 
 @hookimpl(optionalhook=True)
 def row_actions(datasette: Datasette, database: str, table: str, row: Any) -> Any:
-    """Lead to what is similar from a row. Datasette 1.0 only: on 0.65 the row's picture does."""
+    """Add a link to similar rows to a row's actions. Datasette 1.0 only: on 0.65 the row's image has the link."""
     return functools.partial(links.of_row, datasette, database, table, row)
 
 
@@ -119,19 +119,19 @@ def top_table(datasette: Datasette, database: str, table: str, request: Any) -> 
 
 @hookimpl(optionalhook=True)
 def register_actions() -> list[Any]:
-    """Name the plugin's own permissions. Datasette 1.0 only."""
+    """Register the plugin's permissions. Datasette 1.0 only."""
     return permissions.actions()
 
 
 @hookimpl(optionalhook=True)
 def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
-    """Decide on the plugin's own permissions. Datasette 1.0 only."""
+    """Decide the plugin's permissions. Datasette 1.0 only."""
     return permissions.rules_for_action(datasette, actor, action)
 
 
 @hookimpl(optionalhook=True)
 def permission_allowed(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> bool | None:
-    """Decide on the plugin's own permissions. Datasette 0.65 only."""
+    """Decide the plugin's permissions. Datasette 0.65 only."""
     return permissions.opinion_on_action(datasette, actor, action)
 
 
@@ -141,7 +141,7 @@ def side_table_rules(datasette: Datasette, actor: dict[str, Any] | None, action:
     return side_table_permissions.rules_for_tables(datasette, actor, action)
 
 
-@hookimpl(optionalhook=True, specname="permission_allowed", trylast=True)  # the last word is the one that counts
+@hookimpl(optionalhook=True, specname="permission_allowed", trylast=True)  # the last result counts
 def side_table_opinion(datasette: Datasette, actor: dict[str, Any] | None, action: str, resource: Any) -> Any:
     """Deny side tables to those who may not see their sources. Datasette 0.65 only."""
     return side_table_permissions.opinion_on_table(datasette, actor, action, resource)
@@ -149,43 +149,43 @@ def side_table_opinion(datasette: Datasette, actor: dict[str, Any] | None, actio
 
 @hookimpl(specname="asgi_wrapper")
 def side_table_requests(datasette: Datasette) -> Any:
-    """Find out once in a request who may see side tables."""
+    """Check once per request who may see side tables."""
     return side_table_permissions.remember_denials
 
 
 @hookimpl
 def register_routes() -> list[tuple[str, Any]]:
-    """Serve the HTTP API and the pages, whose addresses take what is left over."""
+    """Serve the HTTP API and the pages. The routes of the pages match everything that the API's do not."""
     return [*routes.as_datasette_routes(table.api_routes()), *pages.page_routes()]
 
 
 @hookimpl(specname="asgi_wrapper")
 def cross_origin(datasette: Datasette) -> Any:
-    """Refuse foreign pages with a visitor's cookies, and let others post to the API, with --cors."""
+    """Refuse other sites' requests with a visitor's cookies, and let other origins post to the API, with --cors."""
     return crossorigin.cross_origin_wrapper(datasette, table.api_routes())
 
 
 @hookimpl(specname="asgi_wrapper")
 def crowds(datasette: Datasette) -> Any:
-    """Make the many requests of one client wait behind each other."""
+    """Limit how many requests of one client run at a time."""
     return concurrency.concurrency_wrapper(datasette)
 
 
 @hookimpl(specname="asgi_wrapper")
 def slow_clients(datasette: Datasette) -> Any:
-    """Hold no answer for a client that does not take it."""
+    """Do not hold responses in memory for clients that do not read them."""
     return slowclients.slow_clients_wrapper(datasette)
 
 
 @hookimpl(optionalhook=True)
 def skip_csrf(datasette: Datasette, scope: Any) -> bool:
-    """Let no token be looked for in what is posted to us: cross_origin() protects it. Datasette 0.65 only."""
+    """Skip CSRF tokens for our routes, which cross_origin() protects. Datasette 0.65 only."""
     return crossorigin.is_ours(datasette, scope)
 
 
 @hookimpl(optionalhook=True)
 def register_enrichments(datasette: Datasette) -> list[Any]:
-    """Offer enrichments to datasette-enrichments, where that is installed. Datasette 1.0 only."""
+    """Register enrichments with datasette-enrichments, if it is installed. Datasette 1.0 only."""
     from datasette_vision.plugin.enrichments.enrichments import enrichments
 
     return enrichments()

@@ -1,1 +1,1 @@
-"""The HTTP API: routes, their description, and the protocols of others. A route is a row in table.py."""
+"""The HTTP API: routes, their description, and OpenAI's protocol. A route is a row in table.py."""

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from datasette_vision.vectors.embedding import Vector
 
-# Embeddings as text: more of them than this are written on a thread, away from the event loop.
+# More embeddings than this are written as text on a thread, away from the event loop.
 INLINE_EMBEDDINGS = 32
 
 
 async def handle_embed(call: Call) -> Response:
-    """Answer with the embeddings of texts and images."""
+    """Return the embeddings of texts and images."""
     model, encoding = MODEL_PARAMETER.value(call.fields), ENCODING_FORMAT.value(call.fields)
     inputs = read_inputs(call.fields, EMBED.kinds)
     take(call, inputs)
@@ -44,7 +44,7 @@ async def handle_embed(call: Call) -> Response:
 
 
 async def classify(call: Call) -> Response:
-    """Answer with the best labels of images, out of those that a model brings."""
+    """Return the best labels of images, from the labels that a model includes."""
     model, k = MODEL_PARAMETER.value(call.fields), K_PARAMETER.value(call.fields) or 5
     inputs = read_inputs(call.fields, CLASSIFY.kinds)
     take(call, inputs)
@@ -57,7 +57,7 @@ async def classify(call: Call) -> Response:
 
 
 async def zero_shot(call: Call) -> Response:
-    """Answer with the scores of labels that the request brings."""
+    """Return the scores of the request's labels."""
     model, k, text = (parameter.value(call.fields) for parameter in (MODEL_PARAMETER, K_PARAMETER, LABELS))
     inputs = read_inputs(call.fields, ZERO_SHOT.kinds)
     take(call, inputs)
@@ -78,7 +78,7 @@ async def zero_shot(call: Call) -> Response:
 
 
 async def similarity(call: Call) -> Response:
-    """Answer with the cosines of the query and each input."""
+    """Return the cosine of the query with each input."""
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
     model, query = MODEL_PARAMETER.value(call.fields), QUERY.value(call.fields)
@@ -92,12 +92,12 @@ async def similarity(call: Call) -> Response:
 
 
 async def handle_models(call: Call) -> Response:
-    """Answer with the installed models."""
+    """Return the installed models."""
     return answer(call.datasette, {"ok": True, "models": await call.context.call(lambda: call.context.vision.models())})
 
 
 def count_labels(call: Call, model: str, text: str) -> None:
-    """Count labels that were not embedded before against the client's rate. Raises a 429, or InvalidLabels."""
+    """Count new labels against the client's rate. Raises a 429, or InvalidLabels."""
     from datasette_vision.vectors.zero_shot import parse_labels  # heavy: NumPy
 
     vision = call.context.vision
@@ -113,10 +113,10 @@ async def results_response(
     *,
     on_thread: bool = False,
 ) -> Response:
-    """Return the response to several inputs, in their order: what `write` makes of each, as JSON, or its VisionError.
+    """Return the response to several inputs, in their order: for each the JSON from `write`, or its VisionError.
 
-    When there is nothing but errors the whole is one, with the status of the first. `on_thread` is for what would hold
-    up the event loop.
+    If there are only errors, the whole response is an error with the status of the first. `on_thread` is for work that
+    would block the event loop.
     """
 
     def written() -> str:
@@ -131,22 +131,23 @@ async def results_response(
     if len(errors) == len(found):
         status = errors[0].http_status
         whole = error_body([str(error) for error in errors], status)
-    # What is written already is not read and written once more: embeddings are long.
+    # Results that are already JSON are not parsed and written again: embeddings are long.
     listed = await call.context.call(written) if on_thread else written()
     return answer(call.datasette, f'{dumps(whole)[:-1]},"results":[{listed}]}}', status)
 
 
 def written_embedding(vector: Vector, encoding: str) -> str:
-    """Return an embedding, (d,) float32, in JSON: as an array of numbers, or as base64 of its bytes."""
+    """Return an embedding, (d,) float32, as JSON: an array of numbers, or base64 of its bytes."""
     if encoding == "base64":
         return f'"{base64.b64encode(vector.astype("<f4").tobytes()).decode()}"'
-    # Nine digits bring every float32 back, and take a third of the time of the shortest that do.
+    # Nine digits identify every float32, and take a third of the time of the shortest representation.
     return "[" + ",".join(["%.9g" % value for value in vector.tolist()]) + "]"  # noqa: UP031
 
 
 QUERY = Parameter(
     "query",
-    "What the inputs are compared with: a text, an image or an embedding. In an address or a form: a text, a data: URI,"
+    "What to compare the inputs with: a text, an image or an embedding. In a query string or a form: a text, a"
+    " data: URI,"
     " or a file.",
     schemas.item((TEXT, IMAGE, EMBEDDING)),
     "a text, an image or an embedding",
@@ -157,7 +158,7 @@ EMBED = Route(
     "embed",
     "/embed",
     "Embed texts and images",
-    "Embeddings of unit length: the cosine of two of one model says how well they fit together.",
+    "Embeddings of unit length. The cosine of two embeddings from one model says how well they match.",
     handle_embed,
     kinds=(TEXT, IMAGE),
     parameters=(MODEL_PARAMETER, ENCODING_FORMAT),
@@ -167,9 +168,10 @@ EMBED = Route(
 CLASSIFY = Route(
     "classify",
     "/classify",
-    "Name what is in images",
-    "The best labels of each image, out of those that a model brings: of a classifier, or of a dual encoder with labels"
-    " of its own.",
+    "Classify images",
+    "The best labels of each image, from the labels that a model includes: a classifier's, or those of a dual"
+    " encoder with"
+    " labels in its manifest.",
     classify,
     kinds=(IMAGE,),
     parameters=(MODEL_PARAMETER, K_PARAMETER),
@@ -179,8 +181,8 @@ CLASSIFY = Route(
 ZERO_SHOT = Route(
     "zero_shot",
     "/zero-shot",
-    "Choose among labels of your own",
-    "The score of each label for each image, or for an embedding of one, best first.",
+    "Choose among your own labels",
+    "The score of each label for each image or image embedding, best first.",
     zero_shot,
     kinds=(IMAGE, EMBEDDING),
     parameters=(LABELS, MODEL_PARAMETER, K_PARAMETER),
@@ -202,7 +204,7 @@ MODELS_ROUTE = Route(
     "models",
     "/models",
     "List the installed models",
-    "Each with its task, its dimensions, and which parts of it are in memory.",
+    "Each with its task, its dimensions, and the parts that are in memory.",
     handle_models,
     methods=(GET,),
     action=permissions.VIEW_INSTANCE,

@@ -1,4 +1,4 @@
-"""Where the HTTP API describes itself: as OpenAPI at /-/vision/openapi.json, and for people at /-/vision/docs."""
+"""Describes the HTTP API: as OpenAPI at /-/vision/openapi.json, and for people at /-/vision/docs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATUSES = {status: meaning for status, meaning in openapi.ERRORS.items() if sta
 
 
 def server_of(call: Call) -> str:
-    """Return the address of this server as its client knows it, without a slash at its end."""
+    """Return the address of this server as its client knows it, without a trailing slash."""
     request: Request = call.request
     base = str(call.datasette.setting("base_url")).rstrip("/")
     scheme = "https" if call.datasette.setting("force_https_urls") else request.scheme
@@ -32,7 +32,7 @@ def server_of(call: Call) -> str:
 
 
 def entries(routes: Sequence[Route], server: str) -> list[dict[str, Any]]:
-    """Return what there is to say about each route, for a page."""
+    """Return the documentation of each route, for a page."""
     return [
         {
             "name": route.name,
@@ -50,11 +50,11 @@ def entries(routes: Sequence[Route], server: str) -> list[dict[str, Any]]:
 
 def _inputs(route: Route) -> list[dict[str, str]]:
     found = [
-        {"name": kind, "meaning": f"{EXPECTED[kind][:1].upper()}{EXPECTED[kind][1:]}. As often as there are inputs."}
+        {"name": kind, "meaning": f"{EXPECTED[kind][:1].upper()}{EXPECTED[kind][1:]}. Repeat it for each input."}
         for kind in route.kinds
     ]
     if found:
-        meaning = f"In JSON: an array of strings and of objects of one of {', '.join(route.kinds)}, in any order."
+        meaning = f"In JSON: an array of strings, and of objects with one of {', '.join(route.kinds)}, in any order."
         found.append({"name": "inputs", "meaning": meaning})
     return found
 
@@ -68,7 +68,7 @@ def _parameters(route: Route) -> list[dict[str, str]]:
 
 
 def with_code(text: str) -> Markup:
-    """Return a text in HTML, what stands between backticks as code."""
+    """Return a text as HTML, with text between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
@@ -80,7 +80,9 @@ DOCUMENT_BODY = {
 
 
 def documentation_routes(described: Callable[[], Sequence[Route]]) -> tuple[Route, ...]:
-    """Return the routes that describe the others. `described` is asked when they are: they are among them."""
+    """Return the routes that describe all routes. `described` is called on each request, because it includes these
+    routes.
+    """
 
     async def as_openapi(call: Call) -> Response:
         listed = [route for route in described() if route.media_type != HTML]
@@ -110,7 +112,7 @@ def documentation_routes(described: Callable[[], Sequence[Route]]) -> tuple[Rout
         Route(
             "docs",
             "/docs",
-            "Describe the API to people",
+            "Describe the API for people",
             "This page.",
             as_page,
             methods=(GET,),

@@ -1,4 +1,4 @@
-"""Examples of requests: written as curl commands in the documentation, and run by tests."""
+"""Example requests: shown as curl commands in the documentation, and run by the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Pairs = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class RequestExample:
-    """A request: of an address, of a form when there is one, or of JSON. "@name" in a form is a file."""
+    """A request with a query string, a form, or JSON. "@name" in a form is a file."""
 
     path: str = ""
     query: Pairs = ()
@@ -22,12 +22,12 @@ class RequestExample:
     json: Mapping[str, Any] = field(default_factory=dict)
 
     def address(self, path: str) -> str:
-        """Return the address below a server, given the path of the route."""
+        """Return the address on a server, given the path of the route."""
         query = urlencode(list(self.query))
         return (self.path or path) + (f"?{query}" if query else "")
 
     def curl(self, server: str, path: str) -> str:
-        """Return the command that asks a server."""
+        """Return the curl command for a server."""
         address = shlex.quote(server + self.address(path))
         if self.form:
             fields = [f"-F {shlex.quote(f'{name}={value}')}" for name, value in self.form]

@@ -1,4 +1,4 @@
-"""/-/vision/jobs: how it stands with the tables that are kept in step."""
+"""/-/vision/jobs: the state of the tables that auto_embed keeps in sync."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def jobs(call: Call) -> Response:
-    """Answer with the tables that the actor may see; and with what is left out, to those who may read the metrics."""
+    """Return the tables that the actor may see. Those who may read the metrics also get the tables left out."""
     datasette, actor = call.datasette, call.request.actor
     state = state_of(datasette)
     settings, auto_embed = state.config.auto_embed, state.auto_embed
@@ -46,32 +46,35 @@ KEPT_SCHEMA = schemas.closed(
     {
         **dict.fromkeys(("database", "table", "column", "model"), TEXT),
         "state": {"enum": ["in step", "embedding", "failed", "waiting"]},
-        "queued": {**NUMBER, "description": "Rows that are known to wait."},
+        "queued": {**NUMBER, "description": "Rows that are known to be waiting."},
         "embedded": {**NUMBER, "description": "Rows embedded since the server started."},
-        "removed": {**NUMBER, "description": "Embeddings of rows that are gone, removed since the server started."},
-        "failed": {**NUMBER, "description": "Rows that have no embedding, but a reason."},
-        "checked": {"type": "boolean", "description": "Every value has been read since the database last changed."},
-        "error": {"type": ["string", "null"], "description": "Why the column is not kept in step."},
+        "removed": {**NUMBER, "description": "Embeddings of deleted rows, removed since the server started."},
+        "failed": {**NUMBER, "description": "Rows with an error instead of an embedding."},
+        "checked": {
+            "type": "boolean",
+            "description": "Every value has been read since the last change of the database.",
+        },
+        "error": {"type": ["string", "null"], "description": "Why the column is not kept in sync."},
         "failures": {
             "type": "array",
             "items": schemas.closed({"row": TEXT, "error": TEXT}),
-            "description": "The first of those rows.",
+            "description": "The first failed rows.",
         },
     }
 )
 JOBS = Route(
     "jobs",
     "/jobs",
-    "See what is kept in step",
-    "The tables of `auto_embed`, as far as the actor may see them: what waits, what was done, and what failed. What is"
-    " left out, and why, is for whom the metrics are open (`vision-metrics`).",
+    "Show the status of auto_embed",
+    "The tables of `auto_embed` that the actor may see: rows that are waiting, done and failed. Actors who may read the"
+    " metrics (`vision-metrics`) also see which tables are left out, and why.",
     jobs,
     methods=(GET,),
     action=permissions.VIEW_INSTANCE,
     answer=schemas.closed(
         {
             "ok": {"const": True},
-            "auto_embed": {"type": "boolean", "description": "Whether it is configured."},
+            "auto_embed": {"type": "boolean", "description": "Whether auto_embed is configured."},
             "tables": {"type": "array", "items": KEPT_SCHEMA},
             "left_out": {"type": "array", "items": schemas.closed({"name": TEXT, "reason": TEXT})},
         },

@@ -1,4 +1,4 @@
-"""The metrics of a server in the Prometheus format, at /-/vision/metrics."""
+"""The server's metrics in the Prometheus format, at /-/vision/metrics."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
     from datasette_vision.engine.batcher import Batcher
 
-# Up to how many items each bucket of the histogram of batches counts.
+# Upper bounds of the buckets in the histogram of batch sizes.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MEDIA_TYPE = "text/plain"
 
 
 class Collector:
-    """Turns what a server has counted into metrics, when it is asked.
+    """Turns a server's counts into metrics, on request.
 
-    What is counted meanwhile, on other threads, is copied before it is gone through.
+    Counts change on other threads meanwhile, so they are copied before iterating.
     """
 
     def __init__(self, context: RequestContext) -> None:
@@ -49,7 +49,7 @@ class Collector:
             requests.add_metric([route, method, str(status)], count)
         yield requests
         latencies = HistogramMetricFamily(
-            "vision_request_seconds", "Time from a request to its answer.", labels=["route"]
+            "vision_request_seconds", "Time from a request to its response.", labels=["route"]
         )
         for route, latency in sorted(dict(measures.latencies).items()):
             latencies.add_metric([route], _buckets(LATENCY_BUCKETS_S, latency.counts), latency.sum_s)
@@ -64,10 +64,8 @@ class Collector:
         for (route, name), count in sorted(dict(measures.errors).items()):
             errors.add_metric([route, name], count)
         yield errors
-        yield GaugeMetricFamily("vision_inputs_in_hand", "Inputs of requests that are being answered.", limits.inputs)
-        yield GaugeMetricFamily(
-            "vision_body_bytes_in_hand", "Bytes of bodies of requests that are being answered.", limits.bytes
-        )
+        yield GaugeMetricFamily("vision_inputs_in_hand", "Inputs of requests in progress.", limits.inputs)
+        yield GaugeMetricFamily("vision_body_bytes_in_hand", "Bytes of bodies of requests in progress.", limits.bytes)
 
     def _models(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -76,8 +74,8 @@ class Collector:
 
         labels = ["model", "tower"]
         loaded = GaugeMetricFamily("vision_model_loaded", "1 when a tower is in memory.", labels=labels)
-        waiting = GaugeMetricFamily("vision_queue_depth", "Inputs that wait to be computed.", labels=labels)
-        batches = HistogramMetricFamily("vision_batch_size", "Inputs computed together.", labels=labels)
+        waiting = GaugeMetricFamily("vision_queue_depth", "Inputs waiting to be computed.", labels=labels)
+        batches = HistogramMetricFamily("vision_batch_size", "Inputs per batch.", labels=labels)
         seconds = CounterMetricFamily("vision_compute_seconds", "Time spent computing batches.", labels=labels)
         for name, service in sorted(self._context.vision.services.running().items()):
             in_memory = service.loaded()
@@ -96,7 +94,7 @@ class Collector:
         cache = self._context.vision.cache
         yield CounterMetricFamily("vision_cache_hits", "Embeddings found in the cache.", cache.hits)
         yield CounterMetricFamily("vision_cache_misses", "Embeddings not found in the cache.", cache.misses)
-        yield GaugeMetricFamily("vision_cache_bytes", "Memory that the cache takes.", cache.bytes)
+        yield GaugeMetricFamily("vision_cache_bytes", "Memory used by the cache.", cache.bytes)
 
 
 def products(widened: bool | None) -> Iterator[Any]:
@@ -109,7 +107,7 @@ def products(widened: bool | None) -> Iterator[Any]:
 
 
 def _buckets(bounds: tuple[float, ...], counts: list[int]) -> list[tuple[str, float]]:
-    """Return (upper bound, how many up to it) for counts of which the last is of what lies beyond all bounds."""
+    """Return (upper bound, count up to it) for counts, of which the last is for values beyond all bounds."""
     total = 0
     found = []
     for bound, count in zip((*map(str, map(float, bounds)), "+Inf"), counts, strict=True):
@@ -130,15 +128,15 @@ def exposition(context: RequestContext) -> str:
     """Return all metrics of a server as text."""
     from prometheus_client import CollectorRegistry, generate_latest  # not needed at start
 
-    # One of our own: the global one holds what other plugins publish, at addresses of theirs.
+    # A separate registry: the global one holds what other plugins publish on their own routes.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collector(context))
     return generate_latest(registry).decode("utf-8")
 
 
 async def metrics(call: Call) -> Response:
-    """Answer with the metrics."""
-    # On the event loop: its counters are counted there, and it takes about a millisecond.
+    """Return the metrics."""
+    # On the event loop, where the counters change. It takes about a millisecond.
     return respond(call.datasette, exposition(call.context), f"{MEDIA_TYPE}; version=0.0.4; charset=utf-8")
 
 
@@ -146,9 +144,9 @@ ROUTES = (
     Route(
         "metrics",
         "/metrics",
-        "Measure the server",
-        "Requests, inputs, batches, queues, latencies, the cache and errors, in the Prometheus format. For who has the"
-        " permission `vision-metrics`: root alone, unless `allow_metrics` of the configuration says otherwise.",
+        "Show the metrics",
+        "Requests, inputs, batches, queues, latencies, the cache and errors, in the Prometheus format. Requires the"
+        " permission `vision-metrics`: only root has it, unless `allow_metrics` in the configuration says otherwise.",
         metrics,
         methods=(GET,),
         action=permissions.METRICS,

@@ -1,4 +1,4 @@
-"""What clients of OpenAI's embeddings API ask for: /-/vision/v1/embeddings and /-/vision/v1/models."""
+"""OpenAI's embeddings API: /-/vision/v1/embeddings and /-/vision/v1/models."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 OWNER = "datasette-vision"
 PARAMETERS = ("input", "model", "dimensions", "encoding_format", "modality")
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
-# What infinity has beyond OpenAI: https://github.com/michaelfeil/infinity
+# An extension of infinity: https://github.com/michaelfeil/infinity
 MODALITY = Parameter(
     "modality",
-    "What the strings are: `text`, or `image`, as data: URIs or base64. By default a data: URI is an image, and the"
-    " rest is text.",
+    "The kind of the strings: `text`, or `image`, as data: URIs or base64. By default a data: URI is an image,"
+    " and anything"
+    " else is text.",
     {"type": ["string", "null"], "enum": [TEXT, IMAGE, None]},
     "text or image",
     choice(TEXT, IMAGE),
@@ -41,8 +42,8 @@ MODALITY = Parameter(
 
 
 async def embeddings(call: Call) -> Response:
-    """Answer with the embeddings of texts, and of images as data: URIs, as OpenAI does."""
-    # Some clients send null for what was not asked for.
+    """Return the embeddings of texts, and of images as data: URIs, in OpenAI's format."""
+    # Some clients send null for parameters that are not set.
     fields = [field for field in call.fields if field.value is not None]
     values = {field.name: field.value for field in fields if field.is_json}
     model, encoding = MODEL_PARAMETER.value(fields), ENCODING_FORMAT.value(fields)
@@ -68,10 +69,10 @@ async def embeddings(call: Call) -> Response:
 
 
 def read_input(value: Any, modality: str | None = None) -> list[Input]:
-    """Return the inputs that OpenAI's `input` holds: a string, or an array of them; a data: URI is an image.
+    """Return the inputs in OpenAI's `input`: a string, or an array of strings. A data: URI is an image.
 
-    With a `modality` all are of that kind, images as data: URIs or base64. Raises InvalidArgument for anything else:
-    for arrays of tokens, which are of another model's tokenizer, and for addresses of images, which are not fetched.
+    With a `modality`, all are of that kind, images as data: URIs or base64. Raises InvalidArgument for anything else:
+    arrays of tokens, which belong to another model's tokenizer, and addresses of images, which are not fetched.
     """
     listed = value if isinstance(value, list) else [value]
     if not listed:
@@ -79,7 +80,8 @@ def read_input(value: Any, modality: str | None = None) -> list[Input]:
     for entry in listed:
         if _is_token(entry) or (isinstance(entry, list) and entry and all(map(_is_token, entry))):
             raise InvalidArgument(
-                "input: expected texts, found numbers, which are tokens of another model: have the client send the"
+                "input: expected texts, found numbers, which are tokens of another model: configure the client"
+                " to send the"
                 " texts themselves (in LangChain: check_embedding_ctx_length=False)"
             )
         if not isinstance(entry, str):
@@ -95,7 +97,7 @@ def read_input(value: Any, modality: str | None = None) -> list[Input]:
 
 
 def written_data(vectors: Sequence[Vector], encoding: str) -> str:
-    """Return the entries of `data`, in JSON."""
+    """Return the entries of `data`, as JSON."""
     return ",".join(
         f'{{"object":"embedding","index":{index},"embedding":{written_embedding(vector, encoding)}}}'
         for index, vector in enumerate(vectors)
@@ -103,13 +105,13 @@ def written_data(vectors: Sequence[Vector], encoding: str) -> str:
 
 
 async def handle_openai_models(call: Call) -> Response:
-    """Answer with the models that embed, as OpenAI lists its own."""
+    """Return the models that embed, in OpenAI's format."""
     manifests = await call.context.call(_dual_encoders, call)
     return answer(call.datasette, {"object": "list", "data": [_described(manifest) for manifest in manifests]})
 
 
 async def model(call: Call) -> Response:
-    """Answer with one model."""
+    """Return one model."""
     from datasette.utils import tilde_decode
 
     name = tilde_decode(call.request.url_vars["model"])
@@ -117,7 +119,7 @@ async def model(call: Call) -> Response:
 
 
 def refused(datasette: Datasette, error: Exception) -> Response:
-    """Return the response that tells of an error, in OpenAI's shape."""
+    """Return the response for an error, in OpenAI's format."""
     status, headers = status_of(error)
     message = message_of(error)
     kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
@@ -139,7 +141,7 @@ def _is_token(value: object) -> bool:
 
 
 def _count_tokens(call: Call, name: str, inputs: Sequence[Input]) -> int:
-    """Count what the text tower reads. Images have no tokens."""
+    """Count the tokens that the text tower reads. Images have no tokens."""
     service = call.context.vision.services.dual_encoder(name)
     return sum(len(service.tokenise(str(item.content))) for item in inputs if item.kind == TEXT)
 
@@ -151,7 +153,7 @@ def _dual_encoders(call: Call) -> list[Manifest]:
 
 
 def _described(manifest: Manifest) -> dict[str, Any]:
-    # Nothing says when a model was made, and clients want a number.
+    # The time at which a model was made is unknown, and clients expect a number.
     return {"id": manifest.name, "object": "model", "created": 0, "owned_by": OWNER}
 
 
@@ -184,11 +186,11 @@ EMBEDDINGS_BODY: schemas.Schema = {
         "encoding_format": {**ENCODING_FORMAT.schema, "type": ["string", "null"], "enum": ["float", "base64", None]},
         "dimensions": {
             "type": ["integer", "null"],
-            "description": "Those of the model: its embeddings cannot be shortened.",
+            "description": "Must be the model's dimensions: its embeddings cannot be shortened.",
             "minimum": 1,
         },
         "modality": {**MODALITY.schema, "description": MODALITY.meaning},
-        "user": {"description": "Not looked at."},
+        "user": {"description": "Ignored."},
     },
     "required": ["input"],
 }
@@ -213,9 +215,9 @@ ROUTES = (
     Route(
         "openai_embeddings",
         "/v1/embeddings",
-        "Embed, as OpenAI does",
-        "What OpenAI's embeddings API takes and gives, for its clients: point their base URL at `/-/vision/v1`. Images"
-        " are strings that are data: URIs. Embeddings are of unit length, as OpenAI's are.",
+        "Embed, in OpenAI's format",
+        "OpenAI's embeddings API, for its clients: set their base URL to `/-/vision/v1`. Images"
+        " are data: URIs. Embeddings have unit length, like OpenAI's.",
         embeddings,
         methods=(POST,),
         answer=ANSWER,
@@ -228,8 +230,8 @@ ROUTES = (
     Route(
         "openai_models",
         "/v1/models",
-        "List the models that embed, as OpenAI does",
-        "The dual encoders that are installed.",
+        "List the models that embed, in OpenAI's format",
+        "The installed dual encoders.",
         handle_openai_models,
         methods=(GET,),
         action=permissions.VIEW_INSTANCE,
@@ -241,8 +243,8 @@ ROUTES = (
     Route(
         "openai_model",
         "/v1/models/{model}",
-        "Look a model up, as OpenAI does",
-        "A dual encoder that is installed.",
+        "Get one model, in OpenAI's format",
+        "An installed dual encoder.",
         model,
         methods=(GET,),
         action=permissions.VIEW_INSTANCE,

@@ -1,4 +1,4 @@
-"""The OpenAPI description of the HTTP API, made of its routes."""
+"""The OpenAPI description of the HTTP API, generated from its routes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from datasette_vision.plugin.http.parameters import Parameter
 from datasette_vision.plugin.http.routes import GET, POST, ROUTE_PREFIX, Route
 from datasette_vision.plugin.http.schemas import Schema
 
-# status -> when it is given. What a route can never give is left out in _responses().
+# status -> when it is returned. _responses() leaves out statuses that a route never returns.
 ERRORS = {
     400: "The request is malformed, or none of its inputs can be used.",
-    401: "The token was made by this server and is no longer good.",
+    401: "The token was made by this server and is no longer valid.",
     403: "The actor may not do this.",
     404: "No such model is installed.",
-    408: "The body did not come.",
-    413: "The body is too large, or there are too many inputs in it.",
-    415: "The body is of a media type that is not read here.",
-    429: "The client has had its share for now: see Retry-After.",
-    500: "Something failed here.",
-    503: "All places are taken: see Retry-After.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large, or has too many inputs.",
+    415: "The media type of the body is not supported.",
+    429: "The client has exceeded its rate: see Retry-After.",
+    500: "The server failed.",
+    503: "The server is at its limits: see Retry-After.",
 }
 OF_BODIES = (408, 413, 415)
 RETRY_AFTER = {"retry-after": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}
 TITLE = "datasette-vision"
 ABOUT = (
-    "Embeddings and classification of images and texts. A body may be JSON or a form; a form's fields come once for"
-    " each input. Each result stands at the place of its input, and a bad input has an `error` there."
+    "Embeddings and classification of images and texts. A body may be JSON or a form; in a form, repeat a field for"
+    " each input. Results have the order of the inputs, and a bad input has an `error` as its result."
 )
 
 
@@ -86,7 +86,7 @@ def _in_address(kind: str, required: bool) -> Mapping[str, Any]:
         "name": kind,
         "in": "query",
         "required": required,
-        "description": f"{schemas.INPUTS[kind]['description']} Once for each.",
+        "description": f"{schemas.INPUTS[kind]['description']} Repeat it for each input.",
         "schema": {"type": "array", "items": _string(kind), "minItems": 1},
     }
 
@@ -102,7 +102,7 @@ def _parameter(parameter: Parameter) -> Mapping[str, Any]:
 
 
 def _as_text(parameter: Parameter) -> Schema:
-    """Return the schema of a parameter in an address or a form."""
+    """Return the schema of a parameter in a query string or a form."""
     if parameter.read_many is not None:
         return {"type": "array", "items": {"type": "string", "pattern": r"\w"}, "minItems": 1, "uniqueItems": True}
     return parameter.schema if "type" in parameter.schema else {"type": "string"}
@@ -141,7 +141,7 @@ def _content(route: Route) -> dict[str, Any]:
 
 
 def _repeated(kind: str, media_type: str) -> Schema:
-    """Return the schema of a field of a form that is there once for each input."""
+    """Return the schema of a form field that is repeated for each input."""
     one = _string(kind)
     if kind == "image" and media_type == MULTIPART:
         one = {"type": "string", "format": "binary"}
@@ -162,7 +162,7 @@ def _responses(route: Route, method: str) -> dict[str, Any]:
     for status, meaning in ERRORS.items():
         if method != POST and status in OF_BODIES[:1] + OF_BODIES[2:]:
             continue
-        # A token that is no longer good is refused by Datasette itself, whatever the route.
+        # Datasette itself refuses an expired token, for every route.
         schema = schemas.ERROR if status == 401 else route.error
         found[str(status)] = {
             "description": meaning,

@@ -1,4 +1,4 @@
-"""What tasks answer about images, over HTTP: a route for each operation of a task."""
+"""The operations of tasks over HTTP: a route for each operation."""
 
 from __future__ import annotations
 

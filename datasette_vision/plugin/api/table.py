@@ -1,4 +1,4 @@
-"""The one table of routes of the HTTP API: Datasette's router, OpenAPI and the documentation are made of it."""
+"""The table of routes of the HTTP API, from which Datasette's router, OpenAPI and the documentation are made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datasette_vision.plugin.search import api as search_api
 
 
 def api_routes() -> tuple[Route, ...]:
-    """Return all routes. Those of operations depend on which tasks there are."""
+    """Return all routes. Those of operations depend on the registered tasks."""
     return (
         *api.ROUTES,
         *operations.operation_routes(),

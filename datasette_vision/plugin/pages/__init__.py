@@ -1,1 +1,1 @@
-"""The pages besides search, images of rows, and what is shown inside Datasette's own pages."""
+"""The pages besides search, images of rows, and what the plugin shows on Datasette's own pages."""

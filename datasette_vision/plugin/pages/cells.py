@@ -1,4 +1,4 @@
-"""Pictures and embeddings in the cells of tables."""
+"""Images and embeddings in table cells."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from datasette_vision.tables.schema import OWN_COLUMNS, SIDE_TABLE_PREFIX, SideT
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-# Smaller pictures stand in the page itself: a hundred rows would ask for as many otherwise.
+# Images up to this size are embedded in the page: otherwise a hundred rows would send as many requests.
 MAX_INLINE_BYTES = 8 * 1024
-# Where there is no row to ask for (the result of a query), larger ones do too; still larger stay download links.
+# So are larger ones in results of queries, which have no row to request them from. Still larger ones stay download
+# links.
 MAX_INLINE_BYTES_WITHOUT_ROW = 64 * 1024
 SHORTEST_EMBEDDING, LONGEST_EMBEDDING = 8, 65_536  # floats
-PICTURE = Markup(
+IMAGE = Markup(
     '<img src="{}" alt="{}" loading="lazy" style="display:block;max-width:128px;max-height:128px;object-fit:contain">'
 )
 LINK = Markup('<a href="{}">{}</a>')
@@ -32,7 +33,7 @@ NOTE = Markup('<span style="font-size:0.8em;white-space:nowrap">{}</span>')
 
 
 def render(datasette: Datasette, row: Any, value: Any, column: str, table: str | None, database: str) -> Any:
-    """Return what to show for a picture or an embedding: HTML, or an awaitable of it. None for anything else."""
+    """Return HTML for an image or an embedding, or an awaitable of it. None for other values."""
     if not isinstance(value, bytes) or len(value) < 12:
         return None
     from datasette_vision.images.decode import sniff  # heavy: Pillow
@@ -48,7 +49,7 @@ def render(datasette: Datasette, row: Any, value: Any, column: str, table: str |
 
 
 def is_embedding(value: bytes, column: str) -> bool:
-    """Say whether a BLOB is an embedding: float32 values of unit length, or of any in a column named accordingly."""
+    """Say whether a BLOB is an embedding: float32 values, of unit length or in a column with a telling name."""
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
     if not SHORTEST_EMBEDDING <= len(value) / 4 <= LONGEST_EMBEDDING:
@@ -64,7 +65,7 @@ def is_embedding(value: bytes, column: str) -> bool:
 async def _image(
     datasette: Datasette, row: Any, value: bytes, column: str, table: str, database: str, kind: str
 ) -> Markup | None:
-    """A thumbnail that leads to the full picture, its format and size, and a link to what is similar."""
+    """A thumbnail that links to the full image, its format and size, and a link to similar rows."""
     facts = await table_facts.facts(datasette, database, table)
     path = facts.row_path(row)
     if path is None:
@@ -76,7 +77,7 @@ async def _image(
     inline = kind in MEDIA_TYPES and len(value) <= MAX_INLINE_BYTES
     source = _data(kind, value) if inline else image_route.image_path(datasette, database, table, column, path, 192)
     full = image_route.image_path(datasette, database, table, column, path)
-    html = LINK.format(full, PICTURE.format(source, f"{column}: {note}")) + NOTE.format(note)
+    html = LINK.format(full, IMAGE.format(source, f"{column}: {note}")) + NOTE.format(note)
     if column in facts.similar_columns:
         like = SearchRequest(examples=(LikeRow(path, 1.0),)).query_string()
         address = f"{page.search_page_path(datasette, database, table)}?{like}"
@@ -100,7 +101,7 @@ async def _embedding(
 
 
 def _similar_to(datasette: Datasette, row: Mapping[str, Any], key: Sequence[str], table: str, database: str) -> str:
-    """Return the address of the search for what is like a row of a side table, by its columns that are the key."""
+    """Return the address of the search for rows like a row of a side table, given its key columns."""
     like = SearchRequest(
         examples=(LikeRow(table_facts.path_of([row[name] for name in key]), 1.0),),
         model=str(row["model"]),
@@ -111,7 +112,7 @@ def _similar_to(datasette: Datasette, row: Mapping[str, Any], key: Sequence[str]
 
 def _inline(kind: str, value: bytes, column: str) -> Markup:
     note = _note(kind, value)
-    return PICTURE.format(_data(kind, value), f"{column}: {note}") + NOTE.format(note)
+    return IMAGE.format(_data(kind, value), f"{column}: {note}") + NOTE.format(note)
 
 
 def _data(kind: str, value: bytes) -> str:
@@ -119,7 +120,7 @@ def _data(kind: str, value: bytes) -> str:
 
 
 def _note(kind: str, value: bytes) -> str:
-    """The size, format and weight of a picture, in words."""
+    """The dimensions, format and file size of an image, in words."""
     from datasette_vision.images import decode as images  # heavy: Pillow
 
     try:

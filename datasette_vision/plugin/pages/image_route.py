@@ -1,4 +1,4 @@
-"""Serves the picture of a row: in full, or as a small WebP for a grid of them."""
+"""Serves the image of a row: in full, or as a small WebP for a grid."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 IMAGE_SIZES = (96, 192, 288, 384, 576)
 FULL_PIXELS = 2048
-# A small file is not worth making smaller.
+# A smaller file is served as it is.
 SMALL_IMAGE_BYTES = 8 * 1024
 MAX_AGE_S = 300
 HEADERS = {
-    # It is a picture and nothing else, whatever its bytes would like to be.
+    # Browsers must treat it as an image only, whatever its bytes are.
     "x-content-type-options": "nosniff",
     "content-security-policy": "default-src 'none'; sandbox",
     "content-disposition": "inline",
@@ -33,7 +33,7 @@ HEADERS = {
 
 
 def image_path(datasette: Datasette, database: str, table: str, column: str, row: str, size: int | None = None) -> str:
-    """Return the address of a row's picture: in full, or small enough for a square of `size` pixels (one of SIZES)."""
+    """Return the address of a row's image: in full, or to fit a square of `size` pixels (one of IMAGE_SIZES)."""
     from datasette.utils import tilde_encode
 
     route = datasette.get_database(database).route
@@ -42,7 +42,7 @@ def image_path(datasette: Datasette, database: str, table: str, column: str, row
 
 
 async def serve_image(datasette: Datasette, request: Request) -> Response:
-    """Answer /-/vision/picture/<database>/<table>/<column>/<row>, with ?_size= for a small one."""
+    """Serve /-/vision/picture/<database>/<table>/<column>/<row>, with ?_size= for a small version."""
     from datasette.utils.asgi import NotFound, Response
 
     database, table = await table_of(datasette, request)
@@ -76,7 +76,7 @@ async def serve_image(datasette: Datasette, request: Request) -> Response:
 
 
 def _size(text: str | None) -> int | None:
-    """Read ?_size=: only some sizes, so that no one fills caches with others."""
+    """Read ?_size=: only some sizes are allowed, so that nobody fills caches with others."""
     if text is None:
         return None
     if text not in map(str, IMAGE_SIZES):
@@ -87,9 +87,9 @@ def _size(text: str | None) -> int | None:
 
 
 async def _read(database: Any, table: str, column: str, row: str, most: int) -> object:
-    """Return the value of a column in a row, both named as in an address; None when it is not there.
+    """Return the value of a column in a row, both named as in an address. None if there is none.
 
-    Of a BLOB of more than `most` bytes only how many they are.
+    For a BLOB of more than `most` bytes, return its size instead.
     """
     from datasette.utils import tilde_decode, urlsafe_components
 
@@ -110,13 +110,13 @@ def _etag(value: bytes, size: int | None) -> str:
 
 
 def _render(value: bytes, size: int | None, context: RequestContext) -> tuple[bytes, str]:
-    """Return (bytes, media type) of a picture as asked for. Raises InvalidImage or Busy."""
+    """Return (bytes, media type) of an image in the requested size. Raises InvalidImage or Busy."""
     from datasette_vision.images import decode as images  # heavy: Pillow
 
     kind = images.sniff(value)
     if kind is None:
-        raise InvalidArgument("this is not an image of a format that is known")
-    # What browsers do not show is sent as WebP.
+        raise InvalidArgument("this is not an image of a known format")
+    # Formats that browsers do not show are sent as WebP.
     if kind in MEDIA_TYPES and (size is None or len(value) <= SMALL_IMAGE_BYTES):
         return value, MEDIA_TYPES[kind]
     return context.vision.decoder.thumbnail(value, size or FULL_PIXELS), "image/webp"

@@ -1,4 +1,4 @@
-"""The addresses of the pages for people, and of what they are made of."""
+"""The addresses of the pages and of the images on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROW = r"(?P<database>[^/]+)/(?P<table>[^/]+)"
 
 
 def page_routes() -> list[tuple[str, Callable[..., Any]]]:
-    """Return (pattern, view) of each page. The last one takes what none before it does: nothing may come after it."""
+    """Return (pattern, view) of each page. The last one matches everything else, so nothing may come after it."""
     return [
         (rf"^/-/vision/picture/{ROW}/(?P<column>[^/]+)/(?P<row>[^/]+)$", serve_image),
         (r"^/-/vision$", playground),

@@ -1,4 +1,4 @@
-"""The page /-/vision: what the installed models make of an image. It is looked at, answered, and let go."""
+"""The page /-/vision: what the installed models say about an image. The image is not stored."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 PLAYGROUND_TEMPLATE = "vision_playground.html"
 TOP = 5
-# The image goes back into the page, so that more can be asked of it without a script: larger ones as a copy.
+# The image is sent back in the page, so that people can ask more about it without JavaScript. Large ones as a copy.
 KEPT_BYTES = 256 * 1024
 KEPT_PIXELS = 512
 
 
 async def playground(datasette: Datasette, request: Request) -> Response:
-    """Answer the page, and the pictures that are sent from it. Raises Datasette's Forbidden."""
+    """Serve the page, and handle the images sent from it. Raises Datasette's Forbidden."""
     from datasette.utils.asgi import Response
 
     for action in (permissions.VIEW_INSTANCE, permissions.INFER):
@@ -51,7 +51,7 @@ async def playground(datasette: Datasette, request: Request) -> Response:
         except (VisionError, RequestError) as problem:
             status, headers = status_of(problem)
             error = str(problem)
-        headers["cache-control"] = "no-store"  # an image that somebody sent is nobody else's
+        headers["cache-control"] = "no-store"  # an uploaded image is private
     models = await context.call(context.vision.models)
     tables = await searchable_tables(datasette, request.actor)
     variables = {
@@ -70,12 +70,12 @@ async def playground(datasette: Datasette, request: Request) -> Response:
 
 
 async def _ask(context: RequestContext, image: bytes, fields: dict[str, str]) -> dict[str, Any]:
-    """Ask every model what it can tell of an image. Raises InvalidImage, InvalidArgument or Busy."""
+    """Ask every model about an image. Raises InvalidImage, InvalidArgument or Busy."""
     from datasette_vision.images import decode as images  # heavy: Pillow
 
     if not image:
         raise InvalidArgument("choose an image first")
-    # It raises for what is no image at all.
+    # Raises an error if this is not an image.
     small = await context.call(context.vision.decoder.thumbnail, image, KEPT_PIXELS)
     facts = await context.call(images.info, image)
     models = await context.call(context.vision.models)
@@ -88,7 +88,7 @@ async def _ask(context: RequestContext, image: bytes, fields: dict[str, str]) ->
     written, sentence = fields.get("labels", "").strip(), fields.get("sentence", "").strip()
     labels = labels_of_text(written) if written else ""
     kept = image if len(image) <= KEPT_BYTES else small
-    if labels:  # so that _answers() waits for none of them; it reports their errors
+    if labels:  # so that _answers() does not wait for them; it reports their errors
         encoders = (str(model["name"]) for model in models if embeds(model.get("task")))
         await outcomes([context.inference.label_set(name, labels) for name in encoders])
     return {
@@ -103,7 +103,7 @@ async def _ask(context: RequestContext, image: bytes, fields: dict[str, str]) ->
 def _answers(
     vision: Vision, models: list[dict[str, object]], outputs: list[Any], labels: str, sentence: str
 ) -> dict[str, Any]:
-    """Put into words what each model made of the image; errors of one are reported beside the others."""
+    """Describe what each model says about the image. Errors of one model appear beside the results of the others."""
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
     answers: dict[str, Any] = {"classified": [], "zero_shot": [], "similarities": [], "embeddings": {}, "problems": []}
@@ -134,11 +134,11 @@ def _kept(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidArgument("the image that the page carried came back damaged: choose it again") from None
+        raise InvalidArgument("the image in the page came back damaged: choose it again") from None
 
 
 def _similar(datasette: Datasette, tables: list[Any], answers: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """(what, address) of the searches for what is like the image, in each table by each model that embedded it."""
+    """(name, address) of the searches for rows like the image, in each table, by each model that embedded it."""
     embeddings = answers["embeddings"] if answers else {}
     links = []
     for table in tables:

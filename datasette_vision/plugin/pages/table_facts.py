@@ -1,4 +1,4 @@
-"""What cells and links ask about a table, over and over as a page is made: remembered for a moment."""
+"""Facts about tables that cells and links need repeatedly while a page is rendered, cached for a moment."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from datasette_vision.tables import keys
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-# Long enough for a page of a hundred rows, too short for anybody to see that it is old.
+# Long enough for a page of a hundred rows, too short for anybody to notice stale values.
 REMEMBERED_S = 2.0
 MOST = 200
 
 
 @dataclass(frozen=True)
 class TableFacts:
-    """How the rows of a table are known in addresses, and which of its columns are embedded."""
+    """The key of a table's rows in addresses, and which of its columns are embedded."""
 
     keys: tuple[str, ...]
     is_view: bool
@@ -31,12 +31,14 @@ class TableFacts:
 
     @property
     def similar_columns(self) -> tuple[str, ...]:
-        """The pictures that lead to what is similar: those embedded; else, where paths were, what shows them."""
+        """The columns whose images link to similar rows: those embedded; for embedded paths, the columns that show
+        images.
+        """
         embedded = tuple(column for column in self.image_columns if column in self.embedded_columns)
         return embedded or (self.image_columns[:1] if self.embedded_columns else ())
 
     def row_path(self, row: Any) -> str | None:
-        """Return the path of a row as Datasette writes it; None for a view, or when the row comes without its key."""
+        """Return the path of a row as Datasette writes it. None for a view, or if the row comes without its key."""
         names = set(row.keys()) if hasattr(row, "keys") else set()
         if self.is_view or not self.keys or not set(self.keys) <= names:
             return None
@@ -44,7 +46,7 @@ class TableFacts:
 
 
 async def facts(datasette: Datasette, database: str, table: str) -> TableFacts:
-    """Return what there is to know about a table."""
+    """Return the facts about a table."""
     remembered: dict[tuple[str, str], tuple[float, TableFacts]] = state_of(datasette).table_facts
     key = database, table
     now = time.monotonic()
@@ -68,6 +70,6 @@ def path_of(values: Sequence[Any]) -> str:
     """Return the path of a row with these key values, as Datasette writes it in addresses."""
     from datasette.utils import tilde_encode
 
-    # A foreign key may come with the label of the row it leads to.
+    # A foreign key may come with the label of its row.
     plain = (value["value"] if isinstance(value, dict) else value for value in values)
     return ",".join(tilde_encode(str(value)) for value in plain)

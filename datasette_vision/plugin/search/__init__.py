@@ -1,1 +1,1 @@
-"""Searching over HTTP: a request, the SQL that answers it, the page and the JSON."""
+"""Search over HTTP: a request, the SQL that answers it, the page and the JSON."""

@@ -1,4 +1,4 @@
-"""The search of the search page as JSON: /-/vision/search/<database>/<table>, with the same arguments."""
+"""The search page's search as JSON: /-/vision/search/<database>/<table>, with the same arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ API_THUMBNAIL_PIXELS = 384
 
 
 async def handle_search(call: Call) -> Response:
-    """Answer with the rows of a table that are closest to what is asked for. Those who may see the table may search."""
+    """Return the rows of a table that are closest to the search. Everyone who may see the table may search it."""
     datasette, request = call.datasette, call.request
     database, table = await table_of(datasette, request)
     embedded = await read_embedded(database, table)
@@ -75,7 +75,7 @@ def search_api_path(datasette: Datasette, database: str, table: str) -> str:
 
 
 async def _image(call: Call, model: str) -> str:
-    """Return the embedding of what was posted, as an address holds it. To compute one takes its own permission."""
+    """Return the embedding of the posted input, as written in addresses. Computing one requires `vision-infer`."""
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
     inputs = read_inputs(call.fields, SEARCH_ROUTE.kinds)
@@ -91,7 +91,7 @@ async def _image(call: Call, model: str) -> str:
 
 
 def _row(call: Call, search: Search, place: int) -> dict[str, Any]:
-    """What is told of a row: its similarity, where it and its picture are, and its columns that JSON can hold."""
+    """The JSON of a row: its similarity, the addresses of the row and its image, and the columns that JSON can hold."""
     datasette, request, row = call.datasette, call.request, search.rows[place]
     database, table = search.database.name, search.table
     column = search.embedded.image_column(search.column)
@@ -113,48 +113,49 @@ def _row(call: Call, search: Search, place: int) -> dict[str, Any]:
 
 
 def _argument(name: str, meaning: str, expected: str, many: bool = False) -> Parameter:
-    """Describe an argument of the address for the documentation: request.py reads it."""
+    """Describe an argument of the address for the documentation. request.py reads it."""
     return Parameter(name, meaning, {"type": "string"}, expected, text, read_many=list if many else None)
 
 
 FOUND_SCHEMA: schemas.Schema = schemas.closed(
     {
-        "path": {"type": "string", "description": "The row, as Datasette's addresses write its key."},
+        "path": {"type": "string", "description": "The row's path in Datasette's addresses."},
         "label": {"type": "string"},
         "similarity": {"type": ["number", "null"], "minimum": -1, "maximum": 1},
         "url": {"type": ["string", "null"]},
         "picture": {"type": ["string", "null"]},
         "thumbnail": {"type": ["string", "null"]},
-        "row": {"type": "object", "description": "Its columns, but for BLOBs."},
+        "row": {"type": "object", "description": "Its columns, except BLOBs."},
     }
 )
 SEARCH_ROUTE = Route(
     "search",
     "/search/{database}/{table}",
     "Search a table",
-    "The rows of an embedded table that are closest to what is asked for, best first. The arguments are those of the"
-    " search page, in the address: Datasette's column filters (`name__contains=cat`), `_where` and `_search` hold too."
-    " A picture or an embedding to search for is posted.",
+    "The rows of an embedded table that are closest to the search, best first. The arguments are those of the"
+    " search page, in the query string. Datasette's column filters (`name__contains=cat`), `_where` and"
+    " `_search` work too."
+    " Post an image or an embedding to search for it.",
     handle_search,
     methods=(GET, POST),
     action=None,
     kinds=(IMAGE, EMBEDDING),
     strict=False,
     parameters=(
-        _argument("q", "Words that say what to look for.", "a text"),
-        _argument("_not", "Words for what to turn away from.", "a text"),
+        _argument("q", "What to look for, in words.", "a text"),
+        _argument("_not", "What to avoid, in words.", "a text"),
         _argument(
             "_like",
-            "A row to be like, by its path in Datasette's addresses, with a weight after a colon if it is not 1.",
+            "A row to be more like, by its path in Datasette's addresses, with a weight after a colon if it is not 1.",
             "the path of a row",
             many=True,
         ),
         _argument("_unlike", "A row to be less like, with a weight if it is not 0.5.", "the path of a row", many=True),
         _argument("_embedding", "An embedding as base64 of float32 values.", "base64"),
-        _argument("_model", "The model whose embeddings are searched, where there are several.", "a name"),
-        _argument("_column", "The column whose embeddings are searched, where there are several.", "a name"),
-        _argument("_threshold", "The least similarity.", "a number"),
-        _argument("_size", "Rows of a page: 24 by default, or `max`.", "a whole number"),
+        _argument("_model", "The model whose embeddings to search, if there are several.", "a name"),
+        _argument("_column", "The column whose embeddings to search, if there are several.", "a name"),
+        _argument("_threshold", "The lowest similarity.", "a number"),
+        _argument("_size", "Rows per page: 24 by default, or `max`.", "a whole number"),
         _argument("_page", "The page, from 1.", "a whole number"),
         _argument("_shape", "`array` for the rows alone.", "array"),
     ),
@@ -177,7 +178,7 @@ SEARCH_ROUTE = Route(
             {"type": "array", "items": FOUND_SCHEMA},
         ]
     },
-    path_parameters=(("database", "A database."), ("table", "A table or view of it that is embedded.")),
+    path_parameters=(("database", "A database."), ("table", "An embedded table or view.")),
     in_address=True,
     example=RequestExample("/-/vision/search/demo/emoji", query=[("q", "happy cat"), ("_size", "3")]),
 )

@@ -1,4 +1,4 @@
-"""What there is to search: a table, its side table of embeddings, and how the rows of the two find each other."""
+"""Searchable tables: a table, its side table of embeddings, and how to join their rows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from datasette_vision.tables.keys import KeyedTable
 from datasette_vision.util.sql_names import quote
 
 SAMPLE_ROWS = 20
-# So few embeddings are compared in SQL in less time than a page takes; an index answers from there on.
+# Up to so many embeddings, comparing all in SQL takes less time than a page. Above, the index is used.
 LARGE = 20_000
-# A picture this small may go with its row, so that a query's page shows it.
+# Images up to this size are selected with their row, so that a query's page shows them.
 SMALL_VALUE_BYTES = 64 * 1024
 
 
@@ -20,11 +20,10 @@ SMALL_VALUE_BYTES = 64 * 1024
 class EmbeddedTable:
     """A table with embeddings.
 
-    `path_key` are the columns by which addresses know its rows, `key` those by which its embeddings do, `side_key` the
-    same in the side table (tables/keys.py); `rowid` names its row number, where it has one. `pairs` are the (model,
-    column) pairs that it has embeddings of, by name. `image_columns` are the columns that hold images,
-    `blob_columns` those that hold BLOBs of any kind. With `is_large` there are too many embeddings to compare with
-    each every time.
+    `path_key` holds the columns that identify its rows in addresses, `key` those that its embeddings use, `side_key` the
+    same in the side table (tables/keys.py). `rowid` is the name of its rowid, if it has one. `pairs` are the (model,
+    column) pairs of its embeddings, by name. `image_columns` are the columns that hold images, `blob_columns` those
+    that hold any BLOBs. With `is_large` there are too many embeddings to compare all of them each time.
     """
 
     table: str
@@ -42,14 +41,14 @@ class EmbeddedTable:
     is_large: bool
 
     def image_column(self, source_column: str) -> str | None:
-        """Return the column to show for rows found by `source_column`: itself, or another with pictures, or None."""
+        """Return the column to show for rows found by `source_column`: itself, or another with images, or None."""
         if source_column in self.image_columns:
             return source_column
         return self.image_columns[0] if self.image_columns else None
 
 
 def read_embedded_table(connection: sqlite3.Connection, table: str) -> EmbeddedTable | None:
-    """Describe a table with its embeddings, or return None when it has none."""
+    """Describe a table with its embeddings, or return None if it has none."""
     known, source = keys.describe(connection, table), side_tables.find_source(connection, table)
     pairs = side_tables.pairs(connection, source) if source else []
     if known is None or source is None or not pairs:
@@ -73,14 +72,14 @@ def read_embedded_table(connection: sqlite3.Connection, table: str) -> EmbeddedT
 
 
 def image_columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
-    """Return the columns of a table that hold images, judged by its first rows."""
+    """Return the columns of a table that hold images, judging by its first rows."""
     return _look(connection, table, tuple(side_tables.columns(connection, table)))[1]
 
 
 def columns_of(connection: sqlite3.Connection, table: KeyedTable) -> tuple[frozenset[str], tuple[str, ...]]:
     """Return (the columns of a table that are embedded, those that hold images).
 
-    What a view holds is not looked at unless it is embedded: a view may take as long as it likes for its first row.
+    Views are not read unless they are embedded: the first row of a view may take arbitrarily long.
     """
     source = side_tables.find_source(connection, table.name)
     pairs = side_tables.pairs(connection, source) if source else []
@@ -102,12 +101,12 @@ def _highest_row(connection: sqlite3.Connection, side_table: str) -> int:
 def _look(
     connection: sqlite3.Connection, table: str, columns: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
-    """(columns with BLOBs, those with pictures, whether the pictures are small), judged by the first rows."""
+    """(columns with BLOBs, those with images, whether the images are small), judging by the first rows."""
     from datasette_vision.images.decode import sniff  # heavy: Pillow
 
     if not columns:
         return (), (), True
-    # Of a large BLOB, typeof() and length() read only the header of the row.
+    # For a large BLOB, typeof() and length() read only the header of the row.
     facts = ", ".join(f"typeof({quote(name)}), length({quote(name)})" for name in columns)
     rows = connection.execute(f"select {facts} from {quote(table)} limit {SAMPLE_ROWS}").fetchall()
     blobs, images, largest = [], [], 0

@@ -1,4 +1,4 @@
-"""The page /-/vision/<database>/<table>: search by words, by a picture, and by what to be more or less like."""
+"""The page /-/vision/<database>/<table>: search by words, by an image, and by more or less similar rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LIKE_WEIGHTS = (
 
 
 async def search_page(datasette: Datasette, request: Request) -> Response:
-    """Answer the page, and the upload of a picture from it."""
+    """Serve the page, and handle an image uploaded from it."""
     from datasette.utils.asgi import Response
 
     database, table = await table_of(datasette, request)
@@ -79,7 +79,7 @@ def search_page_path(datasette: Datasette, database: str, table: str) -> str:
 
 
 def _with_filters(request: Request) -> list[tuple[str, str]]:
-    """Return the arguments of the address, what the form's filter fields say among them as column filters."""
+    """Return the arguments of the address, with the form's filter fields turned into column filters."""
     from datasette.utils import filters_should_redirect
 
     changes = filters_should_redirect(request.args)
@@ -89,7 +89,7 @@ def _with_filters(request: Request) -> list[tuple[str, str]]:
 
 
 async def _uploaded(datasette: Datasette, request: Request, search: Search) -> str:
-    """Embed the picture that was sent, and return the query string of the search for it. The picture is let go."""
+    """Embed the uploaded image, and return the query string of the search for it. The image is not stored."""
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
     await permissions.ensure(datasette, request.actor, permissions.INFER)
@@ -109,7 +109,7 @@ async def _uploaded(datasette: Datasette, request: Request, search: Search) -> s
 
 
 async def _not_embedded(datasette: Datasette, request: Request, database: Database, table: str) -> Response:
-    """Say how a table becomes searchable."""
+    """Explain how to make a table searchable."""
     from datasette.utils.asgi import Response
 
     columns = await database.execute_fn(lambda connection: embedded_tables.image_columns(connection, table))
@@ -125,7 +125,7 @@ async def _not_embedded(datasette: Datasette, request: Request, database: Databa
 
 
 def _frame(datasette: Datasette, request: Request, database: Database, table: str) -> dict[str, Any]:
-    """What every form of the page shows around it."""
+    """The variables that every version of the page shows."""
     return {
         "database": database.name,
         "table": table,
@@ -144,7 +144,7 @@ async def _context(datasette: Datasette, request: Request, search: Search, addre
     shown = search.embedded.image_column(search.column) if search.column else None
     sql = search.sql() if search.model else None
     may_sql = await permissions.may_execute_sql(datasette, request.actor, database.name)
-    # The API takes no first of several: what this page shows has its name there.
+    # The API does not pick the first of several embeddings, so its link names the ones shown here.
     named = {"model": search.model, "column": search.column} if len(search.embedded.pairs) > 1 and sql else {}
     models = list(dict.fromkeys(model for model, _ in search.embedded.pairs))
     columns = list(dict.fromkeys(column for _, column in search.embedded.pairs))
@@ -181,7 +181,7 @@ async def _context(datasette: Datasette, request: Request, search: Search, addre
 
 
 def heading(search: Search) -> str:
-    """Say in words what is searched for."""
+    """Describe the search in words."""
     asked = search.request
     parts = [f"“{asked.q}”"] if asked.q else []
     parts += ["your image"] if asked.embedding else []
@@ -201,7 +201,7 @@ def _card(datasette: Datasette, search: Search, found: FoundRow, shown: str | No
         "id": found.path,
         "label": found.label,
         "similarity": found.similarity,
-        # A view has no pages of its rows.
+        # A view has no row pages.
         "row_path": None if search.embedded.is_view else f"{datasette.urls.table(database, table)}/{found.path}",
         "thumbnails": _thumbnails(datasette, search, found.path, shown),
         "like": f"{address}?{afresh.with_example(found.path, 1.0)}",
@@ -219,14 +219,14 @@ def _chip(datasette: Datasette, search: Search, row: str, weight: float, shown: 
         "row": row,
         "label": search.labels.get(row, row),
         "choices": choices,
-        # Of a row that is not there, there is no picture either.
+        # A missing row has no image.
         "thumbnails": _thumbnails(datasette, search, row, shown) if row in search.labels else None,
         "less": weight < 0,
     }
 
 
 def _thumbnails(datasette: Datasette, search: Search, row: str, shown: str | None) -> tuple[str, str] | None:
-    """Addresses of a row's picture, for ordinary screens and for dense ones; None when there is no picture to show."""
+    """Addresses of a row's image, for ordinary and for high-density screens. None if there is no image to show."""
     if shown is None:
         return None
     database, table = search.database.name, search.table
@@ -238,7 +238,7 @@ def _thumbnails(datasette: Datasette, search: Search, row: str, shown: str | Non
 
 
 def _filter_rows(filters: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str, str]]:
-    """(column, lookup, value) of the column filters, as the form shows them."""
+    """(column, lookup, value) of the column filters, for the form."""
     for name, value in filters:
         if not name.startswith("_"):
             column, lookup = name.rsplit("__", 1) if "__" in name else (name, "exact")
@@ -246,7 +246,7 @@ def _filter_rows(filters: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str,
 
 
 def _lookups() -> list[tuple[str, str]]:
-    """(value, display) of Datasette's filters, as its own table page has them."""
+    """(value, display) of Datasette's filters, as on its table page."""
     from datasette.filters import Filters
 
     return [(f"{key}__1" if no_argument else key, display) for key, display, no_argument in Filters([]).lookups()]

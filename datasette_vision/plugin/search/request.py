@@ -1,7 +1,7 @@
-"""What a search asks for, as it stands in an address: read from one, and written as one.
+"""A search request as an address holds it: reads and writes query strings.
 
-`q` is the words; everything else of ours begins with an underscore, as Datasette's own special arguments do, and what
-does not is a column filter of Datasette (`name__contains=cat`). A column that is called q is filtered with `q__exact`.
+`q` holds the words. Our other arguments begin with an underscore, like Datasette's special arguments. Everything else
+is a column filter of Datasette (`name__contains=cat`). To filter a column named q, use `q__exact`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datasette_vision.util.excerpt import excerpt
 
 DEFAULT_SIZE = 24
 MAX_EXAMPLES = 32
-# "Less like this" turns away from an example, and must not turn the whole search around.
+# "Less like this" adjusts the search, and must not reverse it.
 LESS = -0.5
 OWN_ARGUMENTS = (
     "q", "_q_weight", "_not", "_like", "_unlike", "_embedding", "_model", "_column", "_threshold", "_page", "_size",
@@ -29,7 +29,7 @@ Arguments = Iterable[tuple[str, str]]
 
 @dataclass(frozen=True)
 class LikeRow:
-    """A row to be more like (a weight above 0) or less like (below): `row` is its path, as in Datasette's addresses."""
+    """A row to be more like (a weight above 0) or less like (below 0). `row` is its path in Datasette's addresses."""
 
     row: str
     weight: float
@@ -37,11 +37,11 @@ class LikeRow:
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """A search over an embedded table.
+    """A search in an embedded table.
 
-    `embedding` is base64 of float32 values: that of a picture which was uploaded and not kept. `filters` are the other
-    arguments, Datasette's own: ("name__contains", "cat"), ("_where", "price < 5"). `threshold` is the least
-    similarity, None for any; `page` counts from 1.
+    `embedding` is base64 of float32 values, from an uploaded image that was not stored. `filters` are the other
+    arguments, Datasette's own: ("name__contains", "cat"), ("_where", "price < 5"). `threshold` is the lowest
+    similarity, None for any. `page` counts from 1.
     """
 
     q: str = ""
@@ -59,12 +59,12 @@ class SearchRequest:
 
     @property
     def asks(self) -> bool:
-        """Whether there is anything to be similar to."""
+        """Whether the search has anything to compare rows with."""
         return bool(self.q or self.but_not or self.examples or self.embedding)
 
     @classmethod
     def read(cls, arguments: Arguments, max_size: int = 1000) -> SearchRequest:
-        """Read the arguments of an address, in their order. Raises InvalidArgument for one that cannot be used."""
+        """Read the arguments of an address, in order. Raises InvalidArgument for an invalid one."""
         values: dict[str, str] = {}
         examples: dict[str, LikeRow] = {}
         filters = []
@@ -72,7 +72,7 @@ class SearchRequest:
             if name in ("_like", "_unlike"):
                 if value:
                     example = _example(name, value)
-                    # The last word about a row counts.
+                    # The last argument about a row counts.
                     examples.pop(example.row, None)
                     examples[example.row] = example
             elif name in OWN_ARGUMENTS:
@@ -101,7 +101,7 @@ class SearchRequest:
         )
 
     def arguments(self) -> list[tuple[str, str]]:
-        """Write this search as arguments: only what is not as it is by default, always in the same order."""
+        """Return the arguments of this search: only those that differ from the defaults, in a fixed order."""
         result = [("q", self.q)] if self.q else []
         if self.q and self.q_weight != 1:
             result.append(("_q_weight", _shown(self.q_weight)))
@@ -110,7 +110,7 @@ class SearchRequest:
         for example in self.examples:
             name, usual = ("_like", 1.0) if example.weight > 0 else ("_unlike", LESS)
             weight = abs(example.weight) if name == "_unlike" else example.weight
-            # The row whose key is an empty text needs its weight: without one there is no example.
+            # A row whose key is an empty text needs its weight: an empty argument is no example.
             is_plain = example.row and weight == abs(usual)
             result.append((name, example.row if is_plain else f"{example.row}:{_shown(weight)}"))
         if self.embedding:
@@ -130,24 +130,24 @@ class SearchRequest:
         return result
 
     def query_string(self, **changes: object) -> str:
-        """Write this search, with changes to its fields, as the part of an address behind the question mark."""
+        """Return this search, with changed fields, as a query string."""
         if changes and "page" not in changes:
-            changes["page"] = 1  # another search begins at its beginning
+            changes["page"] = 1  # a changed search starts at page 1
         return urlencode(dataclasses.replace(self, **changes).arguments())  # type: ignore[arg-type]
 
     def with_example(self, row: str, weight: float) -> str:
-        """Return the query string of this search with one more example, or with another weight for one it has."""
+        """Return the query string of this search with one more example, or with another weight for an existing one."""
         others = tuple(example for example in self.examples if example.row != row)
         return self.query_string(examples=(*others, *([LikeRow(row, weight)] if weight else [])))
 
 
 def encode_embedding(blob: bytes) -> str:
-    """Write an embedding BLOB for an address: base64 of its bytes, of the kind that needs no escaping there."""
+    """Write an embedding BLOB for an address: base64 of its bytes, with the URL-safe alphabet."""
     return base64.urlsafe_b64encode(blob).decode().rstrip("=")
 
 
 def _plain(text: str) -> str:
-    """Return base64 of either alphabet as encode_embedding() writes it. Raises InvalidArgument."""
+    """Return base64 of either alphabet in the form of encode_embedding(). Raises InvalidArgument."""
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
     try:
@@ -159,7 +159,7 @@ def _plain(text: str) -> str:
 
 
 def _example(name: str, value: str) -> LikeRow:
-    """Read `row` or `row:weight`. A row's path is escaped, so that there is no colon in it."""
+    """Read `row` or `row:weight`. A row's path is escaped, so it contains no colon."""
     row, _, weight = value.partition(":")
     sign = -1 if name == "_unlike" else 1
     return LikeRow(row, sign * _number(name, weight) if weight else (LESS if sign < 0 else 1.0))

@@ -1,4 +1,4 @@
-"""Answers a search: from a request over HTTP to rows, for the page and for the JSON alike."""
+"""Answers a search: from an HTTP request to rows, for the page and the JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABEL_COLUMNS = ("name", "title", "label", "caption", "file_name", "filename", "
 
 @dataclass(frozen=True)
 class FoundRow:
-    """A row: its path in addresses, what to call it, its similarity (None when rows are merely listed), its values."""
+    """A row: its path in addresses, its label, its similarity (None if rows are merely listed), and its values."""
 
     path: str
     label: str
@@ -39,7 +39,7 @@ class FoundRow:
 
 @dataclass
 class Search:
-    """A table to search, the search, and when it has run its rows."""
+    """A table to search, the search, and its rows once it has run."""
 
     database: Database
     table: str
@@ -51,13 +51,13 @@ class Search:
     human_filters: str = ""
     keys: tuple[RowKey, ...] = ()
     label_column: str | None = None
-    labels: dict[str, str] = field(default_factory=dict)  # of the examples, by their paths
+    labels: dict[str, str] = field(default_factory=dict)  # of the examples, by path
     rows: list[FoundRow] = field(default_factory=list)
     has_next: bool = False
     use_index: bool | None = None
 
     def sql(self, limit: int | None = None) -> SearchSql:
-        """Return the SQL of this search, for a page of rows or for `limit` of them."""
+        """Return the SQL of this search, for a page of rows or for `limit` rows."""
         return search_sql.build_sql(
             self.embedded, self.request,
             column=self.column, model=self.model, keys=self.keys, where=self.where, limit=limit,
@@ -71,9 +71,9 @@ class Search:
 
 
 async def table_of(datasette: Datasette, request: Request) -> tuple[Database, str]:
-    """Return the database and the table that an address names, if the actor may see them.
+    """Return the database and the table in an address, if the actor may see them.
 
-    Raises Datasette's NotFound and Forbidden, as its table page does.
+    Raises Datasette's NotFound and Forbidden, like its table page.
     """
     from datasette.utils import tilde_decode
 
@@ -83,19 +83,19 @@ async def table_of(datasette: Datasette, request: Request) -> tuple[Database, st
 
 
 async def read_embedded(database: Database, table: str) -> EmbeddedTable | None:
-    """Describe a table with its embeddings, or return None when it has none."""
+    """Describe a table with its embeddings, or return None if it has none."""
     return await database.execute_fn(lambda connection: embedded_tables.read_embedded_table(connection, table))
 
 
 def arguments_of(request: Request) -> list[tuple[str, str]]:
-    """Return the arguments of an address in their order."""
+    """Return the arguments of an address in order."""
     return parse_qsl(request.query_string, keep_blank_values=True)
 
 
 async def resolve_search(datasette: Datasette, http: Request, search: Search, *, or_first: bool = False) -> None:
-    """Work out what a search means in its table: model and column (`or_first`: see choose()), filters, examples.
+    """Resolve a search against its table: model and column (`or_first`: see choose()), filters, examples.
 
-    Raises VisionError, or what Datasette's filters raise.
+    Raises VisionError, or the errors of Datasette's filters.
     """
     asked, default = search.request, state_of(datasette).config.default_model
     search.model, search.column = choose(
@@ -121,7 +121,7 @@ async def run(datasette: Datasette, http: Request, search: Search) -> None:
     except InvalidInput as error:
         if not sql.uses_index:
             raise
-        # The index of a large table is being made, which the first search begins: compare with every row meanwhile.
+        # The first search of a large table starts reading its index. Until it is ready, compare every row.
         search.use_index = False
         sql = search.sql(search.request.size + 1)
         try:
@@ -134,14 +134,14 @@ async def run(datasette: Datasette, http: Request, search: Search) -> None:
         path = path_from_row_pks(values, list(search.embedded.path_key), False)
         similarity = values.pop(sql.similarity) if sql.similarity else None
         if sql.similarity and similarity is None and search.request.examples and not search.rows:
-            # Not even the nearest has a similarity: an example went between the look at it and the search.
+            # Not even the nearest row has a similarity: an example was deleted between the check and the search.
             raise Busy("a row that this search is like, or less like, has just changed: try again")
         label = values.get(search.label_column) if search.label_column else None
         search.rows.append(FoundRow(path, _text(label) or path, similarity, values))
 
 
 async def _execute(datasette: Datasette, database: Database, sql: SearchSql) -> Any:
-    """Run the SQL of a search. Raises InvalidInput, saying why it failed."""
+    """Run the SQL of a search. Raises InvalidInput with the reason if it fails."""
     from datasette.database import QueryInterrupted
     from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
 
@@ -150,10 +150,10 @@ async def _execute(datasette: Datasette, database: Database, sql: SearchSql) -> 
     except QueryInterrupted:
         limit = datasette.setting("sql_time_limit_ms")
         raise InvalidInput(
-            f"the search took longer than {limit} ms (sql_time_limit_ms): filters that let fewer rows through help"
+            f"the search took longer than {limit} ms (sql_time_limit_ms): use filters that select fewer rows"
         ) from None
     except (sqlite3.Error, datasette_sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
-        # The last two are of parameters that SQLite has no place for.
+        # The last two are about parameters that SQLite cannot bind.
         raise InvalidInput(str(error)) from None
 
 
@@ -163,14 +163,15 @@ def _key(embedded: EmbeddedTable, row: str, weight: float) -> RowKey:
     values = tuple(urlsafe_components(row))
     if len(values) != len(embedded.path_key):
         key = ", ".join(embedded.path_key)
-        raise InvalidArgument(f"no row of {embedded.table} is known as {row!r}: its key is {key}")
+        raise InvalidArgument(f"{embedded.table} has no row {row!r}: its key is {key}")
     return RowKey(values, weight)
 
 
 async def _warm(datasette: Datasette, http: Request, search: Search) -> None:
-    """Embed the words before the query does, which then finds them in the cache. Raises NotPermitted.
+    """Embed the words before the query runs, which then finds them in the cache. Raises NotPermitted.
 
-    Loading a model may take longer than SQL is allowed to; and so the words count, and wait, as the API's do.
+    Loading a model may take longer than a query is allowed to. The words also count against the rate and wait their
+    turn, like the inputs of the API.
     """
     texts = [text for text in (search.request.q, search.request.but_not) if text]
     if not texts:
@@ -181,8 +182,8 @@ async def _warm(datasette: Datasette, http: Request, search: Search) -> None:
         if await context.call(context.vision.has_texts, texts, search.model):
             return
         raise NotPermitted(
-            f"searching by these words has a model compute, which needs the permission {permissions.INFER}; searching"
-            " for what is like a row (_like) does not"
+            f"searching for these words runs a model, which needs the permission {permissions.INFER}; searching"
+            " for rows like a row (_like) does not"
         )
     with context.limits.share(context.clients.name(http)) as share:
         share.take_inputs(texts=len(texts))
@@ -192,22 +193,22 @@ async def _warm(datasette: Datasette, http: Request, search: Search) -> None:
 
 
 async def _check_examples(search: Search) -> None:
-    """Raise InvalidArgument for an example without an embedding: the whole search would come to nothing."""
+    """Raise InvalidArgument for an example without an embedding, which would leave the whole search without results."""
     for example, key in zip(search.request.examples, search.keys, strict=True):
         sql, parameters = search_sql.example(search.embedded, search.column, search.model, key, search.label_column)
         row = (await search.database.execute(sql, parameters)).first()
         if row is None or row[0] is None:
             raise InvalidArgument(
                 f"{search.table} {example.row!r} "
-                + ("has no embedding: its picture could not be read" if row else "is not embedded, or not there")
+                + ("has no embedding: its image could not be read" if row else "is not embedded, or does not exist")
             )
         search.labels[example.row] = _text(row[1]) or example.row
 
 
 async def _label_column(database: Database, embedded: EmbeddedTable) -> str | None:
-    """Return the column that says what a row is: Datasette's label column, or one of a telling name."""
+    """Return the column that describes a row: Datasette's label column, or one with a telling name."""
     fitting = [name for name in embedded.columns if name not in (*embedded.blob_columns, *embedded.path_key)]
-    # Datasette 1.0 knows no label columns of views, and fails on them.
+    # Datasette 1.0 does not support label columns of views, and fails on them.
     column = None if embedded.is_view else await database.label_column_for_table(embedded.table)
     if column in fitting:
         return str(column)

@@ -1,4 +1,4 @@
-"""Which tables can be searched, over all databases."""
+"""The searchable tables of all databases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Searchable:
-    """A table with embeddings: `pairs` are the (model, column) pairs that it has them of."""
+    """A table with embeddings. `pairs` are their (model, column) pairs."""
 
     database: str
     table: str

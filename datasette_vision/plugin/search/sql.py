@@ -1,7 +1,7 @@
-"""The SQL that answers a search: text that a person can read, and runs as it stands on Datasette's query page.
+"""The SQL that answers a search: readable text that runs unchanged on Datasette's query page.
 
-Without filters, vision_search() finds the rows in its index and they are looked up. Filters (and tables that the index
-does not know) are answered exactly: the similarity of every row that passes them.
+Without filters, vision_search() finds the rows in its index, and they are looked up. With filters (and for tables
+without an index) the search is exact: it computes the similarity of every row that passes them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from datasette_vision.plugin.search.embedded_table import EmbeddedTable
 from datasette_vision.plugin.search.request import LESS, SearchRequest
 from datasette_vision.util.sql_names import literal, quote
 
-# vision_search() gives no more rows than this.
+# vision_search() returns at most this many rows.
 MOST_FROM_INDEX = 100_000
 
 
 @dataclass(frozen=True)
 class RowKey:
-    """The key of an example row: its values as TEXT, as an address holds them, with the weight of the example."""
+    """The key of an example row: its values as TEXT, as in an address, and the weight of the example."""
 
     values: tuple[str, ...]
     weight: float
@@ -26,7 +26,7 @@ class RowKey:
 
 @dataclass(frozen=True)
 class Where:
-    """Datasette's own filters on the table, as SQL, with their parameters."""
+    """Datasette's filters on the table, as SQL with parameters."""
 
     clauses: tuple[str, ...] = ()
     parameters: tuple[tuple[str, object], ...] = ()
@@ -34,7 +34,7 @@ class Where:
 
 @dataclass(frozen=True)
 class SearchSql:
-    """The SQL and its parameters; `similarity` names the column of that meaning, None when rows are merely listed."""
+    """The SQL and its parameters. `similarity` is the name of the similarity column, None if rows are merely listed."""
 
     sql: str
     parameters: dict[str, object]
@@ -53,10 +53,10 @@ def build_sql(
     limit: int | None = None,
     use_index: bool | None = None,
 ) -> SearchSql:
-    """Return the SQL for a page of a search. `column` and `model` say which embeddings are searched.
+    """Return the SQL for a page of a search. `column` and `model` say which embeddings to search.
 
-    `keys` are request.examples, decoded. `limit` is the number of rows, a page of them by default. `use_index` says
-    whether vision_search() may answer, by default where the table is large.
+    `keys` are request.examples, decoded. `limit` is the number of rows, by default a page. `use_index` says whether
+    vision_search() may be used, by default if the table is large.
     """
     builder = _Builder(embedded, request, column, model, keys, where)
     limit = request.size if limit is None else limit
@@ -82,7 +82,7 @@ def example(
 
 
 class _Builder:
-    """The parts of the SQL, over one search."""
+    """Builds the parts of the SQL of one search."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class _Builder:
         )  # fmt: skip
 
     def listed(self, limit: int, offset: int) -> SearchSql:
-        """Rows in the order of the table, for a search that asks for nothing yet."""
+        """Rows in the order of the table, for a search without words or examples."""
         sql = (
             f"select {self._columns()}\nfrom {self.joined_from_rows()}\nwhere {self._conditions()}\n"
             f"order by {self._key_columns()}\n{_page(limit, offset)}"
@@ -128,7 +128,7 @@ class _Builder:
         """The rows that vision_search() finds."""
         query, embedding = self._query()
         if embedding.startswith("vision_embed(:q"):
-            embedding = ":q"  # vision_search() embeds it itself
+            embedding = ":q"  # vision_search() embeds the text itself
         found = f"vision_search({self.name}, {embedding}, {limit + offset}, {self.model}, {self.column})"
         select = (
             f"select {self._columns()},\n"
@@ -140,19 +140,19 @@ class _Builder:
         return SearchSql(query + self._above_threshold(select), self.parameters, self.similarity, uses_index=True)
 
     def _above_threshold(self, select: str) -> str:
-        """Keep what is similar enough: of a page of rows, whose similarity is known then and not calculated again."""
+        """Keep rows above the threshold, out of a page of rows, so that no similarity is computed twice."""
         if self.request.threshold is None:
             return select
         self.parameters["threshold"] = self.request.threshold
         inner = "\n".join(f"  {line}" for line in select.splitlines())
         order = ", ".join([f"{self.similarity} desc", *map(quote_plain, self.embedded.path_key)])
-        # A threshold out of an address is TEXT.
+        # A threshold from an address is TEXT.
         return f"select * from (\n{inner}\n)\nwhere {self.similarity} >= cast(:threshold as real)\norder by {order}"
 
     # Parts
 
     def _query(self) -> tuple[str, str]:
-        """(a WITH clause, the embedding that is looked for as an expression); the one may be empty."""
+        """(a WITH clause, the expression of the query's embedding). The clause may be empty."""
         terms = self._terms()
         if len(terms) == 1 and terms[0][1] > 0:
             expression = terms[0][0]
@@ -160,11 +160,11 @@ class _Builder:
             pairs = ",\n".join(f"    {expression}, {weight:g}" for expression, weight in terms)
             expression = f"vision_combine(\n{pairs}\n  )"
         if expression.startswith(("vision_embed(", "vision_from_base64(")):
-            return "", expression  # SQLite sees for itself that this is the same for every row
+            return "", expression  # SQLite itself detects that this is the same for every row
         return f"with query as (\n  select {expression} as embedding\n)\n", "(select embedding from query)"
 
     def _terms(self) -> list[tuple[str, float]]:
-        """(expression of an embedding, weight) for all that the search asks for."""
+        """(expression of an embedding, weight) for each part of the search."""
         request, terms = self.request, []
         if request.q:
             self.parameters["q"] = request.q
@@ -189,12 +189,12 @@ class _Builder:
         for place, (name, value) in enumerate(zip(self.embedded.path_key, key.values, strict=True), start=1):
             numbered = parameter if len(key.values) == 1 else f"{parameter}_{place}"
             self.parameters[numbered] = value
-            # Of the table's own column, which knows that a 5 in an address is a number.
+            # Of the table's column, whose type turns the text 5 of an address into a number.
             conditions.append(f"{self.table}.{quote_plain(name)} = :{numbered}")
         return " and ".join(conditions)
 
     def _columns(self) -> str:
-        """The columns to show. Large pictures are left out: they would be read in full for each row."""
+        """The columns to show. Large images are left out: they would be read in full for each row."""
         key = [f"{self.table}.{name}" for name in self.embedded.path_key if name not in self.embedded.columns]
         if self.embedded.small_images:
             return ", ".join([*key, f"{self.table}.*"])
@@ -205,16 +205,16 @@ class _Builder:
         return ", ".join(f"{self.table}.{quote_plain(name)}" for name in self.embedded.path_key)
 
     def joined(self) -> str:
-        """The table with its side table: every embedding, and then its row."""
+        """The table joined with its side table: every embedding, then its row."""
         if self.embedded.key == self.embedded.side_key and set(self.embedded.key) <= set(self.embedded.columns):
             return f"{self.table} join {self.side} using ({', '.join(map(quote_plain, self.embedded.key))})"
         return self._joined_on("join", "")
 
     def joined_from_rows(self) -> str:
-        """The same the other way about, for a large table: some rows, in their order, and then their embeddings.
+        """The same in the other direction, for a large table: selected rows, in order, then their embeddings.
 
-        The key columns of a side table have no type. SQLite looks for a value in their index only when it comes without
-        a type too: hence the +.
+        The key columns of a side table have no type. SQLite uses their index only for values without a type: hence the
+        +.
         """
         return self._joined_on("cross join", "+") if self.embedded.is_large else self.joined()
 
@@ -225,7 +225,7 @@ class _Builder:
         )
 
     def own(self, name: str) -> str:
-        """A column of the side table, by its name alone where the table has none of that name."""
+        """A column of the side table, unqualified if the table has no column of that name."""
         return f"{self.side}.{name}" if name in {column.lower() for column in self.embedded.columns} else name
 
     def _conditions(self) -> str:
@@ -233,13 +233,13 @@ class _Builder:
         if self.where.clauses:
             key = self._key_columns()
             inner = f"select {key} from {self.table}\n    where {' and '.join(self.where.clauses)}"
-            # By themselves, so that their columns cannot be taken for those of the side table.
+            # In a subquery, so that their columns cannot be mistaken for those of the side table.
             conditions += f"\n  and {f'({key})' if len(self.embedded.path_key) > 1 else key} in (\n    {inner}\n  )"
         return conditions
 
 
 def quote_plain(name: str) -> str:
-    """Quote a name for SQL where it has to be."""
+    """Quote a name for SQL if necessary."""
     from datasette.utils import escape_sqlite
 
     plain = name.isascii() and name.isidentifier() and escape_sqlite(name) == name

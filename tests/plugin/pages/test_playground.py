@@ -134,7 +134,7 @@ async def test_it_leads_to_what_is_like_it(datasette: Datasette) -> None:
         (b"", {}, "choose an image first"),
         (b"this is no picture", {}, "not an image"),
         (pictures.png()[:60], {}, "truncated PNG image"),
-        (b"", {"kept": "%"}, "the image that the page carried came back damaged: choose it again"),
+        (b"", {"kept": "%"}, "the image in the page came back damaged: choose it again"),
     ],
 )
 async def test_mistakes(datasette: Datasette, picture: bytes, fields: dict[str, str], message: str) -> None:

@@ -193,7 +193,7 @@ async def test_computing_has_a_permission_of_its_own(demo_path: Path) -> None:
     datasette = make(demo_path, plugins={"datasette-vision": {"allow": False}})
     refused = await datasette.client.get(f"{SEARCH}?q=cat")
     assert refused.status_code == 403
-    assert refused.json()["error"].startswith("searching by these words has a model compute")
+    assert refused.json()["error"].startswith("searching for these words runs a model")
     posted = await datasette.client.post(SEARCH, json={"image": "bm90IGFuIGltYWdl"})
     assert posted.status_code == 403
     page = await datasette.client.get("/-/vision/demo/emoji?q=cat")

@@ -250,8 +250,8 @@ async def test_tables_that_are_not_embedded_say_how(datasette: Datasette) -> Non
     [
         ("?q=x&_model=nope", 404, "emoji has no embeddings by 'nope'; embedded by: tiny-emoji (image)"),
         ("?q=x&_column=nope", 404, "emoji has no embeddings of 'nope'; embedded by: tiny-emoji (image)"),
-        ("?_like=nope", 400, "emoji 'nope' is not embedded, or not there"),
-        ("?_like=a%2Cb", 400, "no row of emoji is known as 'a,b': its key is hexcode"),
+        ("?_like=nope", 400, "emoji 'nope' is not embedded, or does not exist"),
+        ("?_like=a%2Cb", 400, "emoji has no row 'a,b': its key is hexcode"),
         ("?q=x&nope=1", 400, "emoji has no column 'nope' to filter by; it has hexcode, emoji, name, group_name"),
         ("?q=x&name__nope=1", 400, "no filter is called 'nope'; filters are "),
         ("?q=x&_size=100000", 400, "_size: expected a whole number from 1 to 1000, found '100000'"),
