@@ -252,10 +252,10 @@ def test_auto_embed_writes_nothing_once_a_file_was_replaced(things: Path, others
         assert watched.error is None
         others.replace(things)
         assert not watched.visit()
-        assert watched.error == f"{things} is replaced by another: start the server again"
+        assert watched.error == f"{things} is replaced by another: restart the server"
         things.unlink()
         assert not watched.visit()
-        assert watched.error == f"{things} is gone: start the server again"
+        assert watched.error == f"{things} is gone: restart the server"
         assert written == []
     finally:
         watched.close()

@@ -1,1 +1,1 @@
-"""Requests and responses: bodies, limits, fairness, answers. What a route computes is not here."""
+"""Requests and responses: bodies, limits, fairness, streaming. What a route computes is elsewhere."""

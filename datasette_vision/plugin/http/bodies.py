@@ -1,7 +1,8 @@
-"""What a request says, whichever way it is written: in its address, as JSON, as a form, or as files in a form.
+"""Reads the fields of a request from its query string, JSON, a form, or a form with files.
 
-No body takes more memory than the limits say, whatever is in it. Some bytes of JSON become forty times as many, and an
-escaped form eighty: so what the values of a body take is reckoned before it is parsed, and held by the request's share.
+No body takes more memory than the limits allow, whatever it contains. JSON can grow to forty times its size when
+parsed, an escaped form to eighty times. So the memory for the values of a body is estimated before it is parsed, and
+held by the request's share.
 """
 
 from __future__ import annotations
@@ -20,37 +21,38 @@ from datasette_vision.plugin.http.transfer_rate import LEAST_RATE, PATIENCE_S, P
 if TYPE_CHECKING:
     from datasette.utils.asgi import Request
 
-# Bodies larger than this are parsed on a thread, one at a time: this much JSON takes about a millisecond.
+# Larger bodies are parsed on a thread, one at a time. Parsing this much JSON takes about a millisecond.
 INLINE_BYTES = 262_144
 MAX_PARTS = 10_000
-# An urlencoded form holds texts; images belong in multipart/form-data, where they need no escaping.
+# An urlencoded form holds texts. Images belong in multipart/form-data, where they need no escaping.
 MAX_FORM_BYTES = 1_000_000
-# The header of a part of a multipart body, which says what it is called.
+# The headers of one part of a multipart body, which contain its name.
 MAX_HEADER_BYTES = 8_192
 # RFC 2046, section 5.1.1
 MAX_BOUNDARY = 70
-# What a value in JSON takes at most on CPython 3.10 to 3.14, by the character that comes with it: a float and its place
-# in an array; an entry of an object, while the object grows; an object or array; half a string, without its characters.
+# The memory that a value in JSON takes at most on CPython 3.10 to 3.14, by its punctuation character: a float and its
+# place in an array; an entry of an object, while the object grows; an object or array; half a string, without its
+# characters.
 JSON_BYTES = {b",": 40, b":": 100, b"{": 136, b"[": 64, b'"': 30}
-# What a field of a form takes, without its characters.
+# The memory that a field of a form takes, without its characters.
 FIELD_BYTES = 300
-# What any request needs are five levels.
+# No request needs more than five levels.
 MAX_JSON_DEPTH = 50
-# Parsing escapes holds Python's lock: a million takes 25 ms. 32 MB of base64 in lines of 64 characters, each ending in
-# \r\n, has a million.
+# Parsing escapes holds the GIL: a million takes 25 ms. 32 MB of base64 in lines of 64 characters, each ending in \r\n,
+# has a million.
 MAX_JSON_ESCAPES = 2_000_000
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
-# Fields that are not ours: the token of Datasette 0.65's forms, and Datasette's own, as in its addresses.
+# Fields to ignore: the CSRF token of Datasette 0.65's forms, and Datasette's own arguments.
 IGNORED = ("csrftoken",)
 ESCAPED = re.compile(rb"(?:%[0-9A-Fa-f]{2})+")
-# So much text is unescaped at a time: the pieces that re.sub() puts together take fifty times as much.
+# Text is unescaped in pieces of this size: the strings that re.sub() joins take fifty times as much.
 ESCAPED_STEP = 16_384
-# Escapes of characters beyond Latin-1, and of those that come in pairs, beyond the basic plane.
+# Escapes of characters beyond Latin-1, and of surrogate pairs, beyond the basic plane.
 WIDE_ESCAPE = re.compile(rb"\\u(?!00)")
 WIDER_ESCAPE = re.compile(rb"\\u[dD][89abAB]")
-# First bytes in UTF-8 of the same.
+# The first bytes of these characters in UTF-8.
 WIDE_BYTE = re.compile(rb"[\xc4-\xff]")
 WIDER_BYTE = re.compile(rb"[\xf0-\xff]")
 
@@ -61,7 +63,9 @@ Body: TypeAlias = bytes | bytearray
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A name and a value. In a form or an address the value is str, or bytes of a file; in JSON, what JSON can say."""
+    """A name and a value. In a form or a query string the value is str, or bytes for a file. In JSON it is any JSON
+    value.
+    """
 
     name: str
     value: Any
@@ -69,7 +73,7 @@ class Field:
 
 
 async def read_fields(request: Request, share: Share, offload: Offload) -> list[Field]:
-    """Return the fields of a request, in order: those of its address, and of its body when it is posted.
+    """Return the fields of a request, in order: those of its query string, and those of its body if it is a POST.
 
     A large body is parsed by `offload(function, *arguments)`, away from the event loop. Raises RequestError or Busy.
     """
@@ -86,7 +90,7 @@ async def read_fields(request: Request, share: Share, offload: Offload) -> list[
 
 
 async def read_form(request: Request, share: Share, offload: Offload, media_type: str) -> list[Field]:
-    """Return the fields of the body of a request, which is of this media type. Raises RequestError or Busy."""
+    """Return the fields of a body of this media type. Raises RequestError or Busy."""
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise RequestError(415, f"expected a body without a Content-Encoding, found {encoding[:100]}")
@@ -103,7 +107,7 @@ async def read_form(request: Request, share: Share, offload: Offload, media_type
         arguments = body, media_type, request.headers.get("content-type", "")
         if not is_large:
             return parse_body(*arguments)
-        # What parsing itself needs is bounded by there being one at a time.
+        # The memory that parsing needs is bounded, because one body is parsed at a time.
         async with share.parsing:
             fields: list[Field] = await offload(parse_body, *arguments)
         return fields
@@ -113,9 +117,9 @@ async def read_form(request: Request, share: Share, offload: Offload, media_type
 
 
 async def read_body(request: Request, share: Share, media_type: str) -> bytearray:
-    """Return the body of a request, held by `share` as it comes in.
+    """Read the body of a request. `share` holds its memory as it arrives.
 
-    Raises RequestError when it is too large, or comes too slowly, and Busy when there is no room for it.
+    Raises RequestError if it is too large or too slow, and Busy if there is no memory for it.
     """
     length = request.headers.get("content-length", "")
     if length.isdecimal():
@@ -145,7 +149,7 @@ async def read_body(request: Request, share: Share, media_type: str) -> bytearra
 
 
 def _expect(count: int, media_type: str, share: Share) -> None:
-    """Raise a 413 for a body of more bytes than its kind may have."""
+    """Raise a 413 for a body that is larger than its kind may be."""
     share.expect_bytes(count)
     if media_type == FORM and count > MAX_FORM_BYTES:
         raise too_large(
@@ -154,19 +158,19 @@ def _expect(count: int, media_type: str, share: Share) -> None:
 
 
 def memory_of(body: Body, media_type: str) -> int:
-    """Return the bytes of memory that the values of a body take at most, once it is parsed."""
+    """Return the maximum memory in bytes of the values of a body, once it is parsed."""
     if media_type == JSON:
         return len(body) * _width(body) + sum(body.count(sign) * size for sign, size in JSON_BYTES.items())
     if media_type == FORM:
-        # A character takes up to 4 bytes, when there is one in its text that needs them.
+        # A character takes up to 4 bytes if its text has one that needs them.
         return 4 * len(body) + FIELD_BYTES * (body.count(b"&") + 1)
-    # Text other than ASCII is bounded as that of a form is.
+    # Text that is not ASCII is limited like that of a form.
     parts = min(MAX_PARTS, body.count(b"\n--"))
     return len(body) + 3 * min(len(body), MAX_FORM_BYTES) + FIELD_BYTES * parts
 
 
 def _width(body: Body) -> int:
-    """Return how many bytes a character takes in a str that holds all of a JSON body's."""
+    """Return the bytes per character of a str that holds a whole JSON body."""
     if body.isascii() and b"\\u" not in body:
         return 1
     if WIDER_BYTE.search(body) or WIDER_ESCAPE.search(body):
@@ -175,7 +179,7 @@ def _width(body: Body) -> int:
 
 
 def parse_body(body: Body, media_type: str, content_type: str) -> list[Field]:
-    """Return the fields of a body. Raises RequestError when it is not what its media type says."""
+    """Return the fields of a body. Raises RequestError if it does not match its media type."""
     if media_type == JSON:
         values = parse_json(body)
         if len(values) > MAX_PARTS:
@@ -190,7 +194,7 @@ def parse_body(body: Body, media_type: str, content_type: str) -> list[Field]:
 
 
 def parse_json(body: Body) -> dict[str, Any]:
-    """Return the object that a body is, in JSON. Raises RequestError for anything else, NaN included."""
+    """Return the JSON object in a body. Raises RequestError for anything else, NaN included."""
     escapes = body.count(b"\\")
     if escapes > MAX_JSON_ESCAPES:
         raise RequestError(400, f"expected JSON with at most {MAX_JSON_ESCAPES:,} escapes, found {escapes:,}")
@@ -206,7 +210,7 @@ def parse_json(body: Body) -> dict[str, Any]:
 
 
 def _check_depth(body: Body, value: dict[str, Any]) -> None:
-    """Raise RequestError for JSON so deep that those who write it, deeper in the stack, could not."""
+    """Raise RequestError for JSON so deep that it could not be written again deeper in the stack."""
     if body.count(b"{") + body.count(b"[") <= MAX_JSON_DEPTH:
         return
     level: list[Any] = [value]
@@ -227,10 +231,10 @@ def _no_constant(name: str) -> Any:
 
 
 def _pairs(query: Body, errors: str = "replace") -> list[tuple[str, str]]:
-    """Return the names and values of an urlencoded text, as urllib.parse.parse_qsl() does, which takes 80 times the
-    memory for escapes.
+    """Return the names and values of an urlencoded text, like urllib.parse.parse_qsl(), which takes 80 times the memory
+    for escapes.
 
-    `errors` says what is done with bytes that are not UTF-8, in the text itself and not in its escapes.
+    `errors` says how to handle bytes that are not UTF-8, in the text itself and not in its escapes.
     """
     if query.count(b"&") >= MAX_PARTS:
         raise RequestError(400, f"expected at most {MAX_PARTS:,} fields, found more")
@@ -253,7 +257,7 @@ def _unescaped(text: Body, errors: str) -> str:
         end = start + ESCAPED_STEP
         cut = text.rfind(b"%", end - 2, end)
         if end < len(text) and cut != -1:
-            end = cut  # an escape stays whole
+            end = cut  # keep an escape whole
         plain += ESCAPED.sub(lambda run: bytes.fromhex(run[0].replace(b"%", b"").decode()), text[start:end])
         start = end
     return plain.decode("utf-8", "replace")
@@ -280,7 +284,7 @@ def _parse_multipart(body: Body, content_type: str) -> list[Field]:
 
 
 class _Parts:
-    """Collects the parts of a multipart body, files as bytes: nothing is ever written to a disk."""
+    """Collects the parts of a multipart body, files as bytes. Nothing is written to disk."""
 
     def __init__(self) -> None:
         self.fields: list[Field] = []

@@ -1,4 +1,4 @@
-"""From the inputs of a request to what the models make of them."""
+"""From the inputs of a request to the models' results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def take(call: Call, inputs: Sequence[Input]) -> None:
-    """Hold a place for each input, and count it. Raises a 413, a 429 or Busy."""
+    """Reserve a place for each input, and count it. Raises a 413, a 429 or Busy."""
     counts = Counter(item.kind for item in inputs)
     call.share.take_inputs(texts=len(inputs) - counts[IMAGE], images=counts[IMAGE])
     for kind, count in counts.items():
@@ -26,10 +26,10 @@ def take(call: Call, inputs: Sequence[Input]) -> None:
 
 
 async def embed_inputs(call: Call, inputs: Sequence[Input], model: str | None) -> list[Vector | VisionError]:
-    """Embed inputs: for each its unit-length embedding, (d,) float32, or why there is none.
+    """Embed inputs: for each its unit-length embedding, (d,) float32, or its error.
 
-    An embedding among the inputs is what it is, once it proves to be one of the model's. Raises what is wrong with the
-    request and not with one of its inputs: UnknownModel, WrongTask, ModelCorrupt or Busy.
+    An embedding among the inputs is checked against the model and returned. Raises errors of the whole request, not of
+    one input: UnknownModel, WrongTask, ModelCorrupt or Busy.
     """
     from datasette_vision.vectors import embedding as vectors  # heavy: NumPy
 
@@ -55,7 +55,7 @@ async def embed_inputs(call: Call, inputs: Sequence[Input], model: str | None) -
 
 
 async def outputs(call: Call, futures: Sequence[Future[T]]) -> list[T | VisionError]:
-    """Wait for what becomes of inputs. Raises the first error that is not one input's own, or Busy."""
+    """Wait for the results of inputs. Raises the first error that is not one input's own, or Busy."""
     results = await outcomes(futures)
     for result in results:
         if isinstance(result, VisionError):

@@ -1,8 +1,8 @@
-"""How many requests of one client are worked on at a time.
+"""Limits how many requests of one client run at a time.
 
-Datasette begins with every request as it comes, and goes on with those whose client has hung up: 6,000 of them, sent in
-three seconds, kept everybody else waiting for a minute. Here the rest of a client's requests wait, which costs nothing,
-those of others go before them, and those that nobody waits for any more are not begun.
+Datasette starts every request as it arrives, and continues with those whose client has disconnected: 6,000 requests,
+sent in three seconds, kept all other clients waiting for a minute. Here the other requests of that client wait, which
+costs nothing, requests of other clients go first, and abandoned requests are not started.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
     from datasette_vision.plugin.server.activity import Application
 
 CONCURRENCY_ATTRIBUTE = "_datasette_vision_crowd"
-# A browser sends 6 at a time, and a proxy whose header is not trusted those of all its clients. What is under way takes
-# turns on the event loop with the requests of others, some milliseconds each.
+# A browser sends 6 at a time, an untrusted proxy those of all its clients. Requests that run share the event loop with
+# those of others, some milliseconds each.
 AT_A_TIME = 16
 MAX_WAITING_REQUESTS = 256
-# Datasette reads the cookies of a request again each time it looks at one: 60 kB of them take 45 ms, eight times over.
+# Datasette parses the cookies of a request each time it reads one: 60 kB of them take 45 ms, eight times.
 MAX_COOKIE_BYTES = 8192
-# For each of them Datasette writes the address without it: 500 take half a second, and fail as SQL too deep.
+# For each of them Datasette writes the address without it: 500 take half a second, and fail as SQL that is too deep.
 MAX_WHERES = 50
 TURN_TIMEOUT_S = 60.0
 
 Receive = Callable[[], Awaitable[Any]]
 
-# A request that the server asks of itself, while it answers another, must not wait for that one.
+# A request that the server sends itself, while it answers another, must not wait for that one.
 _inside: ContextVar[bool] = ContextVar("datasette_vision_inside", default=False)
 
 
 def concurrency_wrapper(
     datasette: Datasette, at_a_time: int = AT_A_TIME, max_waiting: int = MAX_WAITING_REQUESTS
 ) -> Callable[[Application], Application]:
-    """Return what wraps an ASGI application so that each client has so many requests under way."""
-    # Datasette's own client makes the application again for each of its requests.
+    """Return a wrapper for an ASGI application that limits how many requests of each client run at a time."""
+    # Datasette's internal client wraps the application again for each of its requests.
     made: dict[tuple[int, int], Shares] = vars(datasette).setdefault(CONCURRENCY_ATTRIBUTE, {})
     shares = made.setdefault((at_a_time, max_waiting), Shares(at_a_time, max_waiting, "requests"))
 
@@ -80,11 +80,11 @@ def concurrency_wrapper(
 
 
 def _too_long_to_read(scope: Any) -> RequestError | None:
-    """Say what of a request takes Datasette long to read, while nobody else's is worked on."""
+    """Say what in a request takes Datasette long to read, during which no other request runs."""
     if sum(len(value) for name, value in scope["headers"] if name == b"cookie") > MAX_COOKIE_BYTES:
         return RequestError(431, f"expected cookies of at most {MAX_COOKIE_BYTES:,} bytes, found more")
     query = scope.get("query_string", b"")
-    # Names may be written with escapes, so they are counted as Datasette reads them.
+    # Names may contain escapes, so they are counted after decoding, as Datasette does.
     wheres = (
         sum(name == b"_where" for name, _ in parse_qsl(query, keep_blank_values=True))
         if query.count(b"&") >= MAX_WHERES
@@ -96,14 +96,14 @@ def _too_long_to_read(scope: Any) -> RequestError | None:
 
 
 class _First:
-    """The first message of a request, looked at before the request is worked on, and given to whoever does that."""
+    """The first message of a request: read before the request runs, and then passed on to it."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._message: asyncio.Future[Any] | None = None
 
     async def is_gone(self) -> bool:
-        """Say whether the client has hung up, as far as the server knows. Waits for nothing."""
+        """Say whether the client has disconnected, as far as the server knows. Does not wait."""
         self._message = asyncio.ensure_future(self._receive())
         await asyncio.sleep(0)
         if not self._message.done() or self._message.exception() is not None:
@@ -111,9 +111,9 @@ class _First:
         return bool(self._message.result()["type"] == "http.disconnect")
 
     def close(self) -> None:
-        """Wait for the message no longer: the answer is given."""
+        """Stop waiting for the message: the response is sent."""
         if self._message is not None and not self._message.cancel():
-            self._message.exception()  # so that nobody is told that it was never looked at
+            self._message.exception()  # so that asyncio does not warn about an exception that was never retrieved
 
     async def receive(self) -> Any:
         """Return the next message."""

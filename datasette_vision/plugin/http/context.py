@@ -1,4 +1,4 @@
-"""What the HTTP API keeps for each Datasette, and how a request passes through it."""
+"""The state that the HTTP API keeps for each Datasette, and how a request passes through it."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ T = TypeVar("T")
 
 CONTEXT_ATTRIBUTE = "_datasette_vision_context"
 ANSWER_TIMEOUT_S = 120.0
-# Pictures of rows: how many are read and made smaller at a time, and how many are in memory meanwhile.
+# For images of rows: threads that resize them, and the number of images in memory at a time.
 IMAGE_THREADS = 2
 IMAGES_HELD = 4
 
 
 class RequestContext:
-    """The API's part of one Datasette."""
+    """The HTTP API's state for one Datasette."""
 
     def __init__(self, datasette: Datasette) -> None:
         state = state_of(datasette)
@@ -46,7 +46,7 @@ class RequestContext:
         self.limits = Limits(state.config)
         self.clients = Clients(state.config.trusted_proxies)
         self.measures = Measures()
-        # Whoever reads the picture of a row holds one of these places: those who wait have read nothing yet.
+        # A request that reads the image of a row holds a slot. Requests that wait for one have read nothing yet.
         self.image_slots = asyncio.Semaphore(IMAGES_HELD)
         self._image_threads = ThreadPoolExecutor(IMAGE_THREADS, "datasette-vision-images")
         state.before_close.append(self.close)
@@ -58,36 +58,36 @@ class RequestContext:
 
     @property
     def has_vision(self) -> bool:
-        """Whether anything was asked of the Vision yet."""
+        """Whether the Vision has been used yet."""
         return self._vision.loaded
 
     @property
     def inference(self) -> Inference:
-        """The way to its queues."""
+        """The asynchronous interface to its queues."""
         return self._inference.get()
 
     def encoder(self, model: str | None) -> Manifest:
-        """Return the manifest of a dual encoder, by default that of the configuration. Raises as Services does."""
+        """Return the manifest of a dual encoder, by default the configured one. Raises as Services does."""
         vision = self.vision
         return vision.services.dual_encoder(model or vision.config.default_model).manifest
 
     async def ready(self) -> None:
-        """Make what is made at the first use, which takes a moment, without stopping the event loop."""
+        """Initialise on first use, which takes a moment, without blocking the event loop."""
         if not self._inference.loaded:
             await asyncio.to_thread(self._inference.get)
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run something that blocks, away from the event loop, on threads that are not Datasette's."""
+        """Run a blocking function, away from the event loop, on threads that are not Datasette's."""
         await self.ready()
         return await asyncio.wrap_future(self.inference.call(function, *arguments))
 
     async def render(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Look at the picture of a row, away from the event loop, on threads that do nothing else."""
-        run = contextvars.copy_context().run  # for the same caller
+        """Process the image of a row, away from the event loop, on dedicated threads."""
+        run = contextvars.copy_context().run  # with the same caller
         return await asyncio.get_running_loop().run_in_executor(self._image_threads, run, function, *arguments)
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._image_threads.shutdown(wait=False)
         if self._inference.loaded:
             self.inference.close()
@@ -99,7 +99,7 @@ class RequestContext:
 
 
 def context_of(datasette: Datasette) -> RequestContext:
-    """Return the context of this Datasette, made at the first call. Raises ConfigError."""
+    """Return the context of this Datasette, made on the first call. Raises ConfigError."""
     context = getattr(datasette, CONTEXT_ATTRIBUTE, None)
     if context is None:
         context = vars(datasette).setdefault(CONTEXT_ATTRIBUTE, RequestContext(datasette))
@@ -108,7 +108,7 @@ def context_of(datasette: Datasette) -> RequestContext:
 
 @dataclass(frozen=True)
 class Call:
-    """A request on its way through the API."""
+    """A request to the API."""
 
     datasette: Datasette
     request: Request
@@ -119,10 +119,10 @@ class Call:
 
 
 async def outcomes(futures: Sequence[Future[T]]) -> list[T | VisionError]:
-    """Wait until all futures are done: for each what came of it. Raises Busy when that takes too long.
+    """Wait until all futures are done, and return the result or VisionError of each. Raises Busy on a timeout.
 
-    The event loop is woken once, however many there are. What is no VisionError is raised. When nobody waits any more,
-    what is not being computed yet never is.
+    The event loop is woken once, however many there are. Other exceptions are raised. If the request is cancelled,
+    inputs that are not being computed yet are cancelled too.
     """
     if not futures:
         return []
@@ -132,7 +132,7 @@ async def outcomes(futures: Sequence[Future[T]]) -> list[T | VisionError]:
 
     def step(_: Future[T]) -> None:
         if next(counted) == len(futures):
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody is waiting
                 loop.call_soon_threadsafe(_resolve, finished)
 
     for future in futures:
@@ -143,7 +143,7 @@ async def outcomes(futures: Sequence[Future[T]]) -> list[T | VisionError]:
         raise Busy(f"no answer within {ANSWER_TIMEOUT_S:.0f} seconds: try again later") from None
     finally:
         for future in futures:
-            future.cancel()  # which changes nothing for one that is done
+            future.cancel()  # has no effect on one that is done
     from datasette_vision.engine.inference import outcome_of  # heavy: NumPy
 
     results: list[T | VisionError] = [outcome_of(future) for future in futures]

@@ -1,11 +1,11 @@
-"""What the HTTP API counts as it works, in plain numbers: the library that publishes them is loaded when asked for."""
+"""Counters of the HTTP API, as plain numbers. The library that publishes them is imported on request."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
 
-# Seconds, up to which a request counts into each bucket of the histogram: a text of a small model takes 3 ms.
+# Upper bounds in seconds of the histogram's buckets. A text takes 3 ms with a small model.
 LATENCY_BUCKETS_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 
 
@@ -23,7 +23,7 @@ class Latencies:
 
 
 class Measures:
-    """The counters of one server. Used from the event loop alone."""
+    """The counters of one server. Used on the event loop only."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()  # (route, method, status)
@@ -32,7 +32,7 @@ class Measures:
         self.errors: Counter[tuple[str, str]] = Counter()  # (route, class of error)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count a request that was answered."""
+        """Count a finished request."""
         self.requests[route, method, status] += 1
         self.latencies.setdefault(route, Latencies()).add(seconds)
 

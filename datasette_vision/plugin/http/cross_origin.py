@@ -1,16 +1,18 @@
-"""Who may post to the plugin's addresses from a browser: its own pages, and strangers only as nobody in particular.
+"""Who may post to the plugin's addresses from a browser: the plugin's own pages, and other sites only as anonymous
+clients.
 
-What a foreign page could abuse are a visitor's cookies and the passwords that a browser sends by itself. So a POST that
-carries those has to come from our own origin, as Sec-Fetch-Site and Origin tell, which no page can forge
-(https://words.filippo.io/csrf/). Clients that are no browsers send neither, and need no protection.
+A foreign page could abuse a visitor's cookies and the passwords that a browser sends by itself. So a POST with these
+must come from our own origin, according to Sec-Fetch-Site and Origin, which a page cannot forge
+(https://words.filippo.io/csrf/). Clients that are not browsers send neither header, and need no protection.
 
-Datasette 1.0 decides so for everything, and strictly: it refuses what comes from another origin without cookies too,
-unless there is a bearer token. With --cors the operator lets other origins read our answers, and asking changes nothing
-on the server: so there, a stranger's request to the API is passed on without the headers that tell of a browser.
+Datasette 1.0 applies this rule to everything, and strictly: it also refuses requests from another origin without
+cookies, unless they have a bearer token. With --cors the operator lets other origins read our responses, and our API
+changes nothing on the server. So another site's request to the API is passed on without the headers that identify a
+browser.
 
-Datasette 0.65 wants a token in each form instead, which asgi-csrf looks for with a parser that newer releases of
-python-multipart no longer have: any upload with a cookie ends there as an error 500. For addresses of ours it is told
-to skip that, and the rule above is applied here.
+Datasette 0.65 requires a token in each form instead. asgi-csrf looks for it with a parser that newer releases of
+python-multipart do not have, so any upload with a cookie would fail with an error 500. For our addresses it is told to
+skip this, and the rule above is applied here.
 """
 
 from __future__ import annotations
@@ -39,13 +41,13 @@ def is_ours(datasette: Datasette, scope: Mapping[str, Any]) -> bool:
 
 
 def is_own_path(datasette: Datasette, scope: Mapping[str, Any]) -> bool:
-    """Say whether an address of HTTP is one of the plugin's."""
+    """Say whether an HTTP request is to an address of the plugin."""
     path = _path(datasette, scope)
     return path == ROUTE_PREFIX or path.startswith(ROUTE_PREFIX + "/")
 
 
 def cross_origin_wrapper(datasette: Datasette, routes: Sequence[Route]) -> Callable[[Application], Application]:
-    """Return what asgi_wrapper() gives to Datasette. `routes` are those that other origins may post to, with --cors."""
+    """Return the wrapper for asgi_wrapper(). `routes` are those that other origins may post to, with --cors."""
     patterns = [re.compile(route.pattern) for route in routes if POST in route.methods]
 
     def wrap(application: Application) -> Application:
@@ -71,7 +73,7 @@ def cross_origin_wrapper(datasette: Datasette, routes: Sequence[Route]) -> Calla
 
 
 def is_foreign(headers: Mapping[bytes, str]) -> bool:
-    """Say whether a browser sends a request for a page of another origin, by its headers, names in lower case."""
+    """Say whether a request comes from a page of another origin, judging by its headers (names in lower case)."""
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if site is not None:
         return site not in ("same-origin", "none")
@@ -84,13 +86,13 @@ def is_foreign(headers: Mapping[bytes, str]) -> bool:
 
 
 def _has_credentials(headers: Mapping[bytes, str]) -> bool:
-    """Whether a request carries what a browser sends by itself to tell who is asking."""
+    """Say whether a request carries credentials that a browser sends by itself."""
     authorization = headers.get(b"authorization")
     return b"cookie" in headers or (authorization is not None and not authorization.lower().startswith("bearer "))
 
 
 def _path(datasette: Datasette, scope: Mapping[str, Any]) -> str:
-    """Return the path below the base URL, not decoded: as the router sees it, so that both see the same."""
+    """Return the path below the base URL, not decoded, so that it is the same as in the router."""
     raw = scope.get("raw_path")
     path = raw.decode("latin-1").partition("?")[0] if raw else str(scope["path"])
     base = datasette.setting("base_url")

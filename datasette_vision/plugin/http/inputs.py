@@ -1,4 +1,4 @@
-"""What is to be looked at: texts, images and embeddings, out of the fields of a request."""
+"""Reads inputs (texts, images and embeddings) from the fields of a request."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ DATA_URI = re.compile(r"\s*data:", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Input:
-    """One thing to look at.
+    """One input.
 
-    `content` of a text is str; of an image bytes, or str that is base64 or a data: URI, decoded later, where it may
-    fail alone; of an embedding the bytes of little-endian float32 values.
+    `content` is str for a text. For an image it is bytes, or str with base64 or a data: URI, which is decoded later,
+    where it can fail alone. For an embedding it is the bytes of little-endian float32 values.
     """
 
     kind: str
@@ -30,10 +30,10 @@ class Input:
 
 
 def read_inputs(fields: Sequence[Field], kinds: Sequence[str]) -> list[Input]:
-    """Return the inputs of a request, in the order in which they stand there.
+    """Return the inputs of a request, in order.
 
-    They are the fields named after their kind, each as often as there are inputs, or in JSON as an array; or, in JSON,
-    the array `inputs` of what input_of() reads. Raises InvalidArgument when there are none, or one of another kind.
+    They are the fields named after their kind, repeated for each input, or an array in JSON. Or, in JSON, the array
+    `inputs` of values for input_of(). Raises InvalidArgument if there are none, or one of another kind.
     """
     found: list[Input] = []
     named = [field for field in fields if field.name in (*kinds, INPUTS)]
@@ -57,10 +57,10 @@ def read_inputs(fields: Sequence[Field], kinds: Sequence[str]) -> list[Input]:
 
 
 def input_of(value: Any, kinds: Sequence[str], where: str) -> Input:
-    """Return the input that a value is: {"text": …}, {"image": …}, {"embedding": …}, or a string or a file.
+    """Return the input in a value: {"text": …}, {"image": …}, {"embedding": …}, or a string or a file.
 
-    A string is an image when it is a data: URI, else a text; a file (bytes) is an image. Raises InvalidArgument, saying
-    `where`, for anything else.
+    A string is an image if it is a data: URI, otherwise a text. A file (bytes) is an image. Raises InvalidArgument,
+    naming `where`, for anything else.
     """
     if isinstance(value, str):
         kind = IMAGE if DATA_URI.match(value) or TEXT not in kinds else TEXT
@@ -109,7 +109,7 @@ def _embedding(value: Any, where: str) -> bytes:
 
 
 def _is_floats(field: Field) -> bool:
-    """Whether the array under `embedding` is one embedding and not several."""
+    """Whether the array under `embedding` is one embedding, not several."""
     return field.name == EMBEDDING and not any(isinstance(value, (str, list)) for value in field.value)
 
 

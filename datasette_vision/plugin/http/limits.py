@@ -1,4 +1,4 @@
-"""What a server takes on at a time, so that its memory stays bounded and everybody gets a turn.
+"""Limits on the requests that a server processes at a time, so that memory stays bounded and every client gets a turn.
 
 What is held here belongs to requests: the bytes of their bodies and answers, and the inputs that they wait for.
 How many inputs are made ready and computed at a time is the batcher's affair.
@@ -20,28 +20,28 @@ from datasette_vision.errors import Busy
 from datasette_vision.plugin.http.responses import too_large, too_many
 from datasette_vision.plugin.http.transfer_rate import PATIENCE_S
 
-# Bodies that are held in memory together, in largest requests; and what one client may hold of that.
+# The memory for bodies, in multiples of the largest request, and the share that one client may hold.
 LARGEST_REQUESTS = 2.0
 CLIENT_LARGEST_REQUESTS = 1.5
-# Bodies up to this size have room of their own, so that large ones never keep them out.
+# Bodies up to this size have separate memory, so that large ones never block them.
 SMALL_BODY_BYTES = 262_144
 LEAST_SMALL_ROOM = 16 * SMALL_BODY_BYTES
 CLIENTS_OF_SMALL_ROOM = 4
-# Requests of few inputs have places of their own too: a word is not refused for somebody else's 300 texts. Few are at
-# most these many, or that part of max_queue; and one client leaves some of the places to the others.
+# Small requests have separate places too: a word is not refused because of another client's 300 texts. Small means at
+# most this many inputs, or this part of max_queue. One client leaves some of the places to others.
 FEW_INPUTS, FEW_PART = 16, 16
 CLIENT_FEW_PLACES = 0.75
-# What a request takes beside its body: it bounds how many may be unfinished.
+# The memory that a request takes besides its body. It limits the number of unfinished requests.
 REQUEST_BYTES = 4096
-# Clients whose use is remembered, and the places that newcomers share while there are more.
+# The number of clients whose use is remembered, and the buckets that new clients share above that.
 MAX_CLIENTS = 10_000
 SHARED_PLACES = 256
-# Times are added up in floats: so much of an input may be missing.
+# Tolerance for rounding: times are added up as floats.
 ROUNDING = 0.001
 
 
 class Limits:
-    """The limits of one server, and what is in hand now."""
+    """The limits of one server, and their current use."""
 
     def __init__(
         self, config: Config, clock: Callable[[], float] = time.monotonic, patience_s: float = PATIENCE_S
@@ -64,17 +64,17 @@ class Limits:
 
     @property
     def inputs(self) -> int:
-        """The inputs of the requests that are being answered."""
+        """The number of inputs of requests in progress."""
         return self.many.held + self.few.held
 
     @property
     def bytes(self) -> int:
-        """The bytes that requests hold now."""
+        """The bytes that requests hold."""
         return self.small.held + self.large.held
 
     @contextmanager
     def share(self, client: str) -> Iterator[Share]:
-        """Hold a client's part of the server while its request is answered."""
+        """Reserve a client's share of the server while its request is processed."""
         share = Share(self, client)
         try:
             yield share
@@ -83,9 +83,10 @@ class Limits:
 
     @contextmanager
     def answer(self, client: str) -> Iterator[Callable[[int], None]]:
-        """Give what counts the bytes of a client's large answer, once, until the block ends: when it is sent.
+        """Give a function that counts the bytes of a large response to a client, once, until the block ends and it is
+        sent.
 
-        It raises a 413 for one that is too large, and Busy when too many wait to be taken.
+        It raises a 413 if the response is too large, and Busy if too many responses are waiting to be read.
         """
         held = 0
 
@@ -93,8 +94,9 @@ class Limits:
             nonlocal held
             if count > self._answers.each:
                 raise too_large(
-                    f"expected a request whose answer has at most {self._answers.each:,} bytes (max_request_mb), found"
-                    f" {count:,}: ask for less at a time"
+                    f"expected a request whose response has at most {self._answers.each:,} bytes"
+                    f" (max_request_mb), found"
+                    f" {count:,}: send fewer inputs at a time"
                 )
             self._answers.move(client, 0, count)
             held = count
@@ -105,13 +107,13 @@ class Limits:
             self._answers.move(client, held, 0)
 
     def charge(self, client: str, texts: int = 0, images: int = 0) -> None:
-        """Count inputs against a client's rate. Raises the 429 of one that has had its share. Thread-safe."""
+        """Count inputs against a client's rate. Raises a 429 if it is used up. Thread-safe."""
         if self._rate is not None:
             self._rate.charge(client, texts, images)
 
 
 class Room:
-    """Bytes, or places, that may be held at a time: by all clients together, and by each."""
+    """Limits bytes, or places, that are held at a time: in total, and by each client."""
 
     def __init__(self, total: int, each: int) -> None:
         self.total = total
@@ -120,13 +122,13 @@ class Room:
         self._clients: dict[str, int] = {}
 
     def move(self, client: str, before: int, after: int) -> None:
-        """Hold `after` bytes for a client in the place of `before`. Raises Busy, and nothing changes."""
+        """Hold `after` bytes for a client instead of `before`. Raises Busy, without any change."""
         own = self._clients.get(client, 0) - before + after
         if after > before:
             if own > self.each:
-                raise Busy("your other requests are still being answered: try again in a moment")
+                raise Busy("your other requests are still in progress: try again in a moment")
             if self.held - before + after > self.total:
-                raise Busy("other requests hold the memory that there is for them: try again in a moment")
+                raise Busy("other requests use all the memory for requests: try again in a moment")
         self.held += after - before
         if own:
             self._clients[client] = own
@@ -134,7 +136,7 @@ class Room:
             self._clients.pop(client, None)
 
     def move_to(self, room: Room, client: str, before: int, after: int) -> None:
-        """Hold `after` in another room, or in this one, in the place of `before` here. Raises as move() does."""
+        """Hold `after` in another room, or in this one, instead of `before` here. Raises as move() does."""
         if room is self:
             self.move(client, before, after)
             return
@@ -143,7 +145,7 @@ class Room:
 
 
 class Share:
-    """What one request holds of the limits."""
+    """The resources that one request holds."""
 
     def __init__(self, limits: Limits, client: str) -> None:
         self._limits = limits
@@ -155,7 +157,7 @@ class Share:
 
     @property
     def max_held_bytes(self) -> int:
-        """The bytes that a request may ever hold: its body, or what it is parsed into."""
+        """The maximum bytes that a request may hold for its body, raw or parsed."""
         return self._limits.max_held_bytes
 
     @property
@@ -174,7 +176,7 @@ class Share:
         return self._limits.clock
 
     def expect_bytes(self, count: int) -> None:
-        """Raise a 413 when a request says that it will send more than it may."""
+        """Raise a 413 if a request announces a larger body than allowed."""
         if count > self._limits.max_request_bytes:
             raise too_large(
                 f"expected a request of at most {self._limits.max_request_bytes:,} bytes (max_request_mb),"
@@ -182,16 +184,16 @@ class Share:
             )
 
     def hold(self, total: int) -> None:
-        """Hold so many bytes of memory, in the place of those held before. Raises Busy, and nothing changes.
+        """Hold this many bytes of memory instead of those held before. Raises Busy, without any change.
 
-        Up to SMALL_BYTES come out of the room for small requests.
+        Up to SMALL_BODY_BYTES come from the memory for small requests.
         """
         room = self._limits.small if total <= SMALL_BODY_BYTES else self._limits.large
         self._room.move_to(room, self._client, self.bytes, total)
         self._room, self.bytes = room, total
 
     def take_inputs(self, *, texts: int = 0, images: int = 0) -> None:
-        """Hold a place for each input. Raises a 413, a 429, or Busy when all places are taken.
+        """Reserve a place for each input. Raises a 413, a 429, or Busy if all places are taken.
 
         Embeddings count as texts.
         """
@@ -210,7 +212,7 @@ class Share:
         self.charge(texts=texts, images=images)
 
     def release(self) -> None:
-        """Hold nothing any more."""
+        """Release everything."""
         self._places.move(self._client, self.inputs, 0)
         self.inputs = 0
         self.hold(0)
@@ -221,10 +223,11 @@ class Share:
 
 
 class RateLimit:
-    """So many inputs a minute for each client, or so many images and texts, saved up for a while. Thread-safe.
+    """A rate of inputs per minute for each client, or of images and texts, which can be saved up for a while.
+    Thread-safe.
 
-    A request passes while anything is left, whatever its size, and what it takes too much is made up for by waiting: so
-    a limit lower than a request's inputs makes it rare and not impossible.
+    A request passes while anything is left, whatever its size. The client then waits until the excess is made up. So a
+    limit below the size of a request makes such requests rare, but not impossible.
     """
 
     def __init__(
@@ -239,7 +242,9 @@ class RateLimit:
         }
 
     def charge(self, client: str, texts: int, images: int) -> None:
-        """Take inputs off what a client has left. Raises a 429 that says when there will be some, and takes nothing."""
+        """Subtract inputs from a client's allowance. Raises a 429 with the time to wait if none is left, and subtracts
+        nothing.
+        """
         counts = {"inputs": texts + images, "texts": texts, "images": images}
         with self._lock:
             now = self._clock()
@@ -256,11 +261,11 @@ class RateLimit:
 
 
 class Buckets:
-    """What each client has left of one kind of input.
+    """The allowance of each client for one kind of input.
 
-    Remembered is when a client's bucket will be full again, and only of clients whose bucket is not: forgetting a full
-    one changes nothing. So nobody can have a bucket forgotten that he has emptied, whatever addresses he comes from:
-    when there are too many, newcomers share a few.
+    Stores the time at which a client's bucket will be full again, and only for buckets that are not full: forgetting a
+    full one changes nothing. So a client cannot make the server forget an empty bucket by sending from many addresses.
+    If there are too many clients, new ones share a few buckets.
     """
 
     def __init__(self, per_minute: int, burst_s: float, max_clients: int) -> None:
@@ -275,11 +280,11 @@ class Buckets:
         return len(self._full_at)
 
     def left(self, client: str, now: float) -> float:
-        """Return how many inputs a client has left, below 0 what it took too much."""
+        """Return the inputs that a client has left. Below 0, it is over its limit."""
         return self._most - max(0.0, self._full_at.get(self._place(client, now), now) - now) * self._second
 
     def take(self, client: str, count: int, now: float) -> None:
-        """Take inputs off what a client has left."""
+        """Subtract inputs from a client's allowance."""
         place = self._place(client, now)
         self._full_at[place] = max(now, self._full_at.get(place, now)) + count / self._second
 
@@ -291,5 +296,5 @@ class Buckets:
             self._full_at = {place: full_at for place, full_at in self._full_at.items() if full_at > now}
             if len(self._full_at) < self._max_clients:
                 return client
-        # Python salts the hash of a str: nobody can choose whose place to share.
+        # Python salts the hash of a str, so nobody can choose which bucket to share.
         return hash(client) % SHARED_PLACES

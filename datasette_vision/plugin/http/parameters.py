@@ -1,4 +1,4 @@
-"""What the routes of the HTTP API take: each parameter described once, for reading and for the documentation."""
+"""The parameters of the HTTP API, each described once, for parsing and for the documentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datasette_vision.errors import InvalidArgument
 from datasette_vision.plugin.http.bodies import Field
 from datasette_vision.plugin.http.schemas import Schema
 
-# What a message quotes of a value at most: characters, values of an array or object, and arrays within arrays.
+# The most that a message quotes of a value: characters, entries of an array or object, and levels of arrays.
 SHOWN_CHARS = 60
 SHOWN_VALUES = 10
 SHOWN_DEPTH = 3
@@ -19,10 +19,10 @@ SHOWN_DEPTH = 3
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter. It is there once at most; in a form or an address more often, where there is a `read_many`.
+    """A parameter. It occurs at most once, or repeatedly in a form or a query string if there is a `read_many`.
 
-    `schema` is the JSON Schema of its value in JSON. `read` turns what was sent, a str where it came in a form or an
-    address, into what the handler gets; it raises ValueError for what does not fit, and `expected` says what does.
+    `schema` is the JSON Schema of its value in JSON. `read` converts the value, a str if it came in a form or a query
+    string, for the handler. It raises ValueError for a bad value, and `expected` says what is allowed.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Parameter:
 
 
 def whole_number(minimum: int, maximum: int) -> Callable[[Any], int]:
-    """Return a reader of whole numbers in a range: of digits in a form, of numbers in JSON."""
+    """Return a reader of whole numbers in a range: digits in a form, numbers in JSON."""
 
     def read(value: Any) -> int:
         if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
             value = int(value)
-        if isinstance(value, float) and value.is_integer():  # JSON Schema says that 5.0 is an integer
+        if isinstance(value, float) and value.is_integer():  # in JSON Schema, 5.0 is an integer
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             raise ValueError
@@ -68,7 +68,7 @@ def whole_number(minimum: int, maximum: int) -> Callable[[Any], int]:
 
 
 def choice(*allowed: str) -> Callable[[Any], str]:
-    """Return a reader of one of these words."""
+    """Return a reader that accepts one of these words."""
 
     def read(value: Any) -> str:
         if value not in allowed or not isinstance(value, str):
@@ -86,12 +86,12 @@ def text(value: Any) -> str:
 
 
 def optional_text(value: Any) -> str | None:
-    """Read a text, an empty one as none: what a form sends for a field that nobody filled in."""
+    """Read a text. An empty one counts as missing: forms send it for an empty field."""
     return text(value) or None
 
 
 def refuse_unknown(fields: Sequence[Field], known: Sequence[str]) -> None:
-    """Raise InvalidArgument for a field of another name: a mistyped one must not be passed over in silence."""
+    """Raise InvalidArgument for an unknown field: a mistyped name must not be ignored silently."""
     for field in fields:
         if field.name not in known:
             raise InvalidArgument(f"unknown parameter {quoted_value(field.name)}; allowed are {', '.join(known)}")
@@ -107,7 +107,7 @@ def quoted_value(value: Any) -> str:
 
 
 def _cut(value: Any, depth: int) -> Any:
-    """Return the beginning of a value, or what it is in words."""
+    """Return the beginning of a value, or a description of it."""
     if isinstance(value, bytes):
         return f"a file of {len(value):,} bytes"
     if isinstance(value, str):
@@ -137,14 +137,14 @@ LABEL = {
 
 MODEL_PARAMETER = Parameter(
     "model",
-    "Name of an installed model; by default the `default_model` of the configuration.",
+    "Name of an installed model; by default the configured `default_model`.",
     {"type": "string"},
     "the name of a model",
     optional_text,
 )
 ENCODING_FORMAT = Parameter(
     "encoding_format",
-    "How embeddings are written: `float`, an array of numbers, or `base64`, of little-endian float32 values.",
+    "The format of embeddings: `float`, an array of numbers, or `base64`, of little-endian float32 values.",
     {"type": "string", "enum": ["float", "base64"], "default": "float"},
     "float or base64",
     choice("float", "base64"),
@@ -153,16 +153,16 @@ ENCODING_FORMAT = Parameter(
 
 
 def labels_as_text(value: Any) -> str:
-    """Read labels in JSON: as text, which is what zeroshot.parse_labels() takes."""
+    """Read labels in JSON, as text for zero_shot.parse_labels()."""
     if not isinstance(value, (list, dict)):
         raise ValueError
     return json.dumps(value)
 
 
 def labels_of_text(text: str) -> str:
-    """Return labels that somebody wrote as JSON: a label a line; on a single line, between commas; or JSON as it is.
+    """Return labels that a person wrote, as JSON. They are one per line; or on one line, separated by commas; or JSON.
 
-    This is the rule wherever labels are written as text: forms, addresses, the playground and the enrichment.
+    This rule applies wherever labels are written as text: forms, query strings, the playground and the enrichment.
     """
     text = text.strip()
     if text.startswith(("[", "{")):
@@ -172,7 +172,9 @@ def labels_of_text(text: str) -> str:
 
 
 def labels_of_form(sent: list[str]) -> str:
-    """Read labels in a form or an address: one in each of several fields, or in one, as labels_of_text() reads it."""
+    """Read labels in a form or a query string: one in each of several fields, or all in one, as labels_of_text() reads
+    them.
+    """
     if not all(isinstance(label, str) for label in sent):
         raise ValueError
     return labels_of_text(sent[0]) if len(sent) == 1 else json.dumps(sent)
@@ -180,9 +182,10 @@ def labels_of_form(sent: list[str]) -> str:
 
 LABELS = Parameter(
     "labels",
-    "What to choose from: an array of strings, or of objects of a `label` and the `prompt` that stands for it; or an"
-    " object of `labels`, a `template` such as `a photo of a {}`, `multi_label` and a `temperature`. In an address or a"
-    " form: one label each time, or once: labels between commas, one a line, or all of it as JSON.",
+    "The labels: an array of strings, or of objects with a `label` and its `prompt`; or an"
+    " object of `labels`, a `template` such as `a photo of a {}`, `multi_label` and a `temperature`. In a"
+    " query string or a"
+    " form: repeat it for each label, or send all labels at once, separated by commas, one per line, or as JSON.",
     {
         "anyOf": [
             {"type": "array", "minItems": 1, "items": LABEL, "uniqueItems": True, "examples": [["cat", "dog"]]},
@@ -206,7 +209,7 @@ LABELS = Parameter(
 )
 K_PARAMETER = Parameter(
     "k",
-    "How many labels to return for each, the best; by default 5 of those that a model brings, all of those given.",
+    "How many labels to return, best first; by default 5 of the model's labels, or all of the given labels.",
     {"type": "integer", "minimum": 1, "maximum": 100_000},
     "a whole number from 1 to 100000",
     whole_number(1, 100_000),

@@ -1,6 +1,6 @@
-"""Answers in JSON, in Datasette's own shape: {"ok": true, …}, or {"ok": false, "error", "errors", "status"}.
+"""JSON responses in Datasette's format: {"ok": true, …}, or {"ok": false, "error", "errors", "status"}.
 
-Every answer of the HTTP API is made here, so that each carries the CORS headers, and each error its Retry-After.
+Every response of the HTTP API is made here, so that each has the CORS headers, and each error its Retry-After.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BUSY_RETRY_S = 1.0
 
 
 class RequestError(Exception):
-    """A request that cannot be answered, for a reason that exists only in HTTP. Raised by handlers, answered here."""
+    """A request that fails for a reason specific to HTTP. Raised by handlers."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -36,17 +36,17 @@ class RequestError(Exception):
 
 
 def too_large(message: str) -> RequestError:
-    """Return the 413 of a request that is larger than it may be."""
+    """Return the 413 for a request that is too large."""
     return RequestError(413, message)
 
 
 def too_many(message: str, retry_after_s: float) -> RequestError:
-    """Return the 429 of a client that asks for more than its share."""
+    """Return the 429 for a client that exceeds its rate."""
     return RequestError(429, message, {"retry-after": str(max(1, math.ceil(retry_after_s)))})
 
 
 def answer(datasette: Datasette, body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a JSON response; a `body` of str is JSON already."""
+    """Return a JSON response. A `body` of type str is JSON already."""
     text = body if isinstance(body, str) else dumps(body)
     return respond(datasette, text, "application/json; charset=utf-8", status, headers)
 
@@ -57,7 +57,7 @@ def respond(
     """Return a response of any kind, with the CORS headers of `datasette --cors`."""
     from datasette.utils.asgi import Response
 
-    # A str would be held beside its bytes while the answer is sent.
+    # A str would be held in memory beside its bytes while the response is sent.
     return Response(body.encode(), status, {**cors_headers(datasette), **(headers or {})}, content_type)
 
 
@@ -67,12 +67,12 @@ def dumps(value: object) -> str:
 
 
 def error_body(messages: list[str], status: int) -> dict[str, Any]:
-    """Return the body of an error: that of Datasette 1.0, which 0.65's clients understand too."""
+    """Return the body of an error, in the format of Datasette 1.0, which clients of 0.65 understand too."""
     return {"ok": False, "error": "; ".join(messages), "errors": messages, "status": status}
 
 
 def status_of(error: Exception) -> tuple[int, dict[str, str]]:
-    """Return the HTTP status of an error and the headers that go with it."""
+    """Return the HTTP status of an error and its headers."""
     if isinstance(error, RequestError):
         return error.status, error.headers
     if isinstance(error, Busy):
@@ -86,14 +86,14 @@ def status_of(error: Exception) -> tuple[int, dict[str, str]]:
 
 
 def message_of(error: Exception) -> str:
-    """Return what a person may read of an error. What nobody foresaw goes to the log, not to the client."""
+    """Return the message of an error for the client. Unexpected errors go to the log instead."""
     if isinstance(error, (VisionError, RequestError)) or status_of(error)[0] != 500:
         return f"the database cannot be read: {error}" if _is_unreadable(error) else str(error)
-    return "something went wrong here; the server's log says what"
+    return "internal error; see the server's log"
 
 
 def _is_unreadable(error: Exception) -> bool:
-    """Say whether SQLite raised an error for a file that is damaged, is no database, or is gone."""
+    """Say whether SQLite raised an error because a file is damaged, not a database, or missing."""
     from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
 
     if type(error) in (sqlite3.DatabaseError, datasette_sqlite3.DatabaseError):
@@ -103,13 +103,13 @@ def _is_unreadable(error: Exception) -> bool:
 
 
 def error_answer(datasette: Datasette, error: Exception) -> Response:
-    """Return the response that tells of an error."""
+    """Return the response for an error."""
     status, headers = status_of(error)
     return answer(datasette, error_body([message_of(error)], status), status, headers)
 
 
 def page_error(datasette: Datasette, error: Exception) -> Response:
-    """Return the response of a page that is refused, as text. Raises what Datasette has a page of its own for."""
+    """Return the response for an error of a page, as text. Raises errors for which Datasette has a page."""
     if not isinstance(error, (VisionError, RequestError)):
         raise error
     status, headers = status_of(error)
@@ -117,7 +117,7 @@ def page_error(datasette: Datasette, error: Exception) -> Response:
 
 
 def guarded(handler: Handler, refused: Callable[[Datasette, Exception], Response] = error_answer) -> Handler:
-    """Wrap a handler so that whatever it raises is answered in JSON, by `refused`; the unforeseen is logged."""
+    """Wrap a handler so that `refused` turns any exception into a JSON response. Unexpected ones are logged."""
 
     @functools.wraps(handler)
     async def run(datasette: Datasette, request: Request) -> Response:
@@ -132,10 +132,10 @@ def guarded(handler: Handler, refused: Callable[[Datasette, Exception], Response
 
 
 def cors_headers(datasette: Datasette) -> dict[str, str]:
-    """Return the headers that `datasette --cors` adds, none without it.
+    """Return the headers that `datasette --cors` adds, or none without it.
 
-    They are those of Datasette 1.0, and any header: 0.65's allow no JSON to be posted from another origin, and OpenAI's
-    clients send a dozen of their own.
+    They are those of Datasette 1.0, and allow any header: 0.65's do not allow JSON from another origin, and OpenAI's
+    clients send a dozen headers of their own.
     """
     if not datasette.cors:
         return {}

@@ -1,4 +1,4 @@
-"""A route of the HTTP API: described once, for Datasette's router, for OpenAPI, and for the pages of documentation."""
+"""A route of the HTTP API: described once, for Datasette's router, OpenAPI, and the documentation."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 ROUTE_PREFIX = "/-/vision"
 GET, POST = "GET", "POST"
-# A HEAD is answered as a GET, without a body.
+# A HEAD is answered like a GET, without a body.
 SAFE = {"HEAD": GET}
 
 
 @dataclass(frozen=True)
 class Route:
-    """One address and what stands behind it.
+    """One address and its handler.
 
-    `handle` returns the response, or raises: a VisionError, a RequestError, or an exception of Datasette's. {name} in
-    `path` is a part of the address, found in request.url_vars, still tilde-encoded. `kinds` are the inputs that it
-    takes (inputs.py). Who may not do `action` gets a 403; with None, `handle` sees to it, for it depends on the table
-    that the address names.
+    `handle` returns the response, or raises a VisionError, a RequestError, or an exception of Datasette's. {name} in
+    `path` is a part of the address, found in request.url_vars, still tilde-encoded. `kinds` are the inputs that the
+    route takes (inputs.py). An actor who may not do `action` gets a 403. With None, `handle` checks permissions,
+    because they depend on the table in the address.
     """
 
     name: str
@@ -49,30 +49,30 @@ class Route:
     parameters: tuple[Parameter, ...] = ()
     answer: Schema | None = None
     media_type: str = "application/json"
-    # How this route answers an error: OpenAI's clients expect another form than Datasette's, and people a page.
+    # How this route returns an error: OpenAI's clients expect another format than Datasette's, and people a page.
     refused: Callable[[Datasette, Exception], Response] = error_answer
     error: Schema = field(default_factory=lambda: schemas.ERROR)
-    # Whether the parameters stand in the address even of what is posted.
+    # Whether the parameters are in the query string even for a POST.
     in_address: bool = False
-    # Whether an address may hold parameters that the route does not know.
+    # Whether the query string may have unknown parameters.
     strict: bool = True
-    # The schema of a posted body, where it is not made of kinds and parameters.
+    # The schema of the request body, if it is not made of kinds and parameters.
     body: Schema | None = None
     path_parameters: tuple[tuple[str, str], ...] = ()
     example: RequestExample | None = None
 
     @property
     def pattern(self) -> str:
-        """The path as Datasette's router takes it."""
+        """The path as a pattern for Datasette's router."""
         return "^" + re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(ROUTE_PREFIX + self.path)) + "$"
 
     def known(self) -> Sequence[str]:
-        """Return the names of the fields that it takes."""
+        """Return the names of the fields that it accepts."""
         inputs = (*self.kinds, "inputs") if self.kinds else ()
         return (*inputs, *(parameter.name for parameter in self.parameters))
 
     async def view(self, datasette: Datasette, request: Request) -> Response:
-        """Answer a request: what Datasette's router calls."""
+        """Handle a request from Datasette's router."""
         began = time.perf_counter()
         response: Response = await guarded(self._answer, self._refused)(datasette, request)
         if request.method == "HEAD":
@@ -112,24 +112,24 @@ class Route:
 
 
 def _options(datasette: Datasette, allowed: str) -> Response:
-    """Answer the question that a browser asks before it posts JSON from another origin."""
+    """Answer a browser's preflight request, sent before JSON from another origin."""
     from datasette.utils.asgi import Response
 
     return Response("", 204, {**cors_headers(datasette), "allow": allowed})
 
 
 def _method(request: Request) -> str:
-    """Return the method for the metrics, where a client must not be able to make up new ones."""
+    """Return the method for the metrics, in which clients must not be able to invent new ones."""
     return request.method if request.method in (GET, POST, "HEAD", "OPTIONS") else "other"
 
 
 def as_datasette_routes(routes: Sequence[Route]) -> list[tuple[str, Any]]:
-    """Return routes as Datasette's register_routes() hook gives them."""
+    """Return routes in the form of Datasette's register_routes() hook."""
     return [(route.pattern, _function(route)) for route in routes]
 
 
 def _function(route: Route) -> Any:
-    """Return a route's view as the plain function that Datasette's router wants."""
+    """Return a route's view as a plain function, which Datasette's router requires."""
 
     async def view(datasette: Datasette, request: Request) -> Response:
         return await route.view(datasette, request)

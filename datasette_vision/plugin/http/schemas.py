@@ -1,4 +1,4 @@
-"""JSON Schemas of what the HTTP API takes and gives."""
+"""JSON Schemas of the HTTP API's requests and responses."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-MODEL_NAME: Schema = {"type": "string", "description": "The model that answered."}
+MODEL_NAME: Schema = {"type": "string", "description": "The model that was used."}
 COUNT: Schema = {"type": "integer", "minimum": 1}
 
 
 def closed(properties: Mapping[str, Schema], optional: Sequence[str] = ()) -> Schema:
-    """Return the schema of an object of these properties and no others."""
+    """Return the schema of an object with these properties and no others."""
     return {
         "type": "object",
         "properties": dict(properties),
@@ -26,7 +26,7 @@ def closed(properties: Mapping[str, Schema], optional: Sequence[str] = ()) -> Sc
 TEXT_INPUT: Schema = {"type": "string", "description": "A text."}
 IMAGE_INPUT: Schema = {
     "type": "string",
-    "format": "image",  # a format of our own: what tests make up for it is an image
+    "format": "image",  # a format of our own: tests generate an image for it
     "description": "An image file as base64 or as a data: URI.",
 }
 EMBEDDING_AS_TEXT: Schema = {"type": "string", "format": "embedding"}  # another of our own
@@ -38,13 +38,13 @@ INPUTS: Mapping[str, Schema] = {"text": TEXT_INPUT, "image": IMAGE_INPUT, "embed
 
 
 def item(kinds: Sequence[str]) -> Schema:
-    """Return the schema of one input, as inputs.input_of() reads it."""
-    text: Schema = {"type": "string", "description": "A text, or an image when it is a data: URI."}
+    """Return the schema of one input for inputs.input_of()."""
+    text: Schema = {"type": "string", "description": "A text, or an image if it is a data: URI."}
     string = text if "text" in kinds else IMAGE_INPUT
     return {"anyOf": [string, *(closed({kind: INPUTS[kind]}) for kind in kinds)]}
 
 
-# Answers
+# Responses
 
 EMBEDDED: Schema = closed(
     {
@@ -88,6 +88,6 @@ ERROR: Schema = {
 
 
 def results_schema(one: Schema, **head: Schema) -> Schema:
-    """Return the schema of an answer to several inputs."""
+    """Return the schema of a response to several inputs."""
     listed = {"type": "array", "items": {"anyOf": [one, FAILED]}, "description": "In the order of the inputs."}
     return closed({"ok": {"const": True}, **head, "results": listed})

@@ -1,6 +1,6 @@
-"""How answers leave the server: in slices, as fast as the client takes them, and no faster than it must.
+"""Sends responses in slices, at the speed at which the client reads them.
 
-Without this, an answer of 60 MB to a client that never reads stays in memory for as long as the connection does.
+Without this, a response of 60 MB to a client that never reads stays in memory as long as the connection is open.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
-# An answer is handed to the server in slices of so many bytes, each when the client has taken most of the last.
+# A response is passed to the server in slices of this many bytes, each once the client has read most of the last.
 SLICE_BYTES = 65_536
 
 
 def slow_clients_wrapper(datasette: Datasette) -> Callable[[Application], Application]:
-    """Return what asgi_wrapper() gives to Datasette: every answer goes out in slices, to clients that take them.
+    """Return the wrapper for asgi_wrapper(), which sends every response in slices, to clients that read them.
 
-    Answers to the plugin's own addresses are counted as long as they are held: who leaves many unread gets a 503, and
-    no more answers to hold.
+    Responses from the plugin's own addresses are counted while they are held. A client that leaves many unread gets a
+    503, and no more responses.
     """
 
     def wrap(application: Application) -> Application:
@@ -56,7 +56,7 @@ def slow_clients_wrapper(datasette: Datasette) -> Callable[[Application], Applic
 
 
 class _Sender:
-    """Sends one answer. To a client that is too slow the rest is dropped, as a server does for one that is gone."""
+    """Sends one response. If the client is too slow, the rest is dropped, as for a client that has disconnected."""
 
     def __init__(self, send: Callable[[Any], Awaitable[None]], pace: Pace) -> None:
         self._send = send
@@ -69,7 +69,7 @@ class _Sender:
         if self._dropped:
             return
         if message["type"] == "http.response.start" and self.hold is not None:
-            self._start = message  # until it is known whether there is room for the body
+            self._start = message  # until it is known whether there is memory for the body
             return
         if message["type"] != "http.response.body":
             await self._send(message)
@@ -94,9 +94,9 @@ class _Sender:
                 await self._pace.wait(sent)
                 self._pace.moved(len(part))
         except TooSlow:
-            # The server closes the connection of an answer that is not complete.
+            # The server closes the connection of an incomplete response.
             self._dropped = True
-            logger.info("an answer was cut short: the client took less than %s bytes a second", LEAST_RATE)
+            logger.info("a response was cut short: the client read less than %s bytes a second", LEAST_RATE)
 
     async def _refuse(self, start: Any, error: Exception) -> None:
         status, headers = status_of(error)

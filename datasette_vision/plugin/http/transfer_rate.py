@@ -1,7 +1,7 @@
-"""How fast a client has to send a body and to take an answer, so that nobody holds memory by being slow.
+"""How fast a client must send a body and read a response, so that slow clients do not hold memory.
 
-Memory is held for as long as a body comes in and an answer goes out. A client that sends a byte every few seconds, or
-never reads, would hold it for as long as it likes. So every transfer has a `Pace`.
+Memory is held while a body arrives and a response is sent. A client that sends a byte every few seconds, or never
+reads, could hold it forever. So every transfer has a `Pace`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Bytes a second that a client has to send or take: a mobile network on a bad day has more.
+# Bytes per second that a client must send or read. A poor mobile network is faster.
 LEAST_RATE = 32_000
-# Seconds that a client may be behind that rate, silence included.
+# Seconds that a client may be behind that rate, pauses included.
 PATIENCE_S = 10.0
 
 
 class TooSlow(Exception):
-    """A client sends or takes less than it has to."""
+    """A client is slower than the minimum rate."""
 
 
 class Pace:
-    """The patience with one transfer: ten seconds at first, used up by waiting, earned back by every byte."""
+    """The patience with one transfer: ten seconds at first, used up by waiting, regained by every byte."""
 
     def __init__(self, patience_s: float = PATIENCE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience_s = patience_s
@@ -32,7 +32,7 @@ class Pace:
         self._clock = clock
 
     async def wait(self, step: Awaitable[T]) -> T:
-        """Wait for one step of a transfer. Raises TooSlow when patience ends first.
+        """Wait for one step of a transfer. Raises TooSlow if patience runs out first.
 
         Only the time spent here counts, not what the server does between two steps.
         """
@@ -45,7 +45,7 @@ class Pace:
         return result
 
     def moved(self, count: int) -> None:
-        """Count the bytes of a step. Raises TooSlow when they came too late."""
+        """Count the bytes of a step. Raises TooSlow if they came too late."""
         self._left_s = min(self._patience_s, self._left_s + count / LEAST_RATE)
         if self._left_s <= 0:
             raise TooSlow

@@ -1,4 +1,4 @@
-"""Pictures sent by the forms of our pages. They are looked at and let go: nothing is stored, in no file either."""
+"""Images uploaded with the forms of our pages. Nothing is stored, not even in a temporary file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Upload:
-    """What a form sent: its fields, and the picture that came with them (empty when none did)."""
+    """The contents of a form: its fields, and the image (empty if there is none)."""
 
     fields: dict[str, str]
     image: bytes
@@ -26,7 +26,7 @@ class Upload:
 
 @asynccontextmanager
 async def upload(datasette: Datasette, request: Request) -> AsyncIterator[Upload]:
-    """Read a form, within the limits of the API, which it holds a part of until it has been answered.
+    """Read a form, within the limits of the API. The block holds its share until the response is made.
 
     Raises RequestError or Busy.
     """

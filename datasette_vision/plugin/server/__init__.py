@@ -1,1 +1,1 @@
-"""What the plugin is to a Datasette: its state and activity, permissions, both lines of Datasette, start and end."""
+"""The plugin's state for a Datasette: activity, permissions, differences between 0.65 and 1.0, startup and shutdown."""

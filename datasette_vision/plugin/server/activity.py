@@ -1,4 +1,4 @@
-"""What is under way: requests, and work in the background. While there is any, the server does not go to sleep.
+"""Tracks work in progress: requests, and background work. While there is any, the server does not go to sleep.
 
 After a burst of requests, the memory that they left behind is given back to the system.
 
@@ -36,7 +36,7 @@ BURST_OVER_S = 1.0
 
 
 class Activity:
-    """Counts what is under way in one server. Thread-safe."""
+    """Counts the work in progress in one server. Thread-safe."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Activity:
         trim: Callable[[], object] = memory.trim,
         burst_over_s: float = BURST_OVER_S,
     ) -> None:
-        """`on_silence` is called when the last piece of work has ended, on the thread that ended it."""
+        """`on_silence` is called when the last work has ended, on the thread that ended it."""
         self._on_silence = on_silence
         self._trim = trim
         self._burst_over_s = burst_over_s
@@ -56,20 +56,20 @@ class Activity:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is under way."""
+        """Whether any work is in progress."""
         return bool(self._running)
 
     def running(self) -> dict[str, int]:
-        """Return how many of each kind of work are under way."""
+        """Return how many of each kind of work are in progress."""
         with self._changed:
             return dict(self._running)
 
     @contextlib.contextmanager
     def keep_awake(self, what: str) -> Iterator[threading.Event]:
-        """Keep the server awake while the block runs, on whatever thread. `what` names it in the log.
+        """Keep the server awake while the block runs, on any thread. `what` names the work in the log.
 
-        Gives an event that is set when the server is told to stop: work that takes long looks at it between two pieces,
-        and ends where it can go on from the next time.
+        Gives an event that is set when the server is stopped. Long work checks it between two steps, and stops where it
+        can continue the next time.
         """
         with self._changed:
             self._running[what] += 1
@@ -87,7 +87,7 @@ class Activity:
                 self._on_silence()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until nothing is under way, at most `timeout_s` seconds, and say whether that is so."""
+        """Wait until no work is in progress, for at most `timeout_s` seconds. Return whether there is none."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._running, timeout_s)
 
@@ -118,16 +118,16 @@ class Activity:
 
 
 def silence_begins(datasette: Datasette) -> None:
-    """Tell datasette-scale-to-zero, where it runs, that the silence counts from now."""
+    """Tell datasette-scale-to-zero, if it is running, that the silence starts now."""
     if hasattr(datasette, LAST_REQUEST):
         setattr(datasette, LAST_REQUEST, time.monotonic())
 
 
 def guard_exit(activity_of: Callable[[Datasette], Activity]) -> None:
-    """Make datasette-scale-to-zero, where it is installed, end no process that is at work.
+    """Keep datasette-scale-to-zero, if it is installed, from ending a process that is at work.
 
-    Its do_exit() is called every second from when the time has come, so leaving one call out puts the end off. Does
-    nothing the second time.
+    It calls do_exit() every second once the time has come, so skipping a call delays the exit. Does nothing the second
+    time.
     """
     module = sys.modules.get(SCALE_TO_ZERO)
     original = getattr(module, "do_exit", None)
@@ -135,11 +135,11 @@ def guard_exit(activity_of: Callable[[Datasette], Activity]) -> None:
         return
 
     def do_exit(datasette: Datasette) -> None:
-        # Switched off before each call, so that an end leaves no traceback: what goes on is to be heard.
+        # Disabled before each call, so that an exit leaves no traceback, while other errors are still reported.
         logging.getLogger("uvicorn.error").disabled = False
         if activity_of(datasette).busy:
             return
-        print("datasette-scale-to-zero: nobody has asked for anything in a while, ending", file=sys.stderr)  # noqa: T201
+        print("datasette-scale-to-zero: no requests for a while, exiting", file=sys.stderr)  # noqa: T201
         logging.getLogger("uvicorn.error").disabled = True
         original(datasette)
 

@@ -1,7 +1,7 @@
-"""While the server runs, tables that have been embedded are kept in step: `auto_embed` in the configuration.
+"""Keeps embedded tables in sync while the server runs: `auto_embed` in the configuration.
 
-One thread looks at each database now and then. Whether one has changed at all costs microseconds to ask, and keeps
-nobody awake; only when there is something to embed does the server stay awake for it.
+One thread checks each database at intervals. Checking whether it has changed at all takes microseconds, and does not
+keep the server awake. The server stays awake only while there is something to embed.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TASK_NAME = "auto_embed"
-# After an error: twice as long each time, up to this.
+# The delay after an error doubles each time, up to this.
 LONGEST_REST_S = 300.0
 STOP_TIMEOUT_S = 3.0
 
 
 class AutoEmbedder:
-    """Keeps the tables of one Datasette in step, from the start of its server to the end."""
+    """Keeps the tables of one Datasette in sync, from the start of its server to the end."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class AutoEmbedder:
         activity: Activity,
         vision: Callable[[], Vision],
     ) -> None:
-        """`settings` is asked when the server starts: before that, the configuration has not been checked."""
+        """`settings` is called when the server starts: before that, the configuration has not been checked."""
         self._datasette = datasette
         self._settings = settings
         self._activity = activity
@@ -74,7 +74,7 @@ class AutoEmbedder:
         return watched
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin, when the configuration says so. `loop` is where Datasette runs."""
+        """Start the thread if the configuration says so. `loop` is Datasette's event loop."""
         settings = self._settings()
         if settings is not None and self._thread is None:
             self._thread = threading.Thread(
@@ -83,17 +83,17 @@ class AutoEmbedder:
             self._thread.start()
 
     def close(self) -> None:
-        """Wait for the end, which comes with the server's."""
+        """Wait for the thread, which ends with the server."""
         if self._thread is not None:
             self._activity.stopping.set()
             self._thread.join(STOP_TIMEOUT_S)
 
     def kept(self) -> list[tuple[str, SyncedColumn]]:
-        """Return what is kept in step, with the name of its database."""
+        """Return the columns that are kept in sync, with the names of their databases."""
         return [(name, kept) for name, watched in list(self._databases.items()) for kept in watched.kept()]
 
     def left_out(self) -> dict[str, str]:
-        """Return what cannot be kept in step, as "database/table" or a database, and why."""
+        """Return the tables that cannot be kept in sync, as "database/table", and the databases, with the reasons."""
         return dict(self._left_out)
 
     # On the thread
@@ -106,13 +106,13 @@ class AutoEmbedder:
             try:
                 if self._go_round(loop, settings):
                     wait_s = 0.0
-            except Exception:  # nobody would begin this thread anew
-                logger.exception("%s: an error of its own", TASK_NAME)
+            except Exception:  # nothing would restart this thread
+                logger.exception("%s: internal error", TASK_NAME)
         for watched in self._databases.values():
             watched.close()
 
     def _go_round(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> bool:
-        """Visit each database, and say whether there is more that should not wait."""
+        """Visit each database, and return whether there is urgent work left."""
         databases = self._mutable()
         for name in set(self._databases) - {database.name for database in databases}:
             self._databases.pop(name).close()
@@ -128,12 +128,12 @@ class AutoEmbedder:
         return impatient
 
     def _mutable(self) -> list[Database]:
-        """Return the databases with a file that can be written."""
+        """Return the databases with a writable file."""
         found = {id(database): database for database in list(self._datasette.databases.values())}.values()
         return [database for database in found if database.path and database.is_mutable]
 
     def _note_left_out(self, tables: tuple[str, ...] | None) -> None:
-        """Say what is asked for and cannot be kept in step, and why."""
+        """Record which configured tables cannot be kept in sync, and why."""
         reasons = {name: watched.error for name, watched in self._databases.items() if watched.error}
         there = {f"{database}/{kept.source.table}".lower() for database, kept in self.kept()}
         for name in self._immutable() if tables is None else tables:
@@ -143,14 +143,14 @@ class AutoEmbedder:
             if database not in self._datasette.databases:
                 reasons[name] = f"there is no database {database!r}"
             elif database not in self._databases:
-                reasons[name] = f"{database} is served as immutable, or in memory: nothing can be written to it"
+                reasons[name] = f"{database} is served as immutable, or in memory, and cannot be written to"
             elif table.lower() in self._databases[database].loaded:
-                reasons[name] = "its pictures are files: datasette vision load, run again, brings it up to date"
+                reasons[name] = "its images are files: run datasette vision load again to bring it up to date"
             else:
-                reasons[name] = f"it has not been embedded yet: datasette vision embed {database}.db {table} begins it"
+                reasons[name] = f"it has not been embedded yet: run datasette vision embed {database}.db {table} once"
         for name, reason in reasons.items():
             if self._left_out.get(name) != reason:
-                logger.warning("%s: %s is not kept in step: %s", TASK_NAME, name, reason)
+                logger.warning("%s: %s is not kept in sync: %s", TASK_NAME, name, reason)
         self._left_out = reasons
 
     def _immutable(self) -> list[str]:
@@ -163,7 +163,7 @@ class AutoEmbedder:
 
 
 class Watched:
-    """One database, through a connection that notices what others change."""
+    """One database, through a connection that notices changes by others."""
 
     def __init__(
         self, database: Database, writer: Writer, settings: Settings, activity: Activity, vision: Callable[[], Vision]
@@ -179,15 +179,15 @@ class Watched:
         self._kept: dict[tuple[side_tables.EmbeddedSource, str, str], SyncedColumn] = {}
         self._errors: dict[tuple[side_tables.EmbeddedSource, str, str], int] = {}
         self.error: str | None = None
-        # The tables that datasette vision load made: it alone sees when a file changes.
+        # The tables that datasette vision load made: only load notices when a file changes.
         self.loaded: set[str] = set()
 
     def kept(self) -> list[SyncedColumn]:
-        """Return what is kept in step."""
+        """Return the columns that are kept in sync."""
         return list(self._kept.values())
 
     def visit(self) -> bool:
-        """Do what there is to do now, and say whether there is more that should not wait."""
+        """Do the work that is due, and return whether there is urgent work left."""
         if self._activity.stopping.is_set():
             return False
         try:
@@ -196,9 +196,9 @@ class Watched:
                 self._connection = connected(open_reader(self._database))
                 self._file = file
             if file != self._file:
-                # Datasette's connections go on with the old file, and would write to it.
+                # Datasette's connections continue to use the old file, and would write to it.
                 what = "gone" if file is None else "replaced by another"
-                self.error = f"{self._database.path} is {what}: start the server again"
+                self.error = f"{self._database.path} is {what}: restart the server"
                 return False
             (version,) = self._connection.execute("pragma data_version").fetchone()
             if version != self._version:
@@ -207,7 +207,7 @@ class Watched:
                 for kept in self._kept.values():
                     kept.changed()
             self.error = None
-        except Exception as error:  # of an SQLite that may not be Python's own
+        except Exception as error:  # from an SQLite module that may not be Python's own
             self.error = f"{type(error).__name__}: {error}"
             return False
         for key, kept in list(self._kept.items()):
@@ -217,7 +217,7 @@ class Watched:
         return any(kept.impatient for kept in self._kept.values())
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
 
@@ -276,7 +276,7 @@ class Watched:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Return what tells a file from another of the same name, None where there is none."""
+    """Return what distinguishes a file from another of the same name, None if there is none."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:

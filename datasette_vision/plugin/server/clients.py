@@ -1,10 +1,11 @@
-"""Who asks: an actor of Datasette, or else an address that a client cannot make up.
+"""Identifies clients: an actor of Datasette, or else an address that a client cannot forge.
 
-An address is the other end of the connection. Behind a proxy that is the proxy's, and the client's stands in a header,
-which anybody can send. So a header counts only where `trusted_proxies` of the configuration says what wrote it.
+The address is the other end of the connection. Behind a proxy that is the proxy's, and the client's is in a header,
+which anybody can send. So a header counts only if `trusted_proxies` in the configuration says what wrote it.
 
-Uvicorn trusts X-Forwarded-For by itself when a connection comes from this machine, and whatever FORWARDED_ALLOW_IPS
-names: the address that it hands on may be one out of that header, and then tells nothing unless the proxy is trusted.
+By default, Uvicorn trusts X-Forwarded-For on connections from this machine, and from the addresses in
+FORWARDED_ALLOW_IPS. The address that it passes on may come from that header, and is ignored unless the proxy is
+trusted.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ if TYPE_CHECKING:
 
 FORWARDED_FOR = b"x-forwarded-for"
 FLY_CLIENT = b"fly-client-ip"
-# What a connection through a Unix socket, or from a proxy on this machine, comes from.
+# The address of a connection through a Unix socket, or from a proxy on this machine.
 THIS_MACHINE = "127.0.0.1"
-# All that came through a proxy that is not trusted: one client.
+# Everything that comes through an untrusted proxy is one client.
 FORWARDED = "forwarded"
 # A network of IPv6 belongs to one client, who has all of its addresses.
 IPV6_NETWORK = 64
 
 
 class Clients:
-    """Names the clients of one server."""
+    """Identifies the clients of one server."""
 
     def __init__(self, trusted: Proxies | None, environment: Mapping[str, str] = os.environ) -> None:
         # Only Fly's own proxy reaches a machine of Fly's, and it overwrites the header.
@@ -40,12 +41,12 @@ class Clients:
         self._uvicorn_trusts_all = environment.get("FORWARDED_ALLOW_IPS", "").strip() == "*"
 
     def name(self, request: Request) -> str:
-        """Name whom a request comes from: its actor, or else its address."""
+        """Return the client of a request: its actor, or else its address."""
         actor = request.actor or {}
         return f"actor {actor['id']}" if "id" in actor else self.address(request.scope)
 
     def address(self, scope: Mapping[str, Any]) -> str:
-        """Name the address that a request comes from; of IPv6 its network of 64 bits."""
+        """Return the address that a request comes from; for IPv6 its 64-bit network."""
         return f"address {_network(self._address(scope))}"
 
     def _address(self, scope: Mapping[str, Any]) -> str:
@@ -55,7 +56,7 @@ class Clients:
                 return values[0]
         forwarded = _header(scope, FORWARDED_FOR)
         if self._hops and len(forwarded) >= self._hops:
-            # Each proxy adds the address that it was asked from; what stands before may be made up.
+            # Each proxy appends the address of its client. Anything before may be forged.
             return forwarded[-self._hops]
         peer = str((scope.get("client") or [THIS_MACHINE])[0])
         if self._networks and forwarded and (self._trusts(peer) or self._uvicorn_trusts_all):
@@ -70,7 +71,7 @@ class Clients:
 
 
 def _header(scope: Mapping[str, Any], wanted: bytes) -> Sequence[str]:
-    """Return the values of a header that may come more than once, and hold several each, without their ports."""
+    """Return the values of a header that may be repeated and hold several values each, without ports."""
     values = [value for name, value in scope.get("headers", ()) if name.lower() == wanted]
     return [_without_port(host.strip()) for host in b",".join(values).decode("latin-1").split(",") if host.strip()]
 

@@ -1,4 +1,4 @@
-"""The one place that knows how Datasette 0.65 and 1.0 differ."""
+"""The differences between Datasette 0.65 and 1.0."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def query_path(datasette: Datasette, database: str) -> str:
 
 
 def database_color(database: Database) -> str:
-    """Return the colour by which Datasette marks the pages of a database, as hexadecimal."""
+    """Return the hexadecimal colour of a database's pages in Datasette."""
     return str(database.color) if IS_1_0 else "ff0000"
 
 
@@ -43,11 +43,11 @@ async def filter_arguments(
     filters: Iterable[tuple[str, str]],
     columns: tuple[str, ...],
 ) -> tuple[list[str], dict[str, Any], str]:
-    """Return Datasette's filters on a table as (WHERE clauses, their parameters, what they mean in words).
+    """Return Datasette's filters on a table as (WHERE clauses, their parameters, their description in words).
 
-    `filters` are the column filters of the address. What other arguments filter (_where, _search, _through, those of
-    plugins) is asked of the hook that Datasette asks, with its permissions. Raises InvalidArgument for what cannot be
-    a filter, a column that the table has not among it, and whatever else the hooks raise.
+    `filters` are the column filters in the address. Other filtering arguments (_where, _search, _through, those of
+    plugins) are passed to the hook that Datasette calls, with its permissions. Raises InvalidArgument for an invalid
+    filter, such as one for a missing column, and whatever else the hooks raise.
     """
     from datasette.filters import Filters
     from datasette.plugins import pm
@@ -59,10 +59,10 @@ async def filter_arguments(
     known = {lookup for lookup, _, _ in chosen.lookups()}
     for column, lookup, value in chosen.selections():
         if column not in columns and column != "rowid":
-            # SQLite would take the quoted name of a column that is not there for a text.
+            # SQLite treats the quoted name of a missing column as a text.
             raise InvalidArgument(f"{table} has no column {column!r} to filter by; it has {', '.join(columns)}")
         if lookup not in known:
-            raise InvalidArgument(f"no filter is called {lookup!r}; filters are {', '.join(sorted(known))}")
+            raise InvalidArgument(f"there is no filter {lookup!r}; filters are {', '.join(sorted(known))}")
         if lookup in ("in", "notin"):
             _check_list(column, lookup, str(value))
     for through in request.args.getlist("_through"):
@@ -77,22 +77,22 @@ async def filter_arguments(
                 parameters.update(found.params)
                 words += found.human_descriptions
         in_words = str(chosen.human_description_en(extra=words))
-        in_words.encode()  # JSON may hold half a character, which no page can
+        in_words.encode()  # JSON may contain a lone surrogate, which no page can
     except DatasetteError as error:
-        if error.status == 500:  # its default: Datasette takes its own refusal for a mistake of the server
+        if error.status == 500:  # its default: Datasette reports its own refusal as an error of the server
             raise InvalidArgument(error.message) from None
         raise
     except Exception as error:
         if getattr(error, "status", 500) < 500:  # Datasette's own: not allowed, not found
             raise
-        # Datasette reads them unchecked: numbers of other digits than 0 to 9, for one.
-        raise InvalidArgument(f"the filters cannot be used: {type(error).__name__}: {str(error)[:200]}") from None
+        # Datasette does not check these values, for example numbers with digits other than 0 to 9.
+        raise InvalidArgument(f"invalid filters: {type(error).__name__}: {str(error)[:200]}") from None
     return clauses, parameters, in_words
 
 
 @contextlib.contextmanager
 def fresh_permission_checks() -> Iterator[None]:
-    """Let permission checks neither use nor leave what Datasette 1.0 remembers of them during a request."""
+    """Make permission checks neither use nor fill the cache that Datasette 1.0 keeps during a request."""
     from datasette import permissions
 
     cache = getattr(permissions, "_permission_check_cache", None)
@@ -105,7 +105,7 @@ def fresh_permission_checks() -> Iterator[None]:
 
 
 def _check_list(column: str, lookup: str, value: str) -> None:
-    """Raise InvalidArgument for a list that Datasette takes for JSON and cannot read."""
+    """Raise InvalidArgument for a list that Datasette reads as JSON, but cannot parse."""
     if value.startswith("["):
         try:
             values = json.loads(value)
@@ -118,7 +118,7 @@ def _check_list(column: str, lookup: str, value: str) -> None:
 
 
 def _check_through(text: str) -> None:
-    """Raise InvalidArgument for a _through= that Datasette cannot read."""
+    """Raise InvalidArgument for a _through= that Datasette cannot parse."""
     try:
         through = json.loads(text)
     except (ValueError, RecursionError):
@@ -132,10 +132,9 @@ def _check_through(text: str) -> None:
 
 
 def close_databases(datasette: Datasette, timeout_s: float) -> None:
-    """Write what waits to be written, then close the databases, waiting at most `timeout_s` seconds for what runs.
+    """Finish pending writes, then close the databases, waiting at most `timeout_s` seconds for running work.
 
-    1.0 has a method for that. On 0.65 the thread that writes never ends: it is handed, behind everything that waits,
-    the task of closing its own connection.
+    1.0 has a method for this. On 0.65 the write thread never ends: closing its connection is queued there as a task.
     """
     if hasattr(datasette, "close"):
         datasette.close()
@@ -159,15 +158,15 @@ def close_databases(datasette: Datasette, timeout_s: float) -> None:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in threads):
-            return  # a connection must not be closed under the query that runs on it
+            return  # a connection must not be closed under a running query
     for database in databases:
         database.close()
 
 
 def open_reader(database: Database) -> Connection:
-    """Return a new connection that can only read a database, for whoever closes it: Datasette does not keep it.
+    """Return a new read-only connection to a database. The caller closes it: Datasette does not keep it.
 
-    It is of the SQLite that Datasette uses: two in one process, on one file, undo each other's locks.
+    It uses Datasette's SQLite: two libraries in one process, on one file, release each other's locks.
     """
     connection = database.connect()
     for name in ("_all_file_connections", "_all_connections"):

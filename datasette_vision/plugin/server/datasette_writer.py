@@ -1,4 +1,4 @@
-"""Writes from a thread through Datasette's own connection: one after the other with whatever else it writes."""
+"""Writes from a thread through Datasette's own connection, in turn with its other writes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LOOK_S = 1.0
 
 
 class DatasetteWriter:
-    """Runs functions in transactions of a database's write connection, on its thread. Not for the event loop's own."""
+    """Runs functions in transactions of a database's write connection, on its thread. Not for the event loop."""
 
     def __init__(self, database: Database, loop: asyncio.AbstractEventLoop) -> None:
         self._database = database
         self._loop = loop
 
     def __call__(self, function: Callable[[Any], T], /) -> T:
-        """Run a function, wait for its end, and return what it returns. Raises StorageFailed when it cannot be done."""
+        """Run a function, wait for it, and return its result. Raises StorageFailed if it cannot be run."""
 
         from datasette.utils.sqlite import sqlite3
 
@@ -35,7 +35,7 @@ class DatasetteWriter:
             future = asyncio.run_coroutine_threadsafe(waits, self._loop)
         except RuntimeError:  # the loop is closed
             waits.close()
-            raise StorageFailed("the server is ending") from None
+            raise StorageFailed("the server is stopping") from None
         while True:
             try:
                 result: T = future.result(LOOK_S)
@@ -43,7 +43,7 @@ class DatasetteWriter:
             except sqlite3.Error as error:
                 raise StorageFailed(f"{self._database.name} cannot be written: {error}") from None
             except concurrent.futures.CancelledError:
-                raise StorageFailed("the server is ending") from None
+                raise StorageFailed("the server is stopping") from None
             except concurrent.futures.TimeoutError:
                 if not self._loop.is_running():
-                    raise StorageFailed("the server is ending") from None
+                    raise StorageFailed("the server is stopping") from None

@@ -1,13 +1,13 @@
-"""Who may do what. The one place that knows how Datasette 0.65 and 1.0 differ in permissions.
+"""Permissions, and how Datasette 0.65 and 1.0 differ in them.
 
-Two actions are the plugin's own. `vision-infer` is to have a model compute, in whatever way: over HTTP, on a page, or
-by a SQL function. Whoever may see the instance may, unless the configuration says otherwise. `vision-metrics` is to
-read the metrics: for root alone by default. What only describes the server is for those who may see the instance, and
-what is told of a table for those who may see the table.
+The plugin has two actions. `vision-infer` is to run a model, in any way: over HTTP, on a page, or in a SQL function. By
+default, everyone who may see the instance may do it. `vision-metrics` is to read the metrics, by default only for root.
+Descriptions of the server are for those who may see the instance, and information about a table for those who may see
+the table.
 
-`allow` and `allow_metrics` in the plugin's configuration decide on both lines. On 1.0, `permissions:` blocks, the
-restrictions of tokens and --default-deny hold too; on 0.65, plugins' permission_allowed() hooks, and restrictions where
-a plugin puts them into an actor as 1.0 does.
+`allow` and `allow_metrics` in the plugin's configuration apply to both versions. On 1.0, `permissions:` blocks,
+restricted tokens and --default-deny apply too. On 0.65, plugins' permission_allowed() hooks do, and restrictions if a
+plugin puts them into an actor as 1.0 does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def may(datasette: Datasette, actor: Actor, action: str) -> bool:
         return False
     allowed = await datasette.permission_allowed(actor, action, default=None)
     if allowed is None and (action == INFER or is_root(datasette, actor)):
-        # What Datasette 0.65 does for execute-sql: the first that has an opinion decides, and silence allows.
+        # As Datasette 0.65 does for execute-sql: the first opinion decides, and no opinion allows.
         allowed = await may(datasette, actor, VIEW_INSTANCE)
     return bool(allowed)
 
@@ -54,7 +54,7 @@ async def ensure(datasette: Datasette, actor: Actor, action: str) -> None:
 
 
 def is_root(datasette: Datasette, actor: Actor) -> bool:
-    """Say whether an actor is root by Datasette's own rule: by the name, and on 1.0 only with --root."""
+    """Say whether an actor is root by Datasette's own rule: by the id, and on 1.0 only with --root."""
     return (actor or {}).get("id") == "root" and bool(getattr(datasette, "root_enabled", True))
 
 
@@ -72,12 +72,12 @@ async def ensure_view_table(datasette: Datasette, actor: Actor, database: str, t
 
 
 async def may_execute_sql(datasette: Datasette, actor: Actor, database: str) -> bool:
-    """Say whether an actor may run SQL of their own on a database: whether a link to a query leads anywhere."""
+    """Say whether an actor may run their own SQL on a database, so that a link to a query works."""
     return await _may_in(datasette, actor, "execute-sql", database)
 
 
 async def may_download(datasette: Datasette, actor: Actor, database: Database) -> bool:
-    """Say whether an actor may fetch the file of a database, with all that is in it."""
+    """Say whether an actor may download the file of a database."""
     if not datasette.setting("allow_download") or database.is_mutable or database.is_memory:
         return False
     return await _may_in(datasette, actor, "view-database-download", database.name)
@@ -100,8 +100,7 @@ async def _may_in(datasette: Datasette, actor: Actor, action: str, database: str
 async def viewable_table(datasette: Datasette, actor: Actor, database_route: str, table: str) -> Database:
     """Return the database of a table or view that an actor may see, both named as in an address, decoded.
 
-    Raises NotFound and Forbidden as Datasette's table page does: in that order, so that nothing is told here that is
-    not told there.
+    Raises NotFound and Forbidden in the same order as Datasette's table page, so that nothing more is revealed here.
     """
     from datasette.utils.asgi import NotFound
 
@@ -115,18 +114,18 @@ async def viewable_table(datasette: Datasette, actor: Actor, database_route: str
     return database
 
 
-# What the hooks answer
+# Results of the hooks
 
 
 def actions() -> list[Any]:
-    """Describe the plugin's own actions to Datasette 1.0."""
+    """Return the plugin's actions for Datasette 1.0."""
     from datasette.permissions import Action
 
     return [Action(name=name, description=description) for name, description in DESCRIPTIONS.items()]
 
 
 def opinion_on_action(datasette: Datasette, actor: Actor, action: str) -> bool | None:
-    """Return what the configuration says about one of our actions, or None when it says nothing. For 0.65."""
+    """Return the configuration's decision about one of our actions, or None if it has none. For 0.65."""
     from datasette.utils import actor_matches_allow
 
     if action not in DESCRIPTIONS:
@@ -136,7 +135,7 @@ def opinion_on_action(datasette: Datasette, actor: Actor, action: str) -> bool |
 
 
 async def rules_for_action(datasette: Datasette, actor: Actor, action: str) -> Any:
-    """Return the rule that the configuration or the default makes for one of our actions, or None. For 1.0."""
+    """Return the rule from the configuration or the default for one of our actions, or None. For 1.0."""
     if action not in DESCRIPTIONS:
         return None
     from datasette.permissions import PermissionSQL
@@ -146,10 +145,10 @@ async def rules_for_action(datasette: Datasette, actor: Actor, action: str) -> A
     if allow is not None:
         reason = f"plugins.datasette-vision decides on {action}"
         return PermissionSQL.allow(reason) if actor_matches_allow(actor, allow) else PermissionSQL.deny(reason)
-    # What a token may do is restricted for each action by itself: here it counts who it is of.
+    # A token's restrictions apply to each action separately: here, only the actor counts.
     holder = {name: value for name, value in actor.items() if name != "_r"} if actor else None
     if not await may(datasette, holder, VIEW_INSTANCE):
-        # Others are denied by there being no rule, so that a `permissions:` block can allow them.
+        # Others are denied because there is no rule, so that a `permissions:` block can allow them.
         return PermissionSQL.deny("root may not view the instance") if is_root(datasette, actor) else None
     if action == INFER and not datasette.default_deny:
         return PermissionSQL.allow(f"default allow for {INFER} to those who may view the instance")
@@ -157,6 +156,6 @@ async def rules_for_action(datasette: Datasette, actor: Actor, action: str) -> A
 
 
 def _configured(datasette: Datasette, action: str) -> Any:
-    """Return the allow block of the plugin's configuration for one of our actions, None where there is none."""
+    """Return the allow block in the plugin's configuration for one of our actions, None if there is none."""
     config = state_of(datasette).config
     return config.allow if action == INFER else config.allow_metrics

@@ -1,7 +1,7 @@
-"""Databases in which a process was killed while it wrote are read again at once, not when somebody next writes.
+"""Makes databases readable again immediately after a process was killed while writing.
 
-Datasette reads through connections that may only read. SQLite has those wait for somebody to undo the transaction that
-nobody will end, and refuses to read meanwhile: every page is an error, and the server does not even start.
+Datasette's read connections cannot roll back. Until somebody rolls back the unfinished transaction, SQLite refuses to
+read: every page is an error, and the server does not even start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def before_reading(datasette: Datasette) -> None:
-    """Undo what killed processes were writing to the databases that may be written to."""
+    """Roll back what killed processes were writing, in the databases that may be written to."""
     from datasette.utils.sqlite import sqlite3
 
     for path in _interrupted(datasette):
@@ -27,7 +27,7 @@ def before_reading(datasette: Datasette) -> None:
 
 
 def recover_before_requests(datasette: Datasette, application: Application) -> Application:
-    """Wrap an ASGI application so that a request finds databases that can be read."""
+    """Wrap an ASGI application so that databases are readable before a request."""
 
     async def watched(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and _interrupted(datasette):
@@ -38,7 +38,7 @@ def recover_before_requests(datasette: Datasette, application: Application) -> A
 
 
 def _interrupted(datasette: Datasette) -> list[str]:
-    """Return the files with a journal beside them: somebody is writing, or was."""
+    """Return the files with a journal beside them: a process is writing, or was."""
     databases = list(datasette.databases.values())
     paths = {str(each.path) for each in databases if each.path and each.is_mutable and not each.is_memory}
     return [path for path in paths if Path(f"{path}-journal").exists()]

@@ -1,8 +1,8 @@
-"""The orderly end of a server: what is running is finished, what waits to be written is written, all is closed.
+"""The orderly shutdown of a server: it finishes running work, writes pending data, and closes everything.
 
-A server ends in one of three ways. A signal: the ASGI server stops listening, finishes its requests and sends
-lifespan.shutdown. datasette-scale-to-zero: the event loop is torn down and cancels the lifespan task. Or work that does
-not end: after `shutdown_seconds` the process closes what it can and goes, before its platform kills it.
+A server ends in one of three ways. On a signal, the ASGI server stops listening, finishes its requests and sends
+lifespan.shutdown. With datasette-scale-to-zero, the event loop is torn down and cancels the lifespan task. If work does
+not end, the process closes what it can after `shutdown_seconds` and exits, before its platform kills it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Left of shutdown_seconds for closing, once waiting for work has used up the rest.
+# The part of shutdown_seconds that is left for closing, after waiting for work.
 CLOSING_S = 2.0
 
 
 class Shutdown:
-    """Ends one server, once."""
+    """Shuts one server down, once."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class Shutdown:
         limit_s: Callable[[], float],
         started: Callable[[], None] = lambda: None,
     ) -> None:
-        """`close` ends what the plugin itself runs; `limit_s` gives the time from a signal to the process's end.
+        """`close` stops what the plugin itself runs. `limit_s` returns the time from a signal to the process's end.
 
-        It is asked when the server starts: before that, the configuration has not been checked. `started` is called
-        when it has.
+        It is called when the server starts: before that, the configuration has not been checked. `started` is called
+        after startup.
         """
         self._datasette = datasette
         self._activity = activity
@@ -57,7 +57,7 @@ class Shutdown:
         self._closed = False
 
     def watch(self, application: Application) -> Application:
-        """Wrap an ASGI application so that its end, however it comes, is orderly."""
+        """Wrap an ASGI application so that its shutdown, however it comes, is orderly."""
 
         async def watched(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "lifespan":
@@ -67,13 +67,13 @@ class Shutdown:
             async def received() -> Any:
                 message = await receive()
                 if message["type"] == "lifespan.shutdown":
-                    # Before anyone closes a database: work in the background may still write to it.
+                    # Before anything closes a database: background work may still write to it.
                     await asyncio.to_thread(self._finish_work)
                 return message
 
             async def sent(message: Any) -> None:
                 if message["type"].startswith("lifespan.shutdown."):
-                    # Whoever hears this may end the process at once.
+                    # The receiver of this message may end the process at once.
                     await asyncio.to_thread(self.close)
                 await send(message)
                 if message["type"] == "lifespan.startup.complete":
@@ -84,12 +84,12 @@ class Shutdown:
             try:
                 await application(scope, received, sent)
             finally:
-                self.close()  # cancelled: the loop is on its way out, and nothing else runs on it
+                self.close()  # cancelled: the loop is about to close, and nothing else runs on it
 
         return watched
 
     def close(self) -> None:
-        """Stop what the plugin runs, write what waits to be written and close the databases. Once."""
+        """Stop what the plugin runs, write pending data and close the databases. Once."""
         with self._lock:
             if self._closed:
                 return
@@ -108,12 +108,12 @@ class Shutdown:
     def _finish_work(self) -> None:
         self._activity.stopping.set()
         if not self._activity.wait(max(0.0, self._left() - CLOSING_S)):
-            logger.error("ending although these still run: %s", self._activity.running())
+            logger.error("shutting down while these still run: %s", self._activity.running())
 
     def _listen(self) -> None:
-        """Have the signals that end the process start the clock, before whoever handles them now does so."""
+        """Start the clock on the signals that end the process, before their current handlers run."""
         if threading.current_thread() is not threading.main_thread():
-            return  # only the main thread may, and only it is told
+            return  # only the main thread can set handlers
         for number in SIGNALS:
             handler = signal.getsignal(number)
             if callable(handler):
@@ -131,7 +131,7 @@ class Shutdown:
         return handle
 
     def _end_late(self, number: int) -> None:
-        """End the process when it has not ended by itself in the time there is."""
+        """End the process if it has not ended in time."""
         assert self._deadline is not None
         self._activity.stopping.set()
         time.sleep(max(0.0, self._deadline - CLOSING_S - time.monotonic()))

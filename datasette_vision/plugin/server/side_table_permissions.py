@@ -1,11 +1,11 @@
-"""Who may see the tables that we make: a side table is seen by those who see its source, bookkeeping by root alone.
+"""Who may see the plugin's own tables: a side table is visible to those who may see its source, records only to root.
 
-An embedding says much about what it was made from, and the errors and keys beside it say the rest. So nobody sees a
-side table who does not see the table or view that it belongs to, whatever the configuration says of the side table
-itself. These rules only ever deny: what Datasette or another plugin denies stays denied.
+An embedding reveals much about its content, and the errors and keys beside it the rest. So nobody sees a side table
+without permission to see its table or view, whatever the configuration says about the side table itself. These rules
+only deny: what Datasette or another plugin denies stays denied.
 
-On 0.65 the question comes with a table. On 1.0 it does not: the tables that an actor may not see are listed, for all
-databases at once. Both are found out again for each request, since any process may add a table at any time.
+On 0.65 a check is for one table. On 1.0 it is not: the tables that an actor may not see are listed, for all databases
+at once. Both are computed for each request, because any process may add a table at any time.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ VIEW_TABLE = "view-table"
 PARAMETER = "datasette_vision_denied"
 DENY = (
     "select json_extract(value, '$[0]') as parent, json_extract(value, '$[1]') as child, 0 as allow,"
-    f" 'embeddings are seen by those who see what was embedded' as reason from json_each(:{PARAMETER})"
+    f" 'embeddings are visible to those who may see their source' as reason from json_each(:{PARAMETER})"
 )
 
 
 @dataclass
 class Denials:
-    """What one request has found out: our tables by database, and for each actor (as JSON) what to deny, as JSON."""
+    """The findings of one request: our tables by database, and for each actor (as JSON) the tables to deny, as JSON."""
 
     tables: dict[str, list[OwnTable]] = field(default_factory=dict)
     denied: dict[str, str] = field(default_factory=dict)
@@ -51,7 +51,7 @@ _asking: ContextVar[bool] = ContextVar("datasette_vision_asking", default=False)
 
 
 def remember_denials(application: Application) -> Application:
-    """Wrap an ASGI application so that a request finds out only once who may see our tables."""
+    """Wrap an ASGI application so that a request computes only once who may see our tables."""
 
     async def watched(scope: Any, receive: Any, send: Any) -> None:
         found = Denials()
@@ -59,7 +59,7 @@ def remember_denials(application: Application) -> Application:
         try:
             await application(scope, receive, send)
         finally:
-            found.over = True  # tasks that the request leaves behind find out for themselves
+            found.over = True  # tasks that outlive the request compute it for themselves
             _found.reset(token)
 
     return watched
@@ -69,7 +69,7 @@ def remember_denials(application: Application) -> Application:
 
 
 def opinion_on_table(datasette: Datasette, actor: Actor, action: str, resource: Any) -> Awaitable[bool | None] | None:
-    """Return False for a table of ours that an actor may not see, else None."""
+    """Return False for one of our tables that an actor may not see, otherwise None."""
     if action != VIEW_TABLE or not resource:
         return None
     database, table = resource
@@ -146,7 +146,7 @@ async def _pairs_denied(
 
 
 async def _visible(datasette: Datasette, actor: Actor, database: str | None) -> set[tuple[str, str | None]]:
-    """Return (database, table or view) that an actor may see but for these rules, of one database or of all."""
+    """Return (database, table or view) that an actor may see without these rules, in one database or all."""
     token = _asking.set(True)
     try:
         with fresh_permission_checks():

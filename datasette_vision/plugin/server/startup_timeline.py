@@ -1,4 +1,4 @@
-"""Where the time of a start goes: one line in the server's log when all is ready."""
+"""Startup times: one line in the server's log when everything is ready."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 
 
 class Timeline:
-    """What a start has reached, in seconds since the process began. Thread-safe."""
+    """The times at which parts of a start were reached, in seconds since the process began. Thread-safe."""
 
     def __init__(self, *awaited: str) -> None:
-        """The line is written when all of `awaited` are over."""
+        """The line is logged when all of `awaited` are over."""
         self._began = process_began()
         self._lock = threading.Lock()
         self._awaited = set(awaited)
         self._marks: dict[str, float] = {}
 
     def mark(self, name: str) -> None:
-        """Note that something is ready."""
+        """Record that something is ready."""
         with self._lock:
             self._marks.setdefault(name, time.monotonic() - self._began)
 
     def over(self, part: str) -> None:
-        """Note that a part of the start is over. The last one writes the line."""
+        """Record that a part of the start is over. The last one logs the line."""
         with self._lock:
             last = self._awaited == {part}
             self._awaited.discard(part)
         if last:
-            # Datasette's own log is uvicorn's, and shows nothing below a warning of anybody else.
+            # Datasette's log is uvicorn's, which shows only warnings and above from other loggers.
             logging.getLogger("uvicorn.error").info("%s", self)
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Timeline:
 
 
 def process_began() -> float:
-    """Return when this process began, on the clock of time.monotonic(); where the system does not tell, now."""
+    """Return when this process began, on the clock of time.monotonic(). Without /proc, return the current time."""
     try:
         fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
         since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22, starttime; see proc(5)

@@ -1,4 +1,4 @@
-"""What the plugin keeps for each Datasette: its checked configuration and its Vision."""
+"""The plugin's state for each Datasette: its checked configuration and its Vision."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ logger = logging.getLogger(__name__)
 
 STATE_ATTRIBUTE = "_datasette_vision"
 
-# pysqlite3 lets go of a closed connection's functions without holding Python's lock, when the last of its statements
-# goes. Were that the last reference, the process would abort: so there is always this one. A process has one Datasette.
+# pysqlite3 releases the functions of a closed connection without holding the GIL, together with the last of its
+# statements. If that were the last reference, the process would abort: so this one always exists. A process has one
+# Datasette.
 _kept: list[sql.Registration] = []
 
 
 class StopStart(StartupError, click.ClickException):
-    """Stops the start with one line. Datasette 1.0 catches the one base, click the other."""
+    """Stops the start with one line. Datasette 1.0 catches the first base, click the second."""
 
 
 class PluginState:
-    """The plugin's part of one Datasette. Vision, and NumPy with it, are made at the first use."""
+    """The plugin's state for one Datasette. Vision, and NumPy with it, are loaded on first use."""
 
     def __init__(self, datasette: Datasette) -> None:
         self._datasette = datasette
@@ -47,10 +48,10 @@ class PluginState:
         self.timeline.mark("Datasette imported")
         self._config: Lazy[Config] = Lazy(self._read_config)
         self._foreign: Lazy[Any] = Lazy(self._make_foreign)
-        # (database, table) -> (until when, what is known): see table_facts.py
+        # (database, table) -> (until when, facts): see table_facts.py
         self.table_facts: dict[tuple[str, str], tuple[float, Any]] = {}
         self.vision: Lazy[Vision] = Lazy(self._make_vision)
-        # What is to be told that the end has come, before the models are.
+        # Called at shutdown, before the models are closed.
         self.before_close: list[Callable[[], None]] = []
         self.activity = activity.Activity(lambda: activity.silence_begins(datasette))
         self.auto_embed = AutoEmbedder(datasette, lambda: self.config.auto_embed, self.activity, self.vision.get)
@@ -63,7 +64,7 @@ class PluginState:
             foreign_embed=self.foreign_embed,
             on_error=sql_errors.remember,
             stop=execution.stop,
-            # Some of the time that a query has is needed for the search itself.
+            # Part of a query's time is needed for the search itself.
             search_wait_s=0.6 * datasette.setting("sql_time_limit_ms") / 1000,
             keep_awake=self.activity.keep_awake,
         )
@@ -76,7 +77,7 @@ class PluginState:
 
     @property
     def has_llm_embed_plugin(self) -> bool:
-        """Whether datasette-llm-embed is there to serve llm_embed() itself."""
+        """Whether datasette-llm-embed is installed and serves llm_embed() itself."""
         from datasette.plugins import pm
 
         return any(distribution.project_name == "datasette-llm-embed" for _, distribution in pm.list_plugin_distinfo())
@@ -98,11 +99,13 @@ class PluginState:
             self.timeline.over("models")
 
     def watch(self, application: activity.Application) -> activity.Application:
-        """Wrap Datasette's ASGI application: awake while there is work, tables kept in step, and an orderly end."""
+        """Wrap Datasette's ASGI application: stay awake while there is work, keep tables in sync, shut down in good
+        order.
+        """
         return self._ending.watch(self.auto_embed.watch(self.activity.watch(application)))
 
     def close(self) -> None:
-        """Answer what waits, then stop."""
+        """Finish waiting work, then stop."""
         for first in self.before_close:
             first()
         self.auto_embed.close()
@@ -110,7 +113,7 @@ class PluginState:
             self.vision.get().close()
 
     def foreign_embed(self, model: str, value: str | bytes) -> Any:
-        """Embed with a model of the llm tool: what llm_embed() does for names that are not ours."""
+        """Embed with a model of the llm tool: llm_embed() for names that are not ours."""
         return self._foreign.get().embed(model, value)
 
     def _read_config(self) -> Config:
@@ -140,7 +143,7 @@ class PluginState:
 
 
 def state_of(datasette: Datasette) -> PluginState:
-    """Return the plugin's state of this Datasette, made at the first call."""
+    """Return the plugin's state for this Datasette, made on the first call."""
     state = getattr(datasette, STATE_ATTRIBUTE, None)
     if state is None:
         # setdefault on the instance dictionary is atomic: connections are prepared on several threads.

@@ -319,7 +319,7 @@ async def test_what_nobody_foresaw_is_not_told(
         raise ZeroDivisionError("a secret")
 
     monkeypatch.setattr(api.vision, "models", fail)
-    assert error(await api.get("models"), 500) == "something went wrong here; the server's log says what"
+    assert error(await api.get("models"), 500) == "internal error; see the server's log"
     assert "a secret" in caplog.text
 
 

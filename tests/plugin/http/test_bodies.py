@@ -374,7 +374,7 @@ async def test_bodies_held_together_are_bounded() -> None:
     with limits.share("b") as other, limits.share("c") as third:
         other.hold(1_000_000)
         third.hold(950_000)
-        with pytest.raises(Busy, match="other requests hold the memory"):
+        with pytest.raises(Busy, match="other requests use all the memory"):
             await read(Sender(b"x" * 300_000), limits=limits)
         [field] = await read(Sender(b'{"text": "small bodies always have room"}'), limits=limits)
         assert field.name == "text"

@@ -34,7 +34,7 @@ def test_large_requests_together() -> None:
         one.hold(1_000_000)
         other.hold(600_000)
         third.hold(400_000)
-        with pytest.raises(Busy, match="other requests hold the memory"):
+        with pytest.raises(Busy, match="other requests use all the memory"):
             third.hold(400_001)
         assert (third.bytes, all_of_them.bytes) == (400_000, 2_000_000)
         one.hold(300_000)

@@ -102,7 +102,7 @@ async def test_answers_that_nobody_takes_make_room_for_no_more(fake_models: Path
     assert client.status == 503
     assert (b"retry-after", b"1") in client.messages[0]["headers"]
     assert (b"access-control-allow-origin", b"*") in client.messages[0]["headers"]
-    assert json.loads(client.body)["error"].startswith("your other requests are still being answered")
+    assert json.loads(client.body)["error"].startswith("your other requests are still in progress")
     client = Client()
     await ask(api, answering(b"x" * SMALL_BODY_BYTES), client)
     assert client.status == 200

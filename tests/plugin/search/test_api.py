@@ -262,7 +262,7 @@ BAD_FILTERS = [
     ("name__in", "[", "name__in: expected a JSON array of texts and numbers, found '['"),
     ("name__notin", '[1, {"a": 2}]', "name__notin: expected a JSON array of texts and numbers"),
     ("name__arraycontains", "x", "malformed JSON"),
-    ("name__nope", "x", "no filter is called 'nope'"),
+    ("name__nope", "x", "there is no filter 'nope'"),
     ("nope", "x", "emoji has no column 'nope'"),
 ]
 

@@ -253,7 +253,7 @@ async def test_tables_that_are_not_embedded_say_how(datasette: Datasette) -> Non
         ("?_like=nope", 400, "emoji 'nope' is not embedded, or does not exist"),
         ("?_like=a%2Cb", 400, "emoji has no row 'a,b': its key is hexcode"),
         ("?q=x&nope=1", 400, "emoji has no column 'nope' to filter by; it has hexcode, emoji, name, group_name"),
-        ("?q=x&name__nope=1", 400, "no filter is called 'nope'; filters are "),
+        ("?q=x&name__nope=1", 400, "there is no filter 'nope'; filters are "),
         ("?q=x&_size=100000", 400, "_size: expected a whole number from 1 to 1000, found '100000'"),
         ("?_embedding=AAAAAA", 400, "vision_similarity(): expected two embeddings of the same model, found one of "),
     ],

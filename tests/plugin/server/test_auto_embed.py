@@ -157,12 +157,12 @@ def test_which_tables(tmp_path: Path, photos: Photos, vision: Vision) -> None:
         assert [(table["database"], table["table"]) for table in found["tables"]] == [("photos", "photos")]
         reasons = {each["name"]: each["reason"] for each in found["left_out"]}
         assert reasons == {
-            "photos/more": "it has not been embedded yet: datasette vision embed photos.db more begins it",
-            "fixed/photos": "fixed is served as immutable, or in memory: nothing can be written to it",
+            "photos/more": "it has not been embedded yet: run datasette vision embed photos.db more once",
+            "fixed/photos": "fixed is served as immutable, or in memory, and cannot be written to",
             "nowhere/photos": "there is no database 'nowhere'",
         }
         for name, reason in reasons.items():
-            assert server.log.count(f"auto_embed: {name} is not kept in step: {reason}") == 1
+            assert server.log.count(f"auto_embed: {name} is not kept in sync: {reason}") == 1
         assert 100 not in others[0].embedded
         # One that is embedded later is taken up without a restart.
         photos.execute("insert into more select * from photos limit 2")
@@ -181,7 +181,7 @@ def test_all_tables_of_all_databases_but_the_immutable_ones(tmp_path: Path, phot
         for each in (photos, *others):
             each.insert(100)
         until(lambda: 100 in photos.embedded and 100 in others[0].embedded, lambda: server.log)
-        line = "auto_embed: fixed is not kept in step: fixed is served as immutable, or in memory"
+        line = "auto_embed: fixed is not kept in sync: fixed is served as immutable, or in memory"
         until(lambda: line in server.log, lambda: server.log)
         assert server.log.count(line) == 1
         assert 100 not in others[1].embedded
@@ -305,7 +305,7 @@ async def test_a_folder_that_was_loaded_is_left_to_load(photos: Photos, tmp_path
         await soon(lambda: 100 in photos.embedded)
         await soon(auto_embed.left_out)
         assert [database for database, _ in auto_embed.kept()] == ["photos"]
-        reason = "its pictures are files: datasette vision load, run again, brings it up to date"
+        reason = "its images are files: run datasette vision load again to bring it up to date"
         assert auto_embed.left_out() == {"loaded/Photos": reason}
 
 
