@@ -1,1 +1,1 @@
-"""The demo database: every emoji with its picture, its names and its embedding."""
+"""The demo database: every emoji with its image, its names and its embedding."""

@@ -1,4 +1,4 @@
-"""The demo database: every emoji with its picture, its names and the embedding of the picture."""
+"""The demo database: every emoji with its image, its names and the embedding of the image."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EMOJI = SideTable("emoji", ("hexcode",))
 
 @dataclass(frozen=True)
 class Emoji:
-    """One emoji: its names and a small WebP picture of it (Noto Emoji)."""
+    """One emoji: its names and a small WebP image of it (Noto Emoji)."""
 
     hexcode: str
     emoji: str
@@ -52,7 +52,7 @@ class Emoji:
 
 
 def read_archive() -> Iterator[Emoji]:
-    """Read the emoji that come with the package, in Unicode order."""
+    """Read the bundled emoji, in Unicode order."""
     with zipfile.ZipFile(ARCHIVE) as archive:
         for entry in json.loads(archive.read("emoji.json")):
             yield Emoji(
@@ -67,10 +67,11 @@ def read_archive() -> Iterator[Emoji]:
 
 
 def write_database(path: Path, vision: Vision, on_progress: OnProgress[Progress] = no_progress) -> int:
-    """Write the demo database to `path`, in place of what is there, and return the number of emoji.
+    """Write the demo database to `path`, replacing an old one, and return the number of emoji.
 
-    It is made beside `path` and renamed when whole: stopping half-way leaves nothing. Calls `on_progress` after each
-    emoji. Raises OSError or sqlite3.Error when it cannot be written, or when another program is writing to the old one.
+    It is written beside `path` and renamed when complete: stopping half-way leaves nothing. Calls `on_progress` after
+    each emoji. Raises OSError or sqlite3.Error if it cannot be written, or if another program is writing to the old
+    one.
     """
     emoji = list(read_archive())
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
@@ -88,8 +89,9 @@ def write_database(path: Path, vision: Vision, on_progress: OnProgress[Progress]
 
 
 def _settle(path: Path) -> None:
-    """Move what waits in a database's write-ahead log into it: beside a new file of that name, it would be taken for
-    the new one's. Raises sqlite3.OperationalError while another program writes to it.
+    """Checkpoint a database's write-ahead log. Otherwise the log would be applied to a new file of the same name.
+
+    Raises sqlite3.OperationalError while another program writes to it.
     """
     connection = sqlite3.connect(path)
     with contextlib.closing(connection):
@@ -98,7 +100,7 @@ def _settle(path: Path) -> None:
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:
-            pass  # not a database: it has no log
+            pass  # not a database, so it has no log
 
 
 def fill(
@@ -130,7 +132,7 @@ def fill(
 def metadata(database: str, route: str) -> dict[str, object]:
     """Return metadata with the descriptions and saved queries, for Datasette to serve the demo as `database`.
 
-    `route` is the name as it stands in addresses.
+    `route` is its name in addresses.
     """
 
     def filled(value: object) -> object:
@@ -144,19 +146,19 @@ def metadata(database: str, route: str) -> dict[str, object]:
 
 
 def is_demo(path: Path) -> bool:
-    """Say whether this file is a demo database and nothing more, so that it may be made anew."""
+    """Say whether this file is a demo database and nothing more, so that it can be overwritten."""
     try:
         with contextlib.closing(_open_to_read(path)) as connection:
             found = dict(connection.execute("select name, sql from sqlite_master where name not like 'sqlite_%'"))
     except sqlite3.Error:
         return False
-    # What keeps the count of changes is part of it; a demo made before there was a count is one too.
+    # The table of changes is part of it. Demos made before it existed count too.
     found = {name: sql for name, sql in found.items() if not name.startswith((LOG, "_vision-"))}
     return set(found) == {EMOJI.table, EMOJI.name} and found[EMOJI.table].split()[2:] == CREATE_EMOJI.split()[2:]
 
 
 def is_demo_metadata(path: Path) -> bool:
-    """Say whether this file is metadata of a demo, so that it may be made anew."""
+    """Say whether this file is metadata of a demo, so that it can be overwritten."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -165,7 +167,7 @@ def is_demo_metadata(path: Path) -> bool:
 
 
 def search_demo(path: Path, vision: Vision, text: str, limit: int = 5) -> list[tuple[str, str, float]]:
-    """Return the (emoji, name, similarity) of the pictures in a demo database closest to a text, best first."""
+    """Return the (emoji, name, similarity) of the images in a demo database closest to a text, best first."""
     with contextlib.closing(_open_to_read(path)) as connection:
         sql.register(connection, lambda: vision)
         parameters = {"q": text, "limit": limit, "model": vision.config.default_model}
@@ -174,5 +176,5 @@ def search_demo(path: Path, vision: Vision, text: str, limit: int = 5) -> list[t
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:
-    # As an address, so that no character of the name is taken for something else.
+    # As a URI, so that no character of the name is misread.
     return sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True)

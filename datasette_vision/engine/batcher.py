@@ -1,4 +1,4 @@
-"""Many callers, one queue: whoever is waiting is answered together, as one batch."""
+"""Many callers, one queue: all waiting items are computed together, as one batch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Result = TypeVar("Result")
 
 ANSWER_TIMEOUT_S = 120.0
 EXIT_TIMEOUT_S = 10.0
-# A burst leaves freed memory behind that the system does not get back: with CLIP 150 of 430 MiB. Asked to when it is
-# over, the C library gives it back in 10 ms.
+# After a burst, the C library keeps freed memory: with CLIP 150 of 430 MiB. On request, it returns this memory in 10
+# ms.
 BURST_ITEMS = 16
 BURST_OVER_S = 1.0
-# The time of a batch is foreseen from the median of so many before it: a machine may be slow for long, or for a moment.
+# A batch's time is predicted from the median of this many before it: a machine may be slow for long, or for a moment.
 MEASURED_BATCHES = 8
 
 _open: weakref.WeakSet[Batcher[Any, Any]] = weakref.WeakSet()
@@ -40,9 +40,9 @@ _open: weakref.WeakSet[Batcher[Any, Any]] = weakref.WeakSet()
 
 @atexit.register
 def _end_work() -> None:
-    """Let the batches in hand finish, and drop the rest, before the interpreter goes.
+    """Let running batches finish, and drop the rest, before the interpreter exits.
 
-    A daemon thread that is inside ONNX Runtime when Python takes the interpreter down aborts the whole process.
+    A daemon thread that is inside ONNX Runtime when Python shuts the interpreter down aborts the whole process.
     """
     batchers = list(_open)
     for batcher in batchers:
@@ -69,15 +69,15 @@ class _Queued(Waiting[Result], Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Runs `run(items) -> results` for callers on many threads.
 
-    An idle batcher starts at once: it never waits for company. What arrives while it works is taken as the next batch,
-    at most `max_batch_size` items of it, and no more than can be computed in `batch_s` seconds, as far as that can be
-    foreseen: an item takes time in proportion to `size(item)`, and is padded to the largest of its batch. When a batch
-    fails, its items are tried alone, so that a bad one fails alone.
+    An idle batcher starts at once: it never waits for company. Items that arrive while it works become the next batch,
+    with at most `max_batch_size` items, and no more than it can compute in `batch_s` seconds. This is a prediction: the
+    time of an item is proportional to `size(item)`, and items are padded to the largest of the batch. If a batch fails,
+    its items are tried separately, so that only bad ones fail.
 
-    Items are taken in turns: clients first, then the callers of a client (caller.py), each in the order they came. An
-    item whose caller's deadline has passed is not computed. At most `max_queue` items wait. When the queue is full, a
-    new item takes the place of the newest of the client that has the most there, which fails with Busy; where the new
-    item's own client has as many, the item is refused with Busy. Bulk work (`offer`, `map`) gives way instead.
+    Items are taken in turns: clients first, then the callers of a client (caller.py), each in order of arrival. An item
+    whose caller's deadline has passed is not computed. At most `max_queue` items wait. If the queue is full, a new item
+    replaces the newest of the client with the most items, which fails with Busy; if the new item's own client has as
+    many, the new item is refused with Busy. Bulk work (`offer`, `map`) gives way instead.
 
     `ahead` is how many items whoever makes them ready (decodes an image, say) should hold at a time, from then until
     they are computed: a batch for each worker, and the next one, unless fewer may wait. `room` has as many places, for
@@ -122,9 +122,9 @@ class Batcher(Generic[Item, Result]):
         self._changed = threading.Condition()
         self._threads: set[threading.Thread] = set()
         self._idle = 0
-        self._untrimmed = 0  # items since memory was given back
+        self._untrimmed = 0  # items since memory was returned
         self._closed = False
-        # What was computed: batches by their size, and the time that took.
+        # Statistics: batches by size, and the time they took.
         self.sizes: Counter[int] = Counter()
         self.seconds = 0.0
         _open.add(self)
@@ -145,9 +145,9 @@ class Batcher(Generic[Item, Result]):
         return len(self._waiting)
 
     def submit(self, item: Item, keep: Callable[[Result], None] | None = None) -> Future[Result]:
-        """Queue one item for the current caller. Raises Busy when the queue is full or closed.
+        """Queue one item for the current caller. Raises Busy if the queue is full or closed.
 
-        `keep` gets the result on the worker's thread, even when nobody waits for it any more.
+        `keep` gets the result on the worker's thread, even if nobody waits for it any more.
         """
         return self._add(item, keep, crowding=True)
 
@@ -172,18 +172,18 @@ class Batcher(Generic[Item, Result]):
                     raise Busy("the system has no thread left for inference: try again in a moment") from None
             self._changed.notify()
         if crowded_out is not None:
-            _fail(crowded_out, Busy("others wait, and most of what does is yours: try again in a moment"))
+            _fail(crowded_out, Busy("most of the waiting inputs are yours, and others wait too: try again in a moment"))
         return entry
 
     def _leave(self, entry: Waiting[Result]) -> None:
-        """Free the place of an entry that was cancelled."""
+        """Free the place of a cancelled entry."""
         with self._changed:
             self._waiting.remove(entry, entry.caller)  # type: ignore[arg-type]
 
     def offer(self, item: Item, keep: Callable[[Result], None] | None = None) -> Future[Result] | None:
-        """Queue one item; when others fill the queue, give way for a moment and return None: for bulk work.
+        """Queue one item for bulk work. If others fill the queue, wait for a moment and return None.
 
-        Raises Busy when the batcher is closed.
+        Raises Busy if the batcher is closed.
         """
         try:
             return self._add(item, keep, crowding=False)
@@ -194,7 +194,7 @@ class Batcher(Generic[Item, Result]):
             return None
 
     def __call__(self, item: Item, keep: Callable[[Result], None] | None = None) -> Result:
-        """Queue one item and wait for its result. Raises DeadlineExceeded when the caller's time is up before."""
+        """Queue one item and wait for its result. Raises DeadlineExceeded if the caller's time is up first."""
         return self._wait(self.submit(item, keep))
 
     def map(
@@ -202,8 +202,8 @@ class Batcher(Generic[Item, Result]):
     ) -> Generator[Result | VisionError, None, None]:
         """Yield a result, or the error, for each item in order, holding at most `ahead` of the queue at a time.
 
-        `keep` gets the position of an item and its result, as soon as it is there. Raises DeadlineExceeded when the
-        caller's time is up; what is still in the queue then is not computed.
+        `keep` gets the position of an item and its result, as soon as it is computed. Raises DeadlineExceeded if the
+        caller's time is up; items that are still in the queue are not computed.
         """
         pending: deque[Future[Result]] = deque()
         caller = current()
@@ -224,14 +224,14 @@ class Batcher(Generic[Item, Result]):
                 future.cancel()
 
     def close(self) -> None:
-        """Refuse new items, answer those that wait, and end the workers."""
+        """Refuse new items, compute the waiting ones, and stop the workers."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self.join(self._answer_timeout_s)
 
     def drop(self) -> None:
-        """Refuse new items and those that wait; what is being computed is finished."""
+        """Refuse new and waiting items; finish items that are being computed."""
         with self._changed:
             self._closed = True
             waiting = self._take_all()
@@ -240,7 +240,7 @@ class Batcher(Generic[Item, Result]):
             _fail(entry, Busy("the server is shutting down"))
 
     def join(self, timeout_s: float) -> None:
-        """Wait until the workers of a closed batcher have ended."""
+        """Wait until the workers of a closed batcher have stopped."""
         with self._changed:
             threads = list(self._threads)
         for thread in threads:
@@ -256,7 +256,7 @@ class Batcher(Generic[Item, Result]):
             return future.result(caller.seconds_left(self._answer_timeout_s))
         except FutureTimeout:
             future.cancel()
-            caller.seconds_left(self._answer_timeout_s)  # raises where it was the caller's own time
+            caller.seconds_left(self._answer_timeout_s)  # raises if it was the caller's own time
             raise Busy(f"no answer within {self._answer_timeout_s:.0f} seconds: try again later") from None
         except DeadlineExceeded:
             future.cancel()
@@ -271,7 +271,7 @@ class Batcher(Generic[Item, Result]):
             return error
 
     def _start_worker(self) -> None:
-        """Start one more worker when there may be more. Called with the lock held."""
+        """Start one more worker if allowed. Called with the lock held."""
         if len(self._threads) < self.workers:
             thread = threading.Thread(target=self._work, name=f"datasette-vision-{self._name}", daemon=True)
             self._threads.add(thread)
@@ -290,7 +290,7 @@ class Batcher(Generic[Item, Result]):
                 else:
                     self._trim()
         except BaseException as error:
-            # Not an error of the input (those are answered below) but the end of this thread.
+            # Not an error of the input (those are handled below), but the end of this thread.
             logger.exception("a worker of %s died", self._name)
             for entry in batch or ():
                 _fail(entry, EngineFailure(f"an inference worker died ({type(error).__name__}) and is being replaced"))
@@ -301,7 +301,7 @@ class Batcher(Generic[Item, Result]):
                     self._replace()
 
     def _replace(self) -> None:
-        """Start another worker for what waits, or tell those who wait that there is none. Called with the lock held."""
+        """Start another worker for the waiting items, or fail them if that is impossible. Called with the lock held."""
         try:
             self._start_worker()
         except RuntimeError:
@@ -322,12 +322,12 @@ class Batcher(Generic[Item, Result]):
                 batch = self._next_batch(late)
                 self._untrimmed += len(batch)
             for entry in late:
-                _fail(entry, DeadlineExceeded("the time that this query or request has was up before its turn came"))
+                _fail(entry, DeadlineExceeded("the time for this query or request was up before its turn came"))
             if batch:
                 return batch
 
     def _next_batch(self, late: list[_Queued[Item, Result]]) -> list[_Queued[Item, Result]]:
-        """Take what is computed together next; what nobody waits for any more goes to `late`. With the lock held."""
+        """Take the items for the next batch; cancelled and expired ones go to `late`. Called with the lock held."""
         batch: list[_Queued[Item, Result]] = []
         largest, now = 0, time.monotonic()
         while len(batch) < self.max_batch_size and (entry := self._waiting.first()) is not None:
@@ -345,16 +345,20 @@ class Batcher(Generic[Item, Result]):
         return batch
 
     def _in_time(self, size: int) -> bool:
-        """Whether a batch of this size, padding included, can be computed in time. Of the first that is not known."""
+        """Whether a batch of this size, padding included, can be computed in time. Unknown, and so True, for the
+        first.
+        """
         return self._batch_s is None or (bool(self._paces) and median(self._paces) * size <= self._batch_s)
 
     def _wait_for_work(self) -> bool:
-        """Wait until there is work, or none to come; False: nothing came after a burst. Called with the lock held."""
+        """Wait until there is work or the batcher is closed. Returns False if nothing came after a burst. With the
+        lock held.
+        """
         self._idle += 1
         try:
             while not self._waiting and not self._closed:
                 timed_out = not self._changed.wait(self._burst_over_s if self._untrimmed >= BURST_ITEMS else None)
-                # Of several workers another may have seen to it, or still be at work.
+                # Another worker may have handled it, or may still be working.
                 all_idle = not self._waiting and self._idle == len(self._threads)
                 if timed_out and all_idle and self._untrimmed >= BURST_ITEMS:
                     return False
@@ -392,9 +396,9 @@ def _translate(error: Exception) -> VisionError:
     if isinstance(error, VisionError):
         return error
     logger.error("inference failed", exc_info=error)
-    return EngineFailure("inference failed on this input; the log says why")
+    return EngineFailure("inference failed on this input; see the log")
 
 
 def _fail(future: Future[Any], error: VisionError) -> None:
-    with contextlib.suppress(InvalidStateError):  # it is answered already, or cancelled
+    with contextlib.suppress(InvalidStateError):  # it has a result already, or is cancelled
         future.set_exception(error)

@@ -1,4 +1,4 @@
-"""Embeddings that were computed before, by what they were computed from."""
+"""A cache of embeddings, keyed by their inputs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections import OrderedDict
 from datasette_vision.vectors.embedding import Matrix, Vector
 from datasette_vision.vectors.zero_shot import LabelSet
 
-# What an entry costs beside its floats: key, array header, dictionary slot (measured with sys.getsizeof).
+# The overhead of an entry besides its floats: key, array header, dictionary slot (measured with sys.getsizeof).
 ENTRY_OVERHEAD = 350
 
 
 class EmbeddingCache:
-    """Keeps the embeddings used last, bounded in bytes. Thread-safe.
+    """Keeps the most recently used embeddings, up to a number of bytes. Thread-safe.
 
-    A key must name the model's identity and a digest of the whole input: nothing less tells two inputs apart.
+    A key must contain the model's identity and a digest of the whole input: anything less does not distinguish two
+    inputs.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -27,7 +28,7 @@ class EmbeddingCache:
         self.misses = 0
 
     def get(self, key: bytes) -> Vector | None:
-        """Return the embedding kept under this key, or None."""
+        """Return the embedding with this key, or None."""
         with self._lock:
             found = self._entries.get(key)
             if found is None:
@@ -38,8 +39,8 @@ class EmbeddingCache:
             return found
 
     def put(self, key: bytes, vector: Vector) -> None:
-        """Keep an embedding; those unused longest make room."""
-        kept = vector.copy()  # a row of a batch would keep the whole batch alive
+        """Store an embedding, and remove the least recently used ones if necessary."""
+        kept = vector.copy()  # a row of a batch would keep the whole batch in memory
         kept.flags.writeable = False
         with self._lock:
             old = self._entries.pop(key, None)
@@ -53,7 +54,9 @@ class EmbeddingCache:
 
 
 class LabelSets:
-    """Keeps the label sets used last, with the embeddings of their prompts, bounded in bytes. Thread-safe."""
+    """Keeps the most recently used label sets with the embeddings of their prompts, up to a number of bytes.
+    Thread-safe.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -62,7 +65,7 @@ class LabelSets:
         self.bytes = 0
 
     def get(self, key: tuple[str, str | None]) -> tuple[LabelSet, Matrix] | None:
-        """Return the labels and the (n, d) embeddings kept under (model, labels as text), or None."""
+        """Return the labels and the (n, d) embeddings with the key (model, labels as text), or None."""
         with self._lock:
             found = self._entries.get(key)
             if found is not None:
@@ -70,7 +73,7 @@ class LabelSets:
             return found
 
     def put(self, key: tuple[str, str | None], labels: LabelSet, prompts: Matrix) -> None:
-        """Keep a label set; those unused longest make room."""
+        """Store a label set, and remove the least recently used ones if necessary."""
         with self._lock:
             self._drop(key)
             self._entries[key] = labels, prompts
@@ -85,6 +88,6 @@ class LabelSets:
 
 
 def _size_of_set(key: tuple[str, str | None], labels: LabelSet, prompts: Matrix) -> int:
-    # A character takes up to 4 bytes; a string about 60 besides.
+    # A character takes up to 4 bytes, and a string about 60 more.
     texts = sum(map(len, labels.labels)) + sum(map(len, labels.prompts)) + len(key[1] or "")
     return prompts.nbytes + 4 * texts + 120 * len(labels.labels)

@@ -13,7 +13,7 @@ from datasette_vision.vectors.zero_shot import sigmoid, softmax
 
 
 class ImageClassifier:
-    """The graph of an installed classifier, loaded at its first use. Thread-safe."""
+    """The graph of an installed classifier, loaded on first use. Thread-safe."""
 
     def __init__(self, model: InstalledModel, load: LoadSession) -> None:
         manifest, image = model.manifest, model.manifest.image
@@ -24,7 +24,7 @@ class ImageClassifier:
     def classify_pixels(self, pixels: NDArray[np.float32]) -> NDArray[np.float64]:
         """Score preprocessed images: (n, 3, h, w) float32 -> (n, labels), probabilities.
 
-        They sum to 1 over the labels, unless the manifest's activation is sigmoid: then each stands for itself.
+        They sum to 1 over the labels, unless the manifest's activation is sigmoid: then each is independent.
         """
         output = self.graph.get().run({self.manifest.image.input: pixels})
         logits = checked(output, (len(pixels), len(self.labels)), self.manifest.name)

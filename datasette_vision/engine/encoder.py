@@ -19,9 +19,9 @@ LoadSession = Callable[[Path, tuple[str, ...], str], Session]
 
 
 def load_on(threads: int | None, providers: Sequence[str] = ()) -> LoadSession:
-    """Return a loader of graphs that run on so many threads (None: one for each core).
+    """Return a loader of graphs that run on this many threads (None: one for each core).
 
-    `providers` are ONNX Runtime's execution providers, the best first; the CPU without any.
+    `providers` are ONNX Runtime's execution providers, best first; the CPU if empty.
     """
     return lambda path, inputs, output: OnnxSession(
         path, inputs=inputs, output=output, threads=threads, providers=providers
@@ -29,7 +29,7 @@ def load_on(threads: int | None, providers: Sequence[str] = ()) -> LoadSession:
 
 
 class DualEncoder:
-    """The two towers of an installed model, each loaded at its first use. Thread-safe."""
+    """The two towers of an installed model, each loaded on first use. Thread-safe."""
 
     def __init__(self, model: InstalledModel, load: LoadSession) -> None:
         manifest = model.manifest
@@ -43,7 +43,7 @@ class DualEncoder:
         self.tokenizer: Lazy[Tokenizer] = Lazy(lambda: Tokenizer(model.path(text.tokenizer), text))
 
     def padded_length(self, sequence: list[int]) -> int:
-        """Return how many tokens the text tower reads of a tokenised text when that is alone in a batch."""
+        """Return how many tokens the text tower reads of a tokenised text that is alone in a batch."""
         return self._text.context_length if self._text.padding == "max_length" else len(sequence)
 
     def encode_tokens(self, sequences: Sequence[list[int]]) -> NDArray[np.float32]:
@@ -66,7 +66,7 @@ class DualEncoder:
 
 
 def checked(output: NDArray[np.float32], shape: tuple[int, int], name: str) -> NDArray[np.float32]:
-    """Return what the graph of a model gave. Raises EngineFailure when it is of another shape or not finite."""
+    """Return the output of a model's graph. Raises EngineFailure if it has another shape or is not finite."""
     if output.shape != shape:
         raise EngineFailure(f"{name}: expected an output of {shape}, found {output.shape}")
     if not np.isfinite(output).all():

@@ -1,4 +1,4 @@
-"""The way from an event loop to the models' queues: nothing here waits, and everything is answered by a future.
+"""From an event loop to the models' queues: nothing here blocks, and every result is a future.
 
 A request costs memory long before it reaches a model: an image of 100 megapixels is 300 MB while it is decoded. So
 images are decoded by a few threads, and only as many are kept decoded as a model's queue has room for; what waits
@@ -30,20 +30,20 @@ from datasette_vision.vectors.zero_shot import LabelSet, parse_labels
 
 T = TypeVar("T")
 
-# Threads that parse bodies and labels, and shrink pictures.
+# Threads that parse bodies and labels, and resize images.
 CALL_THREADS = 8
-# One would do, but for a text that is made to take long.
+# One would be enough, except for a text that is made to take long.
 TEXT_THREADS = 2
-# Texts that are tokenised in one turn: these many, or so many characters of them. Some milliseconds.
+# Texts tokenised in one turn: this many texts, or this many characters. It takes some milliseconds.
 TURN_TEXTS = 64
 TURN_CHARS = 10_000
 
 
 class Inference:
-    """Takes inputs to the queues of a Vision, for the current caller (caller.py). Thread-safe.
+    """Sends inputs to the queues of a Vision, for the current caller (caller.py). Thread-safe.
 
-    The caller's `admit` is asked once for each turn's inputs that the cache does not hold, before they are tokenised or
-    decoded. What is cancelled, or past the caller's deadline, is not computed.
+    The caller's `admit` is called once for each turn's inputs that the cache does not hold, before they are tokenised
+    or decoded. Inputs that are cancelled, or past the caller's deadline, are not computed.
     """
 
     def __init__(self, vision: Vision) -> None:
@@ -54,36 +54,44 @@ class Inference:
         self._closed = False
 
     def call(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Run something short that blocks, away from the event loop."""
+        """Run a short blocking function, away from the event loop."""
         return self._calls.submit(function, *arguments)
 
     def embed_texts(self, texts: Sequence[str], model: str | None = None) -> list[Future[Vector]]:
-        """Queue texts: for each a future of its embedding, (d,) float32, *not* normalised, or of a VisionError."""
+        """Queue texts: returns for each a future of its embedding, (d,) float32, *not* normalised, or of a
+        VisionError.
+        """
         outcomes: list[Future[Vector]] = [Future() for _ in texts]
         for start, end in _turns(texts):
             self._texts.submit(self._queue_texts, list(texts[start:end]), model, outcomes[start:end])
         return outcomes
 
     def embed_image(self, image: bytes | str, model: str | None = None) -> Future[Vector]:
-        """Queue an image, or text that is one: a future of its embedding, *not* normalised, or of a VisionError."""
+        """Queue an image, or its text form: returns a future of its embedding, *not* normalised, or of a
+        VisionError.
+        """
         return self._image(image, lambda: self._vision.services.dual_encoder(self._name(model)))
 
     def classify_image(self, image: bytes | str, model: str | None = None) -> Future[Vector | Scores]:
-        """Queue an image for a classifier: a future of what Vision.label() takes, or of a VisionError."""
+        """Queue an image for a classifier: returns a future of the input for Vision.label(), or of a VisionError."""
         return self._image(image, lambda: self._vision.classifier(model))
 
     def ask(self, operation: str, image: bytes | str, model: str | None = None) -> Future[Any]:
-        """Queue an image for an operation of a task: a future of what Vision.answer() takes, or of a VisionError."""
+        """Queue an image for an operation of a task: returns a future of the input for Vision.answer(), or of a
+        VisionError.
+        """
         return self._image(image, lambda: self._vision.services.for_operation(operation, model))
 
     def label_set(self, model: str, text: str) -> Future[tuple[LabelSet, Matrix]]:
-        """Queue the prompts of labels: a future of what Vision.label_set() returns, and keeps, or of a VisionError."""
+        """Queue the prompts of labels: returns a future of the result of Vision.label_set(), which is cached, or of
+        a VisionError.
+        """
         outcome: Future[tuple[LabelSet, Matrix]] = Future()
         self._calls.submit(self._queue_labels, model, text, outcome)
         return outcome
 
     def close(self) -> None:
-        """Refuse what waits here, and end the threads; what is in the queues is the queues' affair."""
+        """Refuse waiting inputs, and stop the threads. Inputs in the queues are left to the queues."""
         self._closed = True
         for pool in (self._texts, self._images, self._calls):
             pool.close()
@@ -128,7 +136,7 @@ class Inference:
             self._check()
             service = find()
             content = from_text(image) if isinstance(image, str) else image
-            # Scores of classifiers are not kept: the cache is for embeddings.
+            # Scores of classifiers are not cached: the cache is for embeddings.
             key = self._vision.image_key(service, content) if service.manifest.form.embeds else None
             vector = self._vision.cache.get(key) if key is not None else None
             if vector is not None:
@@ -137,7 +145,7 @@ class Inference:
             current().admit(images=1, load=service.to_load("image"))
             room = service.images.room
             if not room.acquire(timeout=current().seconds_left(ANSWER_TIMEOUT_S)):
-                current().seconds_left(ANSWER_TIMEOUT_S)  # raises where it was the caller's own time
+                current().seconds_left(ANSWER_TIMEOUT_S)  # raises if it was the caller's own time
                 raise Busy("other images are being embedded: try again in a moment")
             try:
                 self._check()
@@ -169,7 +177,7 @@ class Inference:
     ) -> None:
         """Queue the prompts that come after those done, a part at a time: a label set may be longer than the queue.
 
-        The last of them, or the first that fails, makes the outcome.
+        The last of them, or the first that fails, sets the outcome.
         """
         start = len(done)
         ahead = self._vision.services.dual_encoder(model).texts.ahead
@@ -198,14 +206,14 @@ class Inference:
         outcome.add_done_callback(lambda given_up: _cancel(futures) if given_up.cancelled() else None)
 
     def _check(self) -> None:
-        """Raise Busy at the end of the server, and DeadlineExceeded when the caller's time is up."""
+        """Raise Busy at shutdown, and DeadlineExceeded if the caller's time is up."""
         if self._closed:
             raise Busy("the server is shutting down")
         current().seconds_left(ANSWER_TIMEOUT_S)
 
 
 def _turns(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Cut texts into parts that take some milliseconds to tokenise: (start, end) of each."""
+    """Split texts into parts that take some milliseconds to tokenise: (start, end) of each."""
     start = characters = 0
     for position, text in enumerate(texts):
         if position > start and (characters + len(text) > TURN_CHARS or position - start == TURN_TEXTS):
@@ -218,7 +226,7 @@ def _turns(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 @contextlib.contextmanager
 def _errors_to(outcome: Future[Any]) -> Iterator[None]:
-    """Make what is raised in the block the outcome. Of one that was cancelled nobody wants to know."""
+    """Make an exception in the block the outcome. Ignored if the outcome was cancelled."""
     try:
         yield
     except InvalidStateError:
@@ -239,7 +247,7 @@ def _cancel(futures: Sequence[Future[Any]]) -> None:
 
 
 def _follow(future: Future[Any], outcome: Future[Any]) -> None:
-    """Hand on what comes of a queue, and back that nobody wants it any more."""
+    """Pass on a queue's result, and pass back a cancellation."""
 
     def done(finished: Future[Any]) -> None:
         with contextlib.suppress(InvalidStateError):
@@ -257,7 +265,7 @@ def _follow(future: Future[Any], outcome: Future[Any]) -> None:
 
 
 def outcome_of(future: Future[Any]) -> Any:
-    """Return what came of a future that is done: its result, or its VisionError. What nobody foresaw is raised."""
+    """Return the result of a finished future, or its VisionError. Other exceptions are raised."""
     error = future.exception()
     if error is None:
         return future.result()

@@ -1,4 +1,4 @@
-"""The only module that imports onnxruntime (but for those that bake), and it does so when the first model is loaded."""
+"""The only module that imports onnxruntime (except those that bake). It does so when the first model is loaded."""
 
 from __future__ import annotations
 
@@ -25,38 +25,40 @@ logger = logging.getLogger(__name__)
 class Session(Protocol):
     """A loaded graph. Thread-safe.
 
-    `one_by_one`: whether it is given one row at a time, because it takes no more or because rows of a batch influence
-    each other; so would the padding of a text to the length of others.
+    `one_by_one`: whether it gets one row at a time, because it accepts no more, or because the rows of a batch affect
+    each other. Padding a text to the length of others would too.
     """
 
     one_by_one: bool
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Compute the graph's one output for the named inputs."""
+        """Compute the graph's output for the named inputs."""
 
 
 def default_threads() -> int:
-    """Return how many cores this process may use, as far as its container lets it."""
+    """Return how many cores this process may use, according to its container."""
     return available_cores()
 
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a graph: its element type as ONNX Runtime writes it, and None for a size that varies."""
+    """An input or output of a graph: its element type as ONNX Runtime names it, and its shape, with None for
+    variable sizes.
+    """
 
     name: str
     type: str
     shape: tuple[int | None, ...]
 
 
-# The first version that lets one say how long threads spin; those before ignore what they do not know.
+# The first version with a setting for how long threads spin. Earlier ones ignore unknown settings.
 SPIN_DURATION_SINCE = (1, 26)
 CPU = "CPUExecutionProvider"
 WIDEN = "session.x64quantprecision"
-# They scale the activations of a whole batch by the largest among them: an image beside a bright one would have another
-# embedding than alone, to a hundredth or so. What quantize_dynamic() of ONNX Runtime makes has them; ours do not.
+# These scale the activations of a whole batch by its largest value: the embedding of an image beside a bright one would
+# differ by a hundredth or so. ONNX Runtime's quantize_dynamic() makes such graphs; ours do not have them.
 SCALE_THE_BATCH = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
-# What this package makes -> the narrower type that some exporters give their inputs. Nothing else is converted.
+# Our types -> the narrower types that some exporters give their inputs. Nothing else is converted.
 NARROWED = {
     ("int64", "tensor(int32)"): np.int32,
     ("float32", "tensor(float16)"): np.float16,
@@ -82,7 +84,7 @@ def known_overflow() -> bool | None:
 
 
 class OnnxSession:
-    """A graph loaded by ONNX Runtime. But for rounding, what is in a batch with a row does not change its answer."""
+    """A graph loaded by ONNX Runtime. Apart from rounding, the other rows of a batch do not change a row's result."""
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class OnnxSession:
         providers: Sequence[str] = (),
         widen: Callable[[], bool] = products_overflow,
     ) -> None:
-        """Load the graph at `path`, on the CPU unless other execution providers are given, the best first.
+        """Load the graph at `path`, on the CPU unless other execution providers are given, best first.
 
         Where `widen()`, 8-bit products are added in 32 bits, at the price of time: see overflow.py.
         Raises ModelCorrupt when it cannot be loaded, or does not have these inputs and this output, and ConfigError for
@@ -111,16 +113,16 @@ class OnnxSession:
                     f"{path}: expected {kind} {', '.join(expected)}, found {', '.join(sorted(found)) or 'none'}"
                 )
         self._run_options = run_options()
-        # Loading takes twice what the graph keeps: of 350 MiB with CLIP, 65 are free again by now.
+        # Loading takes twice the memory that the graph keeps: of 350 MiB with CLIP, 65 are free again by now.
         memory.trim()
         self._output = output
         self._types = {node.name: node.type for node in self._session.get_inputs()}
-        # One row at a time where there is no axis for more, as torch.onnx.export does unless told otherwise.
+        # One row at a time if there is no batch axis, which is the default of torch.onnx.export.
         fixed = any(node.shape[:1] == [1] for node in self._session.get_inputs())
         self.one_by_one = fixed or uses(path, SCALE_THE_BATCH)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Compute the output. Raises EngineFailure, the details in the log."""
+        """Compute the output. Raises EngineFailure; the details are in the log."""
         try:
             feeds = {name: self._fitted(name, value) for name, value in inputs.items()}
             rows = len(next(iter(feeds.values()))) if feeds else 0
@@ -128,11 +130,11 @@ class OnnxSession:
                 single = [{name: value[row : row + 1] for name, value in feeds.items()} for row in range(rows)]
                 answers = [self._session.run([self._output], feed, self._run_options)[0] for feed in single]
                 return np.concatenate(answers).astype(np.float32, copy=False)
-            # Half precision graphs answer in float16.
+            # Half-precision graphs return float16.
             return self._session.run([self._output], feeds, self._run_options)[0].astype(np.float32, copy=False)
         except Exception as error:
             logger.error("ONNX Runtime failed: %s", error)
-            raise EngineFailure("the inference engine failed on this input; the log says why") from None
+            raise EngineFailure("the inference engine failed on this input; see the log") from None
 
     def _fitted(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
         narrower = NARROWED.get((str(getattr(value, "dtype", "")), self._types.get(name, "")))
@@ -140,7 +142,7 @@ class OnnxSession:
 
 
 def ports(path: Path) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Return the inputs and the outputs of a graph. Raises ModelCorrupt when it cannot be loaded."""
+    """Return the inputs and the outputs of a graph. Raises ModelCorrupt if it cannot be loaded."""
     session = _load(path, 1, optimise=False)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     return tuple(_port(node) for node in inputs), tuple(_port(node) for node in outputs)
@@ -153,15 +155,17 @@ def _port(node: Any) -> Port:
 
 
 def without_telemetry() -> None:
-    """Have ONNX Runtime, not yet imported, report nothing: from 1.31 on it does, and writes into the user's home."""
+    """Disable ONNX Runtime's telemetry before it is imported: since 1.31 it reports data, and writes to the user's
+    home.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def waiting(version: str) -> dict[str, str]:
-    """Return the settings of how threads wait for the next operator of a graph.
+    """Return the settings for how threads wait for the next operator of a graph.
 
-    Spinning for 30 ms, as ONNX Runtime does by itself, takes the cores from Datasette and from the other tower. Asleep
-    at once, they wake up when an operator of 0.3 ms is over. 100 microseconds are longer than the gaps in a graph.
+    Spinning for 30 ms, ONNX Runtime's default, takes the cores from Datasette and from the other tower. Threads that
+    sleep at once wake up only when an operator of 0.3 ms is over. 100 microseconds are longer than the gaps in a graph.
     """
     if tuple(int(part) for part in version.split(".")[:2]) >= SPIN_DURATION_SINCE:
         return {"session.intra_op.spin_duration_us": "100"}
@@ -179,7 +183,7 @@ def session_options(threads: int) -> Any:
         options.add_session_config_entry(key, value)
     options.enable_mem_pattern = False  # shapes differ from call to call
     # Planning which buffers to share takes time that grows with the square of the graph: 110 of the 140 ms that a CLIP
-    # text tower takes to load. Buffers are freed after their last use all the same.
+    # text tower takes to load. Without it, buffers are still freed after their last use.
     options.enable_mem_reuse = False
     options.log_severity_level = 3
     return options
@@ -213,7 +217,7 @@ def _load(
     if unknown := [name for name in providers if name not in available]:
         raise ConfigError(
             f"providers: the installed ONNX Runtime has {', '.join(available)}, not {', '.join(unknown)};"
-            " that of NVIDIA GPUs comes with: pip install onnxruntime-gpu"
+            " for NVIDIA GPUs: pip install onnxruntime-gpu"
         )
     options = session_options(threads)
     if widen():
@@ -226,4 +230,4 @@ def _load(
         )
     except Exception as error:
         logger.error("%s: ONNX Runtime could not load it: %s", path, error)
-        raise ModelCorrupt(f"{path}: expected a graph that ONNX Runtime can load; the log says why not") from None
+        raise ModelCorrupt(f"{path}: expected a graph that ONNX Runtime can load; see the log") from None

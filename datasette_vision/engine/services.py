@@ -1,4 +1,4 @@
-"""Models ready to answer: each with its queues, made at first use and kept."""
+"""Loaded models: each with its queues, made on first use and kept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MakeLoader = Callable[[int | None, Sequence[str]], LoadSession]
 
 @dataclass(frozen=True)
 class BulkTower:
-    """A tower of a model as bulk work sees it: `prepare` on any thread, then the queue, then `finish`.
+    """A tower of a model for bulk work: call `prepare` on any thread, then the queue, then `finish`.
 
     `prepare` takes the bytes of an image file, or of a text in UTF-8, and raises InvalidImage or InvalidText.
     """
@@ -42,7 +42,7 @@ class BulkTower:
 
 
 class Unloader:
-    """Lets models leave memory when nobody has asked for them in a while, on a thread of its own."""
+    """Unloads models that have not been used for a while, on a separate thread."""
 
     def __init__(self) -> None:
         self._watched: list[tuple[Service, float]] = []
@@ -50,13 +50,13 @@ class Unloader:
         self._thread = threading.Thread(target=self._work, name="datasette-vision-unloader", daemon=True)
 
     def watch(self, service: Service, unload_after: float) -> None:
-        """Unload the parts of a service that are idle for so many seconds."""
+        """Unload the parts of a service that are idle for this many seconds."""
         self._watched.append((service, unload_after))
         if not self._thread.is_alive():
             self._thread.start()
 
     def stop(self) -> None:
-        """Unload no more."""
+        """Stop unloading."""
         self._stopped.set()
 
     def _work(self) -> None:
@@ -74,7 +74,7 @@ class Unloader:
 
 
 class Services:
-    """The models of a server by name. What a name means is fixed at its first use. Thread-safe."""
+    """The models of a server by name. What a name means is fixed on first use. Thread-safe."""
 
     def __init__(self, store: ModelStore, config: Config, load: MakeLoader) -> None:
         self._store = store
@@ -82,7 +82,7 @@ class Services:
         self._load = load
         self._lock = threading.Lock()
         self._services: dict[str, Service] = {}
-        # The model of a task that has only one, by the task.
+        # The only model of a task, by task.
         self._only: dict[str, str] = {}
         self._unloader: Unloader | None = None
 
@@ -97,21 +97,21 @@ class Services:
         return service
 
     def dual_encoder(self, name: str) -> EncoderService:
-        """Return the service of a dual encoder. Raises WrongTask when the model is something else."""
+        """Return the service of a dual encoder. Raises WrongTask if the model is something else."""
         service = self.get(name)
         if not service.manifest.form.embeds:
             raise WrongTask(f"{name!r} is for {service.manifest.task}: it makes no embeddings")
         return cast(EncoderService, service)
 
     def for_operation(self, operation: str, name: str | None) -> Service:
-        """Return the service of the model that answers an operation: of this name, or the only one that is installed.
+        """Return the service of the model for an operation: the named one, or the only one that is installed.
 
-        Raises UnknownModel where there is none, InvalidArgument where one of several has to be chosen, and WrongTask.
+        Raises UnknownModel if there is none, InvalidArgument if there are several to choose from, and WrongTask.
         """
         [form] = [form for form, each in operations() if each.name == operation]
         if name is None:
             name = self._only.get(form.task)
-        if name is None:  # found once: it takes reading every manifest, and SQL asks for each row
+        if name is None:  # found once: it requires reading every manifest, and SQL calls this for each row
             names = [entry["name"] for entry in self.describe("") if entry.get("task") == form.task]
             if not names:
                 raise UnknownModel(f"vision_{operation}() needs a model for {form.task}, and none is installed")
@@ -129,12 +129,12 @@ class Services:
         return service.loaded() if service else []
 
     def running(self) -> dict[str, Service]:
-        """Return the services that were asked for, by the name of their model."""
+        """Return the services in use, by model name."""
         with self._lock:
             return dict(self._services)
 
     def describe(self, default_model: str) -> list[dict[str, object]]:
-        """Describe the installed models; one that is damaged says so under "error"."""
+        """Describe the installed models. A damaged one has an "error"."""
         result: list[dict[str, object]] = []
         for name in self._store.names():
             try:
@@ -157,7 +157,7 @@ class Services:
         return result
 
     def close(self) -> None:
-        """Answer what waits, then stop."""
+        """Finish waiting work, then stop."""
         with self._lock:
             services = list(self._services.values())
         if self._unloader is not None:

@@ -1,4 +1,4 @@
-"""Text to token ids, by the `tokenizers` library and the model's own tokenizer.json."""
+"""Text to token ids, with the `tokenizers` library and the model's own tokenizer.json."""
 
 from __future__ import annotations
 
@@ -20,35 +20,37 @@ from datasette_vision.models.manifest import TextTower
 
 logger = logging.getLogger(__name__)
 
-# The first part of a text that is tokenised, in characters for each token that the tower reads. English has 4 or 5.
+# The first part of a text to tokenise, in characters for each token that the tower reads. English has 4 or 5.
 PART_CHARS_PER_TOKEN = 16
-# When that is not enough, the next part is so many times as long: all together at most 2.4 times the text.
+# If that is not enough, the next part is this many times as long: all parts together are at most 2.4 times the text.
 GROWTH = 4
-# What comes after a token changes it only when it is near: a word goes on, an accent follows, the name of a special
-# token ends. Even of a word of 100,000 letters byte pairs are merged from its beginning, so that a cut changes its end.
+# Only nearby text after a token can change it: a word continues, an accent follows, the name of a special token ends.
+# Byte pairs are merged from the beginning, even in a word of 100,000 letters, so a cut changes only the end.
 MARGIN_TOKENS = 128
-# But any number of accents on one letter are brought into an order first, and each is up to 4 tokens.
+# But any number of accents on one letter are sorted first, and each is up to 4 tokens.
 MARGIN_ACCENTS = 16
 LAST_RUN = re.compile(r"\S+\Z")
-# What a text is made of that shows which special tokens come before and which behind it.
+# Texts that show which special tokens come before and after a text.
 SAMPLE_TEXTS = ("a", "1", ".", "\u4e2d")
 
 
 class Tokenizer:
-    """Cuts text into the ids that a text tower expects. Thread-safe."""
+    """Turns text into the ids that a text tower expects. Thread-safe."""
 
     def __init__(self, path: Path, tower: TextTower) -> None:
-        """Load tokenizer.json. Raises ModelCorrupt when it cannot be read, or when tokenizers does not follow it."""
+        """Load tokenizer.json. Raises ModelCorrupt if it cannot be read, or if tokenizers does not implement it
+        correctly.
+        """
         import tokenizers  # loaded with the first text, never at start
 
-        load: Any = tokenizers.Tokenizer.from_file  # 1.0 has other methods than the types say
+        load: Any = tokenizers.Tokenizer.from_file  # 1.0 has other methods than its type stubs
         library = f"tokenizers {tokenizers.__version__}"
         try:
             with _panics_as_errors():
                 self._tokenizer = load(str(path))
         except Exception as error:
             logger.error("%s: %s: %s", path, library, error)
-            raise ModelCorrupt(f"{path}: expected a tokenizer; the log says why it cannot be read") from None
+            raise ModelCorrupt(f"{path}: expected a tokenizer; see the log") from None
         if hasattr(tokenizers, "Truncation"):  # 1.0
             self._tokenizer.padding = None
             self._tokenizer.truncation = None
@@ -57,17 +59,17 @@ class Tokenizer:
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
         self._tower = tower
-        # Special tokens count, and stay: a CLIP text tower reads its answer at the end token.
+        # Special tokens count, and stay: a CLIP text tower uses its output at the end token.
         self._before, self._after = self._special_tokens(path)
         self._room = max(0, tower.context_length - len(self._before) - len(self._after))
-        # A number may be cut into threes from its end, by a regular expression that looks ahead.
+        # A number may be split into threes from its end, by a regular expression with a lookahead.
         self._looks_ahead = b"(?=" in path.read_bytes()
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens included, at most context_length of them.
 
-        They are those of the whole text, but no more of it is looked at than they take: a text of 100,000 characters
-        costs what its first words do, unless it is made up so that what comes first depends on what comes last.
+        They are those of the whole text, but only the necessary part of it is tokenised: a text of 100,000 characters
+        costs as much as its first words, unless it is constructed so that its beginning depends on its end.
         """
         text = _well_formed(text)
         length = PART_CHARS_PER_TOKEN * self._tower.context_length
@@ -80,7 +82,9 @@ class Tokenizer:
         return [*self._before, *ids[: self._room], *self._after]
 
     def _begins(self, part: str) -> list[int] | None:
-        """Return the tokens that the tower reads of any text that begins with this part, None when more is needed."""
+        """Return the tokens that the tower reads of any text that begins with this part, None if more of the text is
+        needed.
+        """
         if all(map(unicodedata.combining, part[-MARGIN_ACCENTS:])):
             return None
         ids = self._content(LAST_RUN.sub("", part) if self._looks_ahead else part)
@@ -92,7 +96,7 @@ class Tokenizer:
         return ids
 
     def _special_tokens(self, path: Path) -> tuple[list[int], list[int]]:
-        """Return the tokens that come before every text, and those behind it."""
+        """Return the special tokens before and after every text."""
         for sample in SAMPLE_TEXTS:
             whole, inner = self._tokenizer.encode(sample).ids, self._content(sample)
             for start in range(len(whole) - len(inner) + 1) if inner else ():
@@ -103,9 +107,9 @@ class Tokenizer:
         )
 
     def _check_word_ends(self, path: Path, library: str) -> None:
-        """Raise ModelCorrupt when a word of one letter does not end with the file's end_of_word_suffix.
+        """Raise ModelCorrupt if a word of one letter does not end with the file's end_of_word_suffix.
 
-        tokenizers 1.0.0rc3 forgets it there, which gives CLIP other tokens and makes nonsense of its embeddings.
+        tokenizers 1.0.0rc3 omits it there, which gives CLIP other tokens and makes its embeddings useless.
         """
         model = json.loads(path.read_text("utf-8"))["model"]
         suffix = model.get("end_of_word_suffix")
@@ -115,13 +119,13 @@ class Tokenizer:
             if expected is not None and found != [expected]:
                 raise ModelCorrupt(
                     f"{path}: expected the word {letter!r} to be the token {expected}, and {library} gives {found}:"
-                    " it does not follow this file; pip install 'tokenizers<1'"
+                    " it does not implement this file; pip install 'tokenizers<1'"
                 )
 
     def pad(self, sequences: Sequence[list[int]]) -> dict[str, NDArray[np.int64]]:
         """Return input_ids and attention_mask, each of shape (n, length) int64.
 
-        The length is that of the longest sequence, or context_length where the tower was trained so.
+        The length is that of the longest sequence, or context_length if the tower was trained that way.
         """
         tower = self._tower
         longest = max(1, *(len(ids) for ids in sequences)) if sequences else 1
@@ -136,7 +140,7 @@ class Tokenizer:
 
 @contextlib.contextmanager
 def _panics_as_errors() -> Iterator[None]:
-    """Turn what Rust raises when it gives up, which is no Exception and would end a worker, into a RuntimeError."""
+    """Turn a Rust panic, which is not an Exception and would end a worker, into a RuntimeError."""
     try:
         yield
     except BaseException as error:
@@ -146,5 +150,5 @@ def _panics_as_errors() -> Iterator[None]:
 
 
 def _well_formed(text: str) -> str:
-    """Replace lone surrogates, which no UTF-8 can hold, by U+FFFD."""
+    """Replace lone surrogates, which UTF-8 cannot hold, with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

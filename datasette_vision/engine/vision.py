@@ -1,4 +1,4 @@
-"""Vision: configuration, models, queues and cache in one object. What every adapter calls."""
+"""Vision: configuration, models, queues and cache in one object. Every adapter calls it."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Matrix, Vector
 from datasette_vision.vectors.zero_shot import LabelSet, parse_labels, scores, top_k
 
-# The part of cache_mb that label sets may take; the rest is for embeddings.
+# The part of cache_mb for label sets. The rest is for embeddings.
 LABEL_SETS_SHARE = 0.25
 
 
 class Vision:
-    """Embeds, compares and classifies, with the models that are installed. Thread-safe.
+    """Embeds, compares and classifies, with the installed models. Thread-safe.
 
-    Work is done for the current caller (caller.py): its `admit` is asked before inputs are tokenised or decoded that
-    the cache does not hold, once for all inputs of a call. When its deadline passes, DeadlineExceeded is raised, and
-    what is not being computed yet never is; embeddings that were made are in the cache for the next attempt.
+    Work is done for the current caller (caller.py). Its `admit` is called once for all inputs of a call that the cache
+    does not hold, before they are tokenised or decoded. When its deadline passes, DeadlineExceeded is raised, and
+    inputs that are not being computed yet are dropped; finished embeddings are in the cache for the next attempt.
 
-    `load` makes a loader of graphs for a number of threads and execution providers; tests put their own there.
+    `load` makes a loader of graphs for a number of threads and execution providers. Tests pass their own.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Vision:
         return vectors.normalise(vector) if normalised else vector
 
     def embed_texts(self, texts: Sequence[str], model: str | None = None) -> Matrix:
-        """Embed n texts in batches: -> (n, d) float32, of unit length. Raises as embed_text() does, for the first."""
+        """Embed n texts in batches: -> (n, d) float32, of unit length. Raises the first error, as embed_text() does."""
         service = self._dual_encoder(model)
         keys = [self.text_key(service, text) for text in texts]
         found = [self.cache.get(key) for key in keys]
@@ -114,7 +114,7 @@ class Vision:
     def embed_image(self, image: bytes, model: str | None = None, *, normalised: bool = True) -> Vector:
         """Embed the bytes of an image file: -> (d,) float32, of unit length unless `normalised` is False.
 
-        Raises InvalidImage besides what embed_text() raises.
+        Raises InvalidImage, and the errors of embed_text().
         """
         service = self._dual_encoder(model)
         key = self.image_key(service, image)
@@ -125,7 +125,7 @@ class Vision:
         return vectors.normalise(vector) if normalised else vector
 
     def embed_images(self, sources: Iterable[bytes], model: str | None = None) -> Iterator[Vector | VisionError]:
-        """Embed many images: yields for each, in order, its unit-length embedding or why there is none.
+        """Embed many images: yields for each, in order, its unit-length embedding or its error.
 
         For bulk work: it keeps at most `ahead` of them in the queue, so that others are served beside it, and leaves
         the cache alone.
@@ -153,9 +153,9 @@ class Vision:
         yield from (failed[position] for position in sorted(failed))
 
     def embed_image_or_embedding(self, value: bytes, model: str | None = None) -> Vector:
-        """Return the unit-length embedding of `value`, which is an image file or an embedding of the model already.
+        """Return the unit-length embedding of `value`, which is an image file or already an embedding of the model.
 
-        What is which, vectors.embedding.unless_image() says. Raises as it and embed_image() do.
+        vectors.embedding.unless_image() decides which. Raises its errors and those of embed_image().
         """
         embedding = vectors.unless_image(value, self._dual_encoder(model).manifest.dimensions)
         return self.embed_image(value, model) if embedding is None else embedding
@@ -163,7 +163,7 @@ class Vision:
     # Bulk work: see pipeline.py
 
     def image_tower(self, model: str | None = None) -> BulkTower:
-        """Return the tower that turns images into unit-length embeddings, (d,) float32; the scores of a classifier.
+        """Return the tower that turns images into unit-length embeddings, (d,) float32, or into a classifier's scores.
 
         Raises UnknownModel or ModelCorrupt.
         """
@@ -175,7 +175,7 @@ class Vision:
         )
 
     def text_tower(self, model: str | None = None) -> BulkTower:
-        """Return the tower that turns texts into unit-length embeddings. Raises WrongTask besides."""
+        """Return the tower that turns texts into unit-length embeddings. Also raises WrongTask."""
         service = self._dual_encoder(model)
 
         def prepare(content: bytes) -> list[int]:
@@ -189,10 +189,10 @@ class Vision:
     # Classification
 
     def classify(self, image: bytes, model: str | None = None, k: int | None = 5) -> list[dict[str, object]]:
-        """Return the k best [{"label", "score"}] for an image, best first, over the labels that the model brings.
+        """Return the k best [{"label", "score"}] for an image, best first, from the labels that the model includes.
 
         Scores are over all labels, whatever k. The model is a fixed-label classifier, or a dual encoder with labels in
-        its manifest. Raises what embed_image() raises.
+        its manifest. Raises the errors of embed_image().
         """
         service = self.classifier(model)
         if service.manifest.form.embeds:
@@ -200,29 +200,31 @@ class Vision:
         return self.label(self._output(service, image), model, k)
 
     def classifier(self, model: str | None = None) -> Service:
-        """Return the service that classify() uses. Raises UnknownModel, ModelCorrupt, or WrongTask without labels."""
+        """Return the service that classify() uses. Raises UnknownModel, ModelCorrupt, or WrongTask if it has no
+        labels.
+        """
         name = model or self.config.default_classifier or self.config.default_model
         service = self.services.get(name)
         if not service.manifest.labels:
-            raise WrongTask(f"{name!r} brings no labels of its own: give some to vision_zero_shot()")
+            raise WrongTask(f"{name!r} has no labels of its own: pass labels to vision_zero_shot()")
         return service
 
     def label(self, output: Vector | Scores, model: str | None = None, k: int | None = 5) -> list[dict[str, object]]:
-        """Return what classify() does, given what the model made of the image: (d,), an embedding or its scores."""
+        """Return the result of classify(), given the model's output for the image: (d,), an embedding or scores."""
         service = self.classifier(model)
         return task_of(service.manifest.task).label(self, service, output, k)
 
     def ask(self, operation: str, image: bytes, model: str | None = None) -> object:
-        """Return what a model answers to an operation of its task: see models/tasks.py.
+        """Return a model's result for an operation of its task: see models/tasks.py.
 
-        Without `model` it is the only one installed for that task. Raises InvalidArgument where there are several,
-        WrongTask, and what embed_image() raises.
+        Without `model`, use the only one installed for that task. Raises InvalidArgument if there are several,
+        WrongTask, and the errors of embed_image().
         """
         service = self.services.for_operation(operation, model)
         return self.answer(service, operation, self._output(service, image))
 
     def answer(self, service: Service, operation: str, output: NDArray[Any]) -> object:
-        """Return what ask() does, given what the model made of the image."""
+        """Return the result of ask(), given the model's output for the image."""
         return task_of(service.manifest.task).answers[operation](service, output)
 
     def _output(self, service: Service, image: bytes) -> NDArray[Any]:
@@ -233,10 +235,9 @@ class Vision:
     def zero_shot(
         self, value: bytes, labels: str, model: str | None = None, k: int | None = None
     ) -> list[dict[str, object]]:
-        """Score an image, or an embedding of one, against labels: the k best [{"label", "score"}], best first.
+        """Score an image or image embedding against labels: returns the k best [{"label", "score"}], best first.
 
-        `labels` is JSON, as vectors.zero_shot.parse_labels() reads it. Raises InvalidLabels besides what embed_image()
-        raises.
+        `labels` is JSON for vectors.zero_shot.parse_labels(). Raises InvalidLabels, and the errors of embed_image().
         """
         name = model or self.config.default_model
         self._dual_encoder(name)
@@ -244,9 +245,9 @@ class Vision:
         return self.score(self.embed_image_or_embedding(value, name), chosen, prompts, name, k)
 
     def label_set(self, model: str, text: str | None, given: LabelSet | None = None) -> tuple[LabelSet, Matrix]:
-        """Return labels with the embeddings of their prompts, (n, d), kept for the next row of the same query.
+        """Return labels with the embeddings of their prompts, (n, d), cached for the next row of the same query.
 
-        They are read from `text`, as zero_shot() takes it; for the labels that a model brings there is none.
+        They are read from `text`, as in zero_shot(). Without `text`, they are the model's own labels.
         """
         found = self.label_sets.get((model, text))
         if found is None:
@@ -258,7 +259,7 @@ class Vision:
     def score(
         self, embedding: Vector, labels: LabelSet, prompts: Matrix, model: str, k: int | None
     ) -> list[dict[str, object]]:
-        """Score a unit-length embedding against a label set: the k best [{"label", "score"}], best first."""
+        """Score a unit-length embedding against a label set: returns the k best [{"label", "score"}], best first."""
         manifest = self._dual_encoder(model).manifest
         values = scores(
             prompts @ embedding,
@@ -272,25 +273,25 @@ class Vision:
     # Models
 
     def models(self) -> list[dict[str, object]]:
-        """Describe the installed models; one that is damaged says so under "error"."""
+        """Describe the installed models. A damaged one has an "error"."""
         return self.services.describe(self.config.default_model)
 
     def check_models(self) -> None:
-        """Raise UnknownModel, ModelCorrupt or WrongTask when a model that the configuration names cannot serve."""
+        """Raise UnknownModel, ModelCorrupt or WrongTask if a model that the configuration names cannot be used."""
         for name in self.config.named_models():
             self.store.find(name)
         self._dual_encoder(None)
         classifier = self.config.default_classifier
         if classifier is not None and not self.store.find(classifier).manifest.labels:
-            raise WrongTask(f"default_classifier: {classifier!r} brings no labels of its own")
+            raise WrongTask(f"default_classifier: {classifier!r} has no labels of its own")
 
     def preload(self, on_progress: OnProgress[str] = no_progress) -> None:
-        """Load the models of the configuration's `preload`; `ready` is told of each part: "clip text"."""
+        """Load the models in the configuration's `preload`. `on_progress` gets the name of each part: "clip text"."""
         for name in self.config.preload:
             self.services.get(name).warm(lambda part, name=name: on_progress(f"{name} {part}"))  # type: ignore[misc]
 
     def close(self) -> None:
-        """Answer what waits, then refuse more."""
+        """Finish waiting work, then refuse more."""
         self.services.close()
 
     def __enter__(self) -> Vision:
@@ -302,23 +303,23 @@ class Vision:
     def _dual_encoder(self, model: str | None) -> EncoderService:
         return self.services.dual_encoder(model or self.config.default_model)
 
-    # What the queues take, and the names of what the cache keeps
+    # Inputs of the queues, and keys of the cache
 
     def pixels(self, service: Service, image: bytes) -> Pixels:
-        """Decode an image as a model wants it, when there is memory for it. Raises InvalidImage or Busy."""
+        """Decode an image for a model, once there is memory for it. Raises InvalidImage or Busy."""
         spec = service.manifest.preprocess
         return self.decoder.decode(image, spec, spec.target)
 
     def keeping(self, key: bytes) -> Callable[[Vector], None]:
-        """Return what keeps an embedding in the cache: for a queue, which calls it even when nobody waits any more."""
+        """Return a function that caches an embedding: for a queue, which calls it even if nobody waits any more."""
         return functools.partial(self.cache.put, key)
 
     def image_key(self, service: Service, image: bytes) -> bytes:
-        """Name the embedding of an image in the cache."""
+        """Return the cache key of an image's embedding."""
         return _key(service, b"image", image)
 
     def text_key(self, service: EncoderService, text: str) -> bytes:
-        """Name the embedding of a text in the cache. Raises InvalidText."""
+        """Return the cache key of a text's embedding. Raises InvalidText."""
         self._check_text(text)
         return _key(service, b"text", text.encode("utf-8", "surrogatepass"))
 
@@ -331,7 +332,7 @@ class Vision:
 
 
 def _key(service: Service, kind: bytes, content: bytes) -> bytes:
-    """Name an embedding by all that decides it: the model, the tower and the whole input."""
+    """Return a key of everything that determines an embedding: the model, the tower and the whole input."""
     digest = hashlib.sha256(service.manifest.identity.encode() + b"\0" + kind + b"\0")
     digest.update(content)
     return digest.digest()

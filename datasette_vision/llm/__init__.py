@@ -1,4 +1,4 @@
-"""Both ways to the llm tool: our models for `llm embed`, and its models for llm_embed() in SQL.
+"""Both directions of the llm tool: our models for `llm embed`, and its models for llm_embed() in SQL.
 
 Needs the extra `llm`.
 """

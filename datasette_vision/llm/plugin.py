@@ -26,13 +26,15 @@ def _make_vision() -> Vision:
 
 
 class EmbeddingFailed(llm.ModelError, click.ClickException):
-    """Says which item is bad. llm's commands let a ModelError end in a traceback, and click shows its own in a line."""
+    """Names the bad items. llm's commands show a traceback for a ModelError, and click shows its own errors in one
+    line.
+    """
 
 
 class VisionEmbeddingModel(llm.EmbeddingModel):
-    """A dual encoder as llm sees it: text goes to the text tower, bytes to the image tower.
+    """A dual encoder as an llm model: text goes to the text tower, bytes to the image tower.
 
-    Embeddings are of unit length, as those of vision_embed().
+    Embeddings have unit length, like those of vision_embed().
     """
 
     supports_text = True
@@ -47,8 +49,8 @@ class VisionEmbeddingModel(llm.EmbeddingModel):
     def embed_batch(self, items: Iterable[str | bytes]) -> Iterator[list[float]]:
         """Yield an embedding for each text or image, in order.
 
-        Raises llm.ModelError that names every bad item by its position and digest: llm tells a model no file names, and
-        stores nothing of a batch that fails.
+        Raises llm.ModelError that names every bad item by its position and digest: llm passes no file names to a model,
+        and stores nothing of a batch that fails.
         """
         from datasette_vision.errors import VisionError
 
@@ -76,7 +78,7 @@ class VisionEmbeddingModel(llm.EmbeddingModel):
 
 @llm.hookimpl
 def register_embedding_models(register: Callable[[llm.EmbeddingModel], None]) -> None:
-    """Register each installed dual encoder. A model that cannot be read is left out: `vision_models()` names it."""
+    """Register each installed dual encoder. Unreadable models are left out: `vision_models()` lists them."""
     from datasette_vision.errors import VisionError
     from datasette_vision.models.store import ModelStore
 

@@ -1,4 +1,4 @@
-"""What knows nothing of images: lazy values, memory and cores, fair queues, SQL names and transactions.
+"""Utilities that know nothing about images: lazy values, memory and cores, fair queues, SQL names and transactions.
 
-Anything that names an image, a model or Datasette belongs elsewhere.
+Anything about images, models or Datasette belongs elsewhere.
 """

@@ -1,8 +1,8 @@
-"""Who a computation is for, and until when: what the queues need to be fair, and what ends work nobody waits for.
+"""Who a computation is for, and its deadline. Queues use this to be fair, and to stop work that nobody waits for.
 
-A server answers many clients at once. Whatever runs on behalf of one of them runs under `acting(Caller(…))`, on
-whichever thread that is; the models' queues ask `current()`. Without one, as in a script or a bulk job, work is
-NOBODY's: it has no deadline and is always admitted.
+A server has many clients at once. Work for one of them runs under `acting(Caller(…))`, on any thread, and the models'
+queues call `current()`. Without a caller, as in a script or a bulk job, the caller is NOBODY: its work has no deadline
+and is always admitted.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ class Admit(Protocol):
     """Lets work be done for a caller, or raises."""
 
     def __call__(self, *, texts: int = 0, images: int = 0, load: Callable[[], object] | None = None) -> None:
-        """Admit so many texts and images to a model. With none of either, the work is costly but needs no model.
+        """Admit this many texts and images to a model. With neither, the work is costly but needs no model.
 
-        `load` loads the model that the work needs; None when it is in memory already.
+        `load` loads the model for the work; None if it is already in memory.
         """
 
 
 def _always(*, texts: int = 0, images: int = 0, load: Callable[[], object] | None = None) -> None:
-    """Admit whatever comes; the queues load what they need."""
+    """Admit everything. The queues load the models."""
 
 
 @dataclass(frozen=True, eq=False)
 class Caller:
-    """One request, query or job. Two callers are never equal, so each is a key of its own in a queue.
+    """One request, query or job. Two callers are never equal, so each has its own key in a queue.
 
-    `client` names whom the request comes from: queues take turns among clients first, then among a client's callers.
-    `deadline` is in seconds of time.monotonic(). `admit` is called once before inputs are computed that no cache holds,
-    and before images are decoded for other ends; it raises when that must not be done now.
+    `client` is the client of the request: queues take turns among clients first, then among a client's callers.
+    `deadline` is in seconds of time.monotonic(). `admit` is called once before computing inputs that are not in a
+    cache, and before decoding images for other purposes. It raises if this is not allowed now.
     """
 
     client: str = ""
@@ -45,12 +45,12 @@ class Caller:
     admit: Admit = _always
 
     def seconds_left(self, at_most: float) -> float:
-        """Return how long this caller may still wait, at most `at_most`. Raises DeadlineExceeded when time is up."""
+        """Return how long this caller may still wait, at most `at_most`. Raises DeadlineExceeded if its time is up."""
         if self.deadline is None:
             return at_most
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise DeadlineExceeded("the time that this query or request has is up")
+            raise DeadlineExceeded("the time for this query or request is up")
         return min(left, at_most)
 
 
@@ -59,7 +59,7 @@ _current: ContextVar[Caller] = ContextVar("datasette_vision_caller", default=NOB
 
 
 def current() -> Caller:
-    """Return whom this thread or task computes for."""
+    """Return the caller for which this thread or task computes."""
     return _current.get()
 
 

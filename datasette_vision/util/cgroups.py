@@ -1,4 +1,4 @@
-"""Control groups of Linux: the limits that a container or a service manager sets for this process."""
+"""Linux control groups: the limits that a container or a service manager sets for this process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def folders(controller: str, cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> Iterator[Path]:
-    """Yield the folders whose limits hold for this process: its group's and those above it, of version 2 and 1.
+    """Yield the folders of the control groups that apply to this process: its own and their parents, of versions 2 and
+    1.
 
-    `controller` is cpu or memory. In a container the path of a group may be that of the machine, whose tree cannot be
-    seen from inside: so the root is always among them, and a folder need not exist.
+    `controller` is cpu or memory. In a container, the path of a group may be that of the host, which is not visible
+    inside. So the root is always included, and a folder need not exist.
     """
     try:
         lines = membership.read_text("utf-8").splitlines()

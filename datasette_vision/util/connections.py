@@ -1,4 +1,4 @@
-"""What is done with connections, of whatever SQLite module they are."""
+"""Functions for connections of any SQLite module."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def snapshot(connection: sqlite3.Connection, schema: str) -> Iterator[None]:
-    """Have all that is read within see one state of a database, whatever others commit meanwhile."""
+    """Make all reads in the block see one state of a database, whatever others commit meanwhile."""
     cursor = connection.cursor()
-    # A statement that is not at its end holds its view of the database: this one has a row more than is taken from it.
+    # An unfinished statement holds its view of the database: this one has one more row than is read.
     try:
         cursor.execute(f"select 1 from (select count(*) from {quote(schema)}.sqlite_master) union all values (2), (3)")
         cursor.fetchone()
@@ -35,10 +35,10 @@ def database_path(connection: sqlite3.Connection, schema: str) -> str:
 
 
 def recover_database(connect: Callable[..., sqlite3.Connection], path: str) -> None:
-    """Undo what a killed process was writing, if anything: whoever may only read a database cannot, and reads nothing.
+    """Roll back what a killed process was writing, if anything. A read-only connection cannot do this, and cannot read.
 
-    SQLite itself sees whether the journal beside the file is that of a transaction nobody will end. What cannot be
-    done is left: reading the database says why.
+    SQLite itself detects whether the journal beside the file belongs to an abandoned transaction. Errors are ignored:
+    reading the database reports them.
     """
     if not path or not Path(f"{path}-journal").exists():
         return
@@ -52,11 +52,11 @@ def recover_database(connect: Callable[..., sqlite3.Connection], path: str) -> N
 
 
 def open_to_read(connect: Callable[..., sqlite3.Connection], path: str) -> sqlite3.Connection | None:
-    """Open a database file to read it on any thread, or return None where it cannot be opened a second time.
+    """Open a database file to read it on any thread, or return None if it cannot be opened a second time.
 
-    `connect` is the class of the connection that there is: another SQLite may not know all that is in the file.
+    `connect` is the class of the existing connection: another SQLite may not support everything in the file.
     """
-    for mode in ("mode=ro", "mode=ro&immutable=1"):  # the second, where a write-ahead log cannot be made beside it
+    for mode in ("mode=ro", "mode=ro&immutable=1"):  # the second, if a write-ahead log cannot be created beside it
         try:
             connection = connect(
                 f"{Path(path).absolute().as_uri()}?{mode}", uri=True, check_same_thread=False, isolation_level=None

@@ -1,4 +1,4 @@
-"""How many cores this process may use: a container's share of the machine, not the machine."""
+"""How many cores this process may use: the container's share, not the whole machine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from datasette_vision.util.cgroups import CGROUPS, MEMBERSHIP, folders
 
 
 def available_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
-    """Return the cores that the scheduler lets this process run on, or its quota of time if that is less, at least 1.
+    """Return the number of cores that the scheduler gives this process, or its CPU quota if that is less; at least 1.
 
-    `docker run --cpus 1.5` on 64 cores leaves 64 in sight: as many threads would spend their time being throttled.
+    `docker run --cpus 1.5` on 64 cores leaves 64 visible: 64 threads would spend their time being throttled.
     """
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = (quota for folder in folders("cpu", cgroups, membership) for quota in _quota(folder))
@@ -21,7 +21,7 @@ def available_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> i
 
 
 def _quota(folder: Path) -> Iterator[float]:
-    """Yield the limit of processor time, in cores, that a group has, if any."""
+    """Yield the CPU quota of a control group, in cores, if it has one."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text("utf-8").split()

@@ -1,4 +1,4 @@
-"""Turns among those who wait: a client with much to do does not keep the others waiting."""
+"""Fair queues: a client with much work does not keep the others waiting."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ T = TypeVar("T")
 
 
 class Turns(Generic[Entry]):
-    """What waits, in a fair order: clients take turns, so do the callers of a client; a caller's own is first come.
+    """Waiting entries in a fair order: clients take turns, and so do the callers of a client. One caller's entries are
+    in order.
 
-    Entries are told apart by their hash. Not thread-safe: whoever has one has a lock as well.
+    Entries are compared by hash. Not thread-safe: users hold a lock.
     """
 
     def __init__(self) -> None:
@@ -30,23 +31,23 @@ class Turns(Generic[Entry]):
         return self._length
 
     def count(self, client: str) -> int:
-        """Return how many entries of a client wait."""
+        """Return how many entries of a client are waiting."""
         return self._counts[client]
 
     def add(self, entry: Entry, caller: Caller) -> None:
-        """Queue an entry behind the caller's others. A caller or client who had none comes last in the round."""
+        """Queue an entry behind the caller's others. A new caller or client comes last in the round."""
         self._clients.setdefault(caller.client, OrderedDict()).setdefault(caller, OrderedDict())[entry] = None
         self._counts[caller.client] += 1
         self._length += 1
 
     def first(self) -> Entry | None:
-        """Return the entry whose turn it is, None when there is none. It stays."""
+        """Return the entry that is next, None if there is none. It stays."""
         for callers in self._clients.values():
             return next(iter(next(iter(callers.values()))))
         return None
 
     def pop(self) -> Entry | None:
-        """Take the entry whose turn it is, None when there is none; then it is the next client's turn."""
+        """Take the entry that is next, None if there is none. Then it is the next client's turn."""
         entry = self.first()
         if entry is not None:
             client, callers = next(iter(self._clients.items()))
@@ -59,7 +60,7 @@ class Turns(Generic[Entry]):
         return entry
 
     def remove(self, entry: Entry, caller: Caller) -> bool:
-        """Take an entry out; say whether it was there."""
+        """Remove an entry; return whether it was there."""
         callers = self._clients.get(caller.client)
         entries = None if callers is None else callers.get(caller)
         if callers is None or entries is None or entry not in entries:
@@ -75,10 +76,11 @@ class Turns(Generic[Entry]):
         return True
 
     def crowd_out(self, client: str) -> Entry | None:
-        """Take the newest entry of the client with the most to make room for one of `client`, or None.
+        """Remove and return the newest entry of the client with the most, to make room for one of `client`; or return
+        None.
 
-        None when nobody would have more than `client` afterwards. NOBODY's entries stay: they are few, and nobody
-        would ask for them again.
+        None if no client would have more than `client` afterwards. NOBODY's entries stay: they are few, and nobody
+        would submit them again.
         """
         others = [name for name in self._clients if name != NOBODY.client]
         heaviest = max(others, key=self._counts.__getitem__, default=client)
@@ -91,7 +93,7 @@ class Turns(Generic[Entry]):
 
 
 class Waiting(Future[T]):
-    """A future of what waits in turns. Who cancels it frees its place at once."""
+    """A future of a waiting entry. Cancelling it frees its place at once."""
 
     def __init__(self, caller: Caller, leave: Callable[[Waiting[T]], None]) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class _Task(Waiting[Any]):
 
 
 class FairPool:
-    """Threads that run functions in turns: whose turn it is, is found out when a thread is free."""
+    """Threads that run functions in turns. The next one is chosen when a thread is free."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
@@ -118,20 +120,20 @@ class FairPool:
         self._lock = threading.Lock()
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Run a function on a thread, for the caller of this method. Raises Busy when the pool is closed."""
+        """Run a function on a thread, for the caller of this method. Raises Busy if the pool is closed."""
         task = _Task(current(), self._forget)
         task.call = lambda: function(*arguments)
         with self._lock:
             self._turns.add(task, task.caller)
         try:
             self._pool.submit(self._run_next)
-        except RuntimeError as error:  # the pool is closed, or there is no thread to be had
+        except RuntimeError as error:  # the pool is closed, or no thread is available
             self._forget(task)
-            raise Busy(f"nothing can be taken on now ({error}): try again in a moment") from None
+            raise Busy(f"no more work can be accepted now ({error}): try again in a moment") from None
         return task
 
     def close(self) -> None:
-        """Refuse more. What waits is still run."""
+        """Refuse new work. Waiting work is still run."""
         self._pool.shutdown(wait=False)
 
     def _run_next(self) -> None:
@@ -147,7 +149,7 @@ class FairPool:
         else:
             task.set_result(result)
         finally:
-            del task.call  # and with it what it holds
+            del task.call  # together with what it holds
 
     def _forget(self, task: Waiting[Any]) -> None:
         with self._lock:

@@ -1,12 +1,12 @@
-"""Keeps Python's garbage collector away from the threads that a SQL query waits for.
+"""Keeps Python's garbage collector off the threads that a SQL query waits for.
 
-A thread inside a SQL function holds the mutex of its SQLite connection, and freeing a cursor of that connection on any
-other thread waits for the mutex. Python's collector runs on whichever thread happens to allocate, and frees what it
-finds. When that is such a cursor, left in a cycle by an earlier query, and the SQL function waits for that thread, both
-wait for ever.
+A thread inside a SQL function holds the mutex of its SQLite connection, and freeing a cursor of that connection on
+another thread waits for the mutex. Python's collector runs on whichever thread happens to allocate, and frees what it
+finds. If that is such a cursor, left in a cycle by an earlier query, and the SQL function waits for that thread, both
+wait forever.
 
-So while SQL functions that wait are in use, automatic collection is off, and one thread that nobody waits for, and that
-holds no lock, collects in its place.
+So while SQL functions that wait are in use, automatic collection is off. Instead one thread collects, which nobody
+waits for and which holds no lock.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from typing import Any
 from datasette_vision.errors import Busy
 
 # Between two rows of a query its functions wait for nothing, but the query still holds its mutex. So the collector
-# stays away for some seconds after the last call.
+# stays off for some seconds after the last call.
 LINGER_S = 10.0
 POLL_S = 0.05
 IDLE_POLL_S = 1.0
-# A full collection walks all there is: at most this part of the time goes into it.
+# A full collection visits all objects. At most this share of the time is spent on it.
 FULL_PART = 0.05
-# A collection that has not ended after so long waits for a mutex, which may be that of the thread that asks.
+# A collection that takes longer than this is waiting for a mutex, possibly that of the calling thread.
 STUCK_S = 1.0
 
 
 class CollectElsewhere:
-    """A block in which no thread but one of its own collects garbage, entered by any number of threads, also nested.
+    """A block during which only a dedicated thread collects garbage. Any number of threads can enter it, also nested.
 
-    It takes no lock: the collector could run in a thread that holds it. What the threads share are single assignments,
-    and entries of a dictionary that only their own thread writes.
+    It uses no lock: the collector could run in a thread that holds it. The threads share only single assignments, and
+    entries of a dictionary that only their own thread writes.
     """
 
     def __init__(self, linger_s: float = LINGER_S, stuck_s: float = STUCK_S) -> None:
         self._linger_s = linger_s
         self._stuck_s = stuck_s
-        self._depths: dict[int, int] = {}  # of the threads inside
+        self._depths: dict[int, int] = {}  # of the threads in the block
         self._until = 0.0
         self._took_over = False  # automatic collection is off, and was on before
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()  # only ever tried, never waited for
-        self._collecting: tuple[int, object] | None = None  # (thread, a mark of this collection)
-        self._harmless: set[int] = set()  # threads that collect where nobody waits for them
+        self._starting = threading.Lock()  # only tried, never waited for
+        self._collecting: tuple[int, object] | None = None  # (thread, a marker of this collection)
+        self._harmless: set[int] = set()  # threads on which collecting is safe, because nobody waits for them
 
     def watch(self) -> None:
-        """Take note from now on of which thread is collecting."""
+        """Track from now on which thread is collecting."""
         if self._on_collection not in gc.callbacks:
             gc.callbacks.append(self._on_collection)
 
@@ -63,7 +63,7 @@ class CollectElsewhere:
             self._harmless.discard(ident)
 
     def __enter__(self) -> None:
-        """Raises Busy when a collection is under way that does not end: it may wait for this very thread."""
+        """Raises Busy if a collection in progress does not end: it may be waiting for this very thread."""
         ident = threading.get_ident()
         self._depths[ident] = self._depths.get(ident, 0) + 1
         try:
@@ -87,7 +87,7 @@ class CollectElsewhere:
 
     def _start(self) -> None:
         if not self._starting.acquire(blocking=False):
-            return  # another thread is at it
+            return  # another thread does it
         try:
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name="datasette-vision-garbage", daemon=True)
@@ -112,7 +112,7 @@ class CollectElsewhere:
             if found[0] == ident or found[0] in self._harmless:
                 return
             if time.monotonic() > until:
-                raise Busy("Python is freeing what an earlier query left behind: try again in a moment")
+                raise Busy("Python is freeing the memory of an earlier query: try again in a moment")
             time.sleep(0.001)
 
     def _work(self) -> None:
@@ -135,13 +135,13 @@ class CollectElsewhere:
     def _hand_back(self) -> None:
         self._took_over = False
         gc.enable()
-        if self._depths:  # a thread came in meanwhile, and may have found the collector off
+        if self._depths:  # a thread entered meanwhile, and may have found the collector off
             self._took_over = True
             gc.disable()
 
 
 def _due(*, full: bool) -> int | None:
-    """Return the oldest generation that automatic collection would look at now, None when it would look at none."""
+    """Return the oldest generation that automatic collection would collect now, None if there is none."""
     counts, thresholds = gc.get_count(), gc.get_threshold()
     for generation in (2, 1, 0) if full else (1, 0):
         if counts[generation] > thresholds[generation] > 0:

@@ -1,4 +1,4 @@
-"""A value that is made when first asked for, once, however many threads ask."""
+"""A value that is made on first use, once, however many threads request it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 class Lazy(Generic[T]):
-    """Calls `make` at the first `get()`. When `make` raises, the next `get()` tries again.
+    """Calls `make` at the first `get()`. If `make` raises, the next `get()` tries again.
 
-    `make` must not return None, which stands for "not made yet", nor ask for this same value.
+    `make` must not return None, which means "not made yet", and must not request the same value.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -28,7 +28,7 @@ class Lazy(Generic[T]):
         return self._value is not None
 
     def get(self) -> T:
-        """Return the value, making it first if need be."""
+        """Return the value, making it first if necessary."""
         self._last_used = time.monotonic()
         value = self._value
         if value is None:
@@ -36,13 +36,13 @@ class Lazy(Generic[T]):
                 value = self._value
                 if value is None:
                     value = self._value = self._make()
-                    self._last_used = time.monotonic()  # making may take long: idle time counts from here
+                    self._last_used = time.monotonic()  # making it may take long: idle time counts from here
         return value
 
     def forget(self, idle_s: float = 0.0) -> bool:
-        """Drop the value if nobody asked for it in the last `idle_s` seconds; say whether it was dropped.
+        """Drop the value if nobody requested it in the last `idle_s` seconds; return whether it was dropped.
 
-        Whoever still holds the value keeps it; the next `get()` makes it anew.
+        Existing references stay valid. The next `get()` makes the value again.
         """
         with self._lock:
             if self._value is None or time.monotonic() - self._last_used < idle_s:

@@ -1,4 +1,4 @@
-"""How much memory this process holds and may hold, and giving back what it no longer needs."""
+"""The memory that this process uses and may use, and returning unused memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGE_BLOCK = 4 << 20
 
 
 def resident_mib() -> float | None:
-    """Return the resident memory of this process in MiB, or None where the system has no /proc to tell it."""
+    """Return the resident memory of this process in MiB, or None on systems without /proc."""
     held = _kibibytes(STATUS, "VmRSS:")
     return None if held is None else held / 1024
 
@@ -27,10 +27,10 @@ def resident_mib() -> float | None:
 def available_bytes(
     cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP, meminfo: Path = MEMINFO, status: Path = STATUS
 ) -> int | None:
-    """Return how many bytes this process may hold in all: at most what its container is limited to.
+    """Return how many bytes this process may use in total: at most the limit of its container.
 
-    That is the least limit of its control groups and of those above them, or what the machine has free besides what the
-    process holds already, if that is less. None where the system does not tell.
+    This is the lowest limit of its control groups and their parents; or the machine's free memory plus what the process
+    already uses, if that is less. None if the system does not say.
     """
     limits = [limit for folder in folders("memory", cgroups, membership) if (limit := _limit(folder)) is not None]
     machine = _kibibytes(meminfo, "MemAvailable:")
@@ -44,33 +44,36 @@ def available_bytes(
 def _limit(folder: Path) -> int | None:
     """Return the limit of a control group, version 2 or 1, in bytes, or None."""
     for name in ("memory.max", "memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+        with contextlib.suppress(OSError, ValueError):  # "max" means no limit
             return int((folder / name).read_text("utf-8"))
     return None
 
 
 def _kibibytes(path: Path, name: str) -> int | None:
-    """Return the number in kB that stands behind a name, in a file of /proc."""
+    """Return the number in kB after a name, in a file of /proc."""
     with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
         return int(next(line for line in path.read_text("utf-8").splitlines() if line.startswith(name)).split()[1])
     return None
 
 
 def return_large_blocks() -> None:
-    """Have the C library give large blocks back to the system as soon as they are freed, in all of this process.
+    """Make the C library return large blocks to the system as soon as they are freed, in the whole process.
 
-    By itself glibc does so until the first one of up to 32 MB is freed, and then keeps those of that size in its heaps,
-    with holes between them: after 96 pictures on 8 threads a process held 299 MiB, with this 111 (it began with 93).
+    By default, glibc does so until the first one of up to 32 MB is freed, and then keeps blocks of that size in its
+    heaps, with holes between them: after 96 images on 8 threads a process held 299 MiB, with this setting 111 (it began
+    with 93).
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):
             library = ctypes.CDLL(None)
             library.mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
-            library.mallopt(_M_TRIM_THRESHOLD, 4 * LARGE_BLOCK)  # or every small block at the top would go at once
+            library.mallopt(
+                _M_TRIM_THRESHOLD, 4 * LARGE_BLOCK
+            )  # otherwise every small block at the top is returned at once
 
 
 def give_back() -> None:
-    """Let go of what nothing refers to any more, and return freed memory to the system.
+    """Collect garbage, and return freed memory to the system.
 
     Call it on a thread that holds no lock and that nobody waits for: see garbage.py.
     """
@@ -79,8 +82,10 @@ def give_back() -> None:
 
 
 def trim() -> None:
-    """Return freed memory to the system: glibc keeps what was freed in the middle of its heaps until it is told to."""
+    """Return freed memory to the system. Without this call, glibc keeps memory that was freed in the middle of its
+    heaps.
+    """
     if sys.platform == "linux":
-        # Other C libraries, musl for one, have no such function and give back by themselves.
+        # Other C libraries, such as musl, have no such function and return memory by themselves.
         with contextlib.suppress(AttributeError, OSError):
             ctypes.CDLL(None).malloc_trim(0)

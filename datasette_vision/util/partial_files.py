@@ -1,7 +1,7 @@
-"""Files in the making, each beside the one it becomes. What a killed process left is told from what is being written.
+"""Unfinished files, each written beside its final path. Leftovers of killed processes can be told from files in use.
 
-Whoever writes holds a lock on the file, which the system lets go of when the process ends, however it ends. So a
-leftover is known at once, whatever the clock says. Where a file system has no locks, it is known by its age.
+The writer holds a lock on the file, which the system releases when the process ends, however it ends. So leftovers are
+recognised at once, whatever their time. On file systems without locks, they are recognised by age.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pathlib import Path
 from typing import Any
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
-# Without locks: nobody writes one file for so long. A time in the future is as old: the clock was set back.
+# Without locks: no file takes this long to write. A time in the future counts as old: the clock was set back.
 STALE_S = 3600.0
 
 
 @contextlib.contextmanager
 def unfinished(path: Path, suffix: str) -> Iterator[Path]:
-    """Give an empty file beside `path` to write to, and put it in the place of `path` at the end.
+    """Give an empty file beside `path` to write to, and rename it to `path` at the end.
 
-    When the block raises, the file is removed and `path` stays as it was. Raises OSError.
+    If the block raises, the file is removed and `path` stays as it was. Raises OSError.
     """
     temporary, descriptor = _locked(path, suffix)
     try:
         try:
             yield temporary
-            if fcntl is None:  # Windows renames no open file
+            if fcntl is None:  # Windows cannot rename an open file
                 os.close(descriptor)
                 descriptor = -1
             temporary.replace(path)
@@ -44,9 +44,9 @@ def unfinished(path: Path, suffix: str) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Remove the files of a folder that killed processes were writing, of those whose names match a glob.
+    """Remove files in a folder that killed processes were writing, if their names match a glob.
 
-    What cannot be removed stays. Raises OSError when the folder cannot be read.
+    Files that cannot be removed stay. Raises OSError if the folder cannot be read.
     """
     for leftover in list(folder.glob(pattern)):
         with contextlib.suppress(OSError):
@@ -54,7 +54,7 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
 
 
 def _locked(path: Path, suffix: str) -> tuple[Path, int]:
-    """Make a file, and return it with the descriptor that holds its lock."""
+    """Create a file, and return it with the descriptor that holds its lock."""
     while True:
         temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}{suffix}")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -62,7 +62,7 @@ def _locked(path: Path, suffix: str) -> tuple[Path, int]:
             if fcntl is not None:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Another may have come between the two, and have taken the file for a leftover.
+            # Another process may have come between the two, and have taken the file for a leftover.
             if os.path.samestat(os.fstat(descriptor), os.stat(temporary)):  # noqa: PTH116
                 return temporary, descriptor
         except FileNotFoundError:
@@ -75,14 +75,14 @@ def _locked(path: Path, suffix: str) -> tuple[Path, int]:
 
 def _remove(leftover: Path) -> None:
     if fcntl is None:
-        leftover.unlink()  # Windows refuses while somebody has it open
+        leftover.unlink()  # Windows refuses while it is open
         return
     descriptor = os.open(leftover, os.O_RDWR)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return  # somebody is writing to it
+            return  # another process is writing to it
         except OSError:
             if abs(time.time() - os.fstat(descriptor).st_mtime) <= STALE_S:
                 return

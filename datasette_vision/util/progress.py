@@ -1,4 +1,4 @@
-"""How long work reports how far it is: `on_progress`, a callback with one argument."""
+"""How long-running work reports its progress: `on_progress`, a callback with one argument."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 P = TypeVar("P")
 
-# Called now and then with how far the work is: a line of text, a Progress, or the summary of a job.
+# Called with the progress of the work: a line of text, a Progress, or the summary of a job.
 OnProgress = Callable[[P], None]
 
 
@@ -22,4 +22,4 @@ class Progress:
 
 
 def no_progress(progress: object) -> None:
-    """Ignore the report: the default of every `on_progress`."""
+    """Ignore the report. The default of every `on_progress`."""

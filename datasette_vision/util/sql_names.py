@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# The names by which SQLite knows the row number of a table that has one, unless a column takes the name.
+# SQLite's names for the rowid of a table that has one, unless a column has that name.
 ROWID_NAMES = ("rowid", "oid", "_rowid_")
 
 
@@ -17,6 +17,6 @@ def literal(text: str) -> str:
 
 
 def rowid_name(columns: list[str]) -> str | None:
-    """Return a name for the row number of a table with these columns, or None when columns take all three."""
+    """Return a name for the rowid of a table with these columns, or None if columns use all three names."""
     taken = {column.lower() for column in columns}
     return next((name for name in ROWID_NAMES if name not in taken), None)

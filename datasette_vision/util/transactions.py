@@ -1,4 +1,6 @@
-"""Rows written in small transactions: none is open while the next rows are made, and a kill loses a moment's work."""
+"""Writes rows in small transactions: none is open while the next rows are computed, and a kill loses a moment's
+work.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,21 @@ from typing import Generic, Protocol, TypeVar
 T = TypeVar("T")
 
 TRANSACTION_S = 0.25
-TRANSACTION_SHARE = 0.1  # of the time at most goes into transactions, however slow the disk is
-ROWS = 500  # some 20 ms: a Datasette that writes beside us is not kept waiting
-BUSY_TIMEOUT_MS = 300_000  # somebody else's VACUUM takes minutes
+TRANSACTION_SHARE = 0.1  # of the time at most is spent in transactions, however slow the disk is
+ROWS = 500  # about 20 ms: a Datasette that writes to the same file does not have to wait long
+BUSY_TIMEOUT_MS = 300_000  # another process's VACUUM takes minutes
 
 
 class Writer(Protocol):
-    """Runs a function in a transaction, on a connection that it may write to, and returns what it returns."""
+    """Runs a function in a transaction, on a connection that it may write to, and returns its result."""
 
     def __call__(self, function: Callable[[sqlite3.Connection], T], /) -> T: ...
 
 
 def in_transaction(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run a function in a transaction of a connection, committed at its end; in the one that is open, if one is."""
+    """Run a function in a transaction of a connection, committed at its end; or in a transaction that is already
+    open.
+    """
     began = not connection.in_transaction
     if began:
         connection.execute("begin immediate")
@@ -39,7 +43,7 @@ def in_transaction(connection: sqlite3.Connection, function: Callable[[sqlite3.C
 
 
 def writer_on(connection: sqlite3.Connection) -> Writer:
-    """Return a writer on a connection of its own, in autocommit mode. It waits while others write."""
+    """Return a writer on a separate connection, in autocommit mode. It waits while others write."""
     connection.execute(f"pragma busy_timeout = {BUSY_TIMEOUT_MS}")
 
     def write(function: Callable[[sqlite3.Connection], T], /) -> T:
@@ -49,9 +53,9 @@ def writer_on(connection: sqlite3.Connection) -> Writer:
 
 
 class Transactions(Generic[T]):
-    """Gathers what `add` gets and has `write(connection, rows)` write it, in a transaction some times a second.
+    """Collects rows from `add` and writes them with `write(connection, rows)`, in a transaction a few times a second.
 
-    As a context manager it writes the rest at the end, also when an exception passes; but not after one of SQLite's.
+    As a context manager it writes the rest at the end, even on an exception, but not after one of SQLite's.
     """
 
     def __init__(self, writer: Writer, write: Callable[[sqlite3.Connection, list[T]], None]) -> None:
@@ -63,7 +67,7 @@ class Transactions(Generic[T]):
         self._failed = False
 
     def add(self, row: T) -> None:
-        """Take a row, and write those that wait when they are many or have waited long. Raises as the writer does."""
+        """Take a row, and write the waiting rows if they are many or have waited long. Raises the writer's errors."""
         if not self._waiting:
             self._since = time.monotonic()
         self._waiting.append(row)
@@ -71,7 +75,7 @@ class Transactions(Generic[T]):
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that wait. Raises as the writer does."""
+        """Write the waiting rows. Raises the writer's errors."""
         if not self._waiting:
             return
         began = time.monotonic()

@@ -113,7 +113,7 @@ def test_install_from_the_catalogue(models_dir: Path, hub: Hub, tmp_path: Path) 
     hub.repositories["AdamCodd/vit-base-nsfw-detector"] = repositories.classifier(tmp_path / "nsfw")
     for name in ("clip", "clip-multilingual", "siglip2", "nsfw"):
         assert vision("install", name).stdout.startswith(f"{name} is installed in {models_dir / name}\n")
-        assert "is installed already" in vision("install", name).stdout
+        assert "is already installed" in vision("install", name).stdout
     rows = {row["name"]: row for row in json.loads(vision("models", "--json").stdout)}
     assert rows["clip"]["licence"] == "MIT"
     assert rows["clip-multilingual"]["source"] == (

@@ -99,7 +99,7 @@ def test_the_columns_are_those_of_the_table(home: Path) -> None:
 
 
 def test_the_readme(home: Path) -> None:
-    section = (ROOT / "README.md").read_text("utf-8").split("## Embed your own pictures")[1].split("\n## ")[0]
+    section = (ROOT / "README.md").read_text("utf-8").split("## Embed your own images")[1].split("\n## ")[0]
     lines = [line for block in blocks(section, "bash") for line in block.splitlines()]
     assert lines.pop(0).startswith("datasette vision install clip ")  # that one needs the network
     answers = [type_in(line) for line in lines if " vision " in line.partition("#")[0]]

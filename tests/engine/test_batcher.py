@@ -382,7 +382,7 @@ def test_a_client_that_fills_the_queue_makes_room_for_another(doubler: Doubler, 
         submit_for(batcher, ANN, 9)
     few = submit_for(batcher, BOB, 20, 21, 22, 23)
     for future in many[4:]:
-        with pytest.raises(Busy, match="most of what does is yours"):
+        with pytest.raises(Busy, match="most of the waiting inputs are yours"):
             future.result(0)
     with pytest.raises(Busy, match=r"^8 inputs are waiting already"):
         submit_for(batcher, BOB, 24)  # they have as many as each other

@@ -152,7 +152,7 @@ def test_a_place_is_given_back_when_decoding_fails(fake_models: Path, counting: 
     vision.close()
     assert isinstance(outcome_of_done(inference.embed_image(pictures.png(seed=5))), Busy)
     inference.close()
-    with pytest.raises(Busy, match="nothing can be taken on now"):
+    with pytest.raises(Busy, match="no more work can be accepted now"):
         inference.embed_texts(["x"])
 
 

@@ -18,7 +18,7 @@ from datasette_vision.engine.runtime import WIDEN, OnnxSession, Port, default_th
 from datasette_vision.errors import ConfigError, EngineFailure, ModelCorrupt
 from tests import fakes
 
-FAILED = "the inference engine failed on this input; the log says why"
+FAILED = "the inference engine failed on this input; see the log"
 
 
 def graph(path: Path, kind: int = TensorProto.FLOAT, second: str | None = None) -> Path:
@@ -201,7 +201,7 @@ def test_what_cannot_be_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture,
         path.write_bytes(content)
     with caplog.at_level(logging.ERROR), pytest.raises(ModelCorrupt) as caught:
         load(path)
-    assert str(caught.value) == f"{path}: expected a graph that ONNX Runtime can load; the log says why not"
+    assert str(caught.value) == f"{path}: expected a graph that ONNX Runtime can load; see the log"
     assert caught.value.__suppress_context__
     assert f"{path}: ONNX Runtime could not load it: " in caplog.text
 

@@ -167,7 +167,7 @@ def test_what_is_no_tokenizer(tmp_path: Path, caplog: pytest.LogCaptureFixture, 
     path.write_bytes(content)
     with caplog.at_level(logging.ERROR), pytest.raises(ModelCorrupt) as caught:
         make(path)
-    assert str(caught.value) == f"{path}: expected a tokenizer; the log says why it cannot be read"
+    assert str(caught.value) == f"{path}: expected a tokenizer; see the log"
     assert caught.value.__cause__ is None
     assert len(caplog.records) == 1
     assert caplog.records[0].getMessage().startswith(f"{path}: ")

@@ -149,7 +149,7 @@ def test_a_classifier_gives_probabilities_over_all_its_labels(fake_vision: Visio
 def test_a_dual_encoder_classifies_over_the_labels_of_its_manifest(fake_vision: Vision) -> None:
     found = fake_vision.classify(pictures.png(), "fake-labels")
     assert {entry["label"] for entry in found} == {"x", "y"}
-    with pytest.raises(WrongTask, match="'fake' brings no labels of its own: give some to vision_zero_shot"):
+    with pytest.raises(WrongTask, match="'fake' has no labels of its own: pass labels to vision_zero_shot"):
         fake_vision.classify(pictures.png(), "fake")
 
 
@@ -202,7 +202,7 @@ def test_too_many_labels_are_refused(fake_models: Path) -> None:
 
 def test_a_default_classifier_without_labels_is_found_out(fake_models: Path) -> None:
     config = Config(default_model="fake", default_classifier="fake")
-    with pytest.raises(WrongTask, match=r"^default_classifier: 'fake' brings no labels of its own$"):
+    with pytest.raises(WrongTask, match=r"^default_classifier: 'fake' has no labels of its own$"):
         Vision(config, store=ModelStore(fake_models)).check_models()
 
 

@@ -70,7 +70,7 @@ async def test_our_models_come_first_then_those_of_llm_then_an_error(fake_models
     assert len(await value(datasette, "llm_embed('vision/fake', 'a')")) == 32
     assert len(await value(datasette, "llm_embed('embed-demo', 'a')")) == 64
     message = await value(datasette, "llm_embed('nope', 'a')")
-    assert message.startswith("llm_embed(): no model 'nope' is installed, nor does llm know one; installed are: fake")
+    assert message.startswith("llm_embed(): no model 'nope' is installed, and llm has none; installed are: fake")
 
 
 @pytest.mark.asyncio
@@ -78,7 +78,7 @@ async def test_a_model_of_llm_that_fails_is_an_error_that_shows_nothing_of_itsel
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     message = await value(make_datasette(), "llm_embed('embed-fails', 'a')")
-    assert message == "llm_embed(): the llm model 'embed-fails' failed with RuntimeError; the server's log says more"
+    assert message == "llm_embed(): the llm model 'embed-fails' failed with RuntimeError; see the server's log"
     assert "secret /etc/passwd" in caplog.text
 
 

@@ -136,7 +136,7 @@ def test_one_broken_image_does_not_stop_a_query(fake_db: Connection) -> None:
         ("vision_from_json(5)", "vision_from_json(): expected a JSON array as TEXT, found an INTEGER"),
         ("vision_from_base64(5)", "vision_from_base64(): expected base64 as TEXT, found an INTEGER"),
         ("vision_to_json('[1]')", "vision_to_json(): expected an embedding BLOB, found TEXT"),
-        ("vision_classify(x'00', 'fake')", "vision_classify(): 'fake' brings no labels of its own: give some to vis"),
+        ("vision_classify(x'00', 'fake')", "vision_classify(): 'fake' has no labels of its own: pass labels to vis"),
         ("vision_classify(x'00', 'fake-classifier', 0)", "vision_classify(): expected k to be a whole number of at le"),
         ("vision_classify(x'00', 'fake-classifier', 'x')", "vision_classify(): expected k to be a whole number of at"),
         ("vision_zero_shot(vision_embed('x'), 'cat')", "vision_zero_shot(): expected labels as a JSON array such as "),
@@ -281,7 +281,7 @@ def test_classify(fake_db: Connection, fake_vision: Vision) -> None:
     assert found == fake_vision.classify(picture, "fake-classifier")
     assert len(json.loads(str(fake_db.one("vision_classify(?, 'fake-classifier', 2)", picture)))) == 2
     assert fake_db.one("vision_classify(x'00', 'fake-classifier')") is None
-    assert "brings no labels of its own" in fake_db.error("vision_classify(?)", picture)
+    assert "has no labels of its own" in fake_db.error("vision_classify(?)", picture)
 
 
 def test_zero_shot_and_label_take_an_image_or_its_embedding(fake_db: Connection) -> None:

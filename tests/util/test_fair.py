@@ -124,7 +124,7 @@ def test_errors_come_out_of_the_future_and_a_closed_pool_is_busy(pool: FairPool)
     go = hold(pool)
     waiting = pool.submit(current)
     pool.close()
-    with pytest.raises(Busy, match="nothing can be taken on now"):
+    with pytest.raises(Busy, match="no more work can be accepted now"):
         pool.submit(current)
     go.set()
     assert waiting.result(60) is NOBODY

@@ -151,7 +151,7 @@ def test_a_collection_that_waits_for_this_query_is_an_error_and_not_a_deadlock()
     """)
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=110, text=True)
     assert result.returncode == 0, result.stderr
-    assert "vision_embed(): Python is freeing what an earlier query left behind: try again in a moment" in result.stdout
+    assert "vision_embed(): Python is freeing the memory of an earlier query: try again in a moment" in result.stdout
 
 
 @pytest.fixture

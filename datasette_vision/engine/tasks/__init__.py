@@ -1,4 +1,5 @@
-"""What models are for: a module for each task, which says how one is loaded, run, tried and asked.
+"""Tasks: a module for each, which says how its models are loaded, run, tested and called.
 
-A new task is a module here and a line in registry.py. Its SQL functions and HTTP routes follow from its operations.
+A new task is a module here and a line in registry.py. Its SQL functions and HTTP routes are derived from its
+operations.
 """

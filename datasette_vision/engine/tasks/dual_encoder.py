@@ -1,4 +1,4 @@
-"""CLIP and its like: an image tower and a text tower whose embeddings can be compared."""
+"""CLIP and similar models: an image tower and a text tower whose embeddings can be compared."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class EncoderService(Service):
-    """A dual encoder behind a queue for each tower."""
+    """A dual encoder with a queue for each tower."""
 
     def __init__(self, model: InstalledModel, load: LoadSession, settings: dict[str, Any]) -> None:
         encoder = self.encoder = DualEncoder(model, load)
@@ -42,15 +42,15 @@ class EncoderService(Service):
         )
 
     def tokenise(self, text: str) -> list[int]:
-        """Return what `texts` takes. The tokenizer is loaded first if need be.
+        """Return the input for `texts`. Loads the tokenizer first if necessary.
 
-        Raises DeadlineExceeded when the caller's time is up before it is; the loading goes on.
+        Raises DeadlineExceeded if the caller's time is up before that; the loading continues.
         """
         tokenizer = self.encoder.tokenizer
         return (tokenizer.get() if tokenizer.loaded else within_deadline(tokenizer.get)).encode(text)
 
     def to_load(self, tower: str) -> Callable[[], object] | None:
-        """Return what loads the "text" or the "image" tower, None when it is in memory."""
+        """Return a function that loads the "text" or the "image" tower, None if it is in memory."""
         if tower == "text" and not self.encoder.tokenizer.loaded:
             return self._load_text
         return super().to_load(tower)
@@ -67,9 +67,9 @@ class EncoderService(Service):
 
 
 def within_deadline(make: Callable[[], T]) -> T:
-    """Return what `make()` does. A caller with a deadline stops waiting at that; `make` goes on, for others.
+    """Return the result of `make()`. A caller with a deadline stops waiting then; `make` continues, for others.
 
-    Raises DeadlineExceeded, and what `make` raises.
+    Raises DeadlineExceeded, and the errors of `make`.
     """
     caller = current()
     if caller.deadline is None:
@@ -116,7 +116,7 @@ def _checks(model: InstalledModel, load: LoadSession, picture: Pixels, text: str
 def _unit(vector: Vector) -> Vector:
     norm = float(np.linalg.norm(vector.astype(np.float64)))
     if not np.isfinite(norm) or norm == 0:
-        raise ModelCorrupt("the model gives an embedding without a direction")
+        raise ModelCorrupt("the model returns an embedding of length zero")
     return (vector / norm).astype(np.float32)
 
 

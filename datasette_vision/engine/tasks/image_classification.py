@@ -1,4 +1,4 @@
-"""Classifiers with fixed labels: an image in, a score for each label out."""
+"""Classifiers with fixed labels: from an image to a score for each label."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from datasette_vision.vectors.zero_shot import top_k
 
 
 class ClassifierService(Service):
-    """A fixed-label classifier behind its queue."""
+    """A fixed-label classifier with its queue."""
 
     def __init__(self, model: InstalledModel, load: LoadSession, settings: dict[str, Any]) -> None:
         classifier = self.classifier = ImageClassifier(model, load)

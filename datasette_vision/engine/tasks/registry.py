@@ -1,4 +1,4 @@
-"""The tasks there are. To add one is a line in BUILT_IN, or register() from outside."""
+"""The registered tasks. To add one, add a line to BUILT_IN, or call register_task() from outside."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _tasks: dict[str, Task] = {task.name: task for task in BUILT_IN}
 
 
 def task_of(name: str) -> Task:
-    """Return the task of a name. Manifests have been checked to name one that there is."""
+    """Return the task of a name. Manifests have been checked for unknown tasks."""
     return _tasks[name]
 
 
 def register_task(task: Task) -> None:
-    """Add a task, before models are looked for and connections are made.
+    """Add a task, before models are listed and connections are made.
 
-    Raises ValueError for a name that is taken, and for an operation that nothing answers.
+    Raises ValueError for a name that is taken, and for an operation without an answer.
     """
     names = {operation.name for operation in task.form.operations}
     if task.name in _tasks or names & {operation.name for _, operation in operations()}:
@@ -35,7 +35,7 @@ def register_task(task: Task) -> None:
 
 @contextlib.contextmanager
 def registered(task: Task) -> Iterator[None]:
-    """Have a task for as long as the block runs: for tests."""
+    """Register a task while the block runs: for tests."""
     register_task(task)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What every task says of itself, and what every model that is ready to answer can do."""
+"""The descriptions of tasks, and the interface of loaded models."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from datasette_vision.vectors.zero_shot import LabelSet
 Pixels = NDArray[np.float32]
 Scores = NDArray[np.float64]
 
-# Whoever comes waits for the batch in hand and is in the next. CLIP ViT-B/32 on one core: some 20 texts of 77 tokens.
+# New inputs wait for the running batch and join the next. This is about 20 texts of 77 tokens, with CLIP ViT-B/32 on
+# one core.
 BATCH_S = 0.25
 
 
 class Service:
-    """A model behind its queues. Each graph is a tower: "image", and "text" where the task has one."""
+    """A model with its queues. Each graph is a tower: "image", and "text" if the task has one."""
 
     images: Batcher[Pixels, Any]
 
@@ -39,13 +40,13 @@ class Service:
         self._settings = settings
 
     def queue(self, tower: str, run: Callable[[list[Any]], Sequence[Any]], **settings: Any) -> Batcher[Any, Any]:
-        """Make the queue of a tower, whose batches `run` computes."""
+        """Make the queue of a tower. `run` computes its batches."""
         settings = {"batch_s": BATCH_S, "load": self._towers[tower].get, **self._settings, **settings}
         self.queues[tower] = Batcher(run, name=f"{self.manifest.name}-{tower}", **settings)
         return self.queues[tower]
 
     def to_load(self, tower: str) -> Callable[[], object] | None:
-        """Return what loads a tower, None when it is in memory."""
+        """Return a function that loads a tower, None if it is in memory."""
         return None if self._towers[tower].loaded else self._towers[tower].get
 
     def loaded(self) -> list[str]:
@@ -53,23 +54,23 @@ class Service:
         return [name for name, tower in self._towers.items() if tower.loaded]
 
     def unload(self, idle_s: float) -> list[str]:
-        """Drop the towers that nobody asked for in the last `idle_s` seconds, and return their names."""
+        """Drop the towers that nobody used in the last `idle_s` seconds, and return their names."""
         return [name for name, tower in self._towers.items() if tower.forget(idle_s)]
 
     def warm(self, on_progress: OnProgress[str] = no_progress) -> None:
-        """Load every tower; `on_progress` gets the name of each."""
+        """Load every tower. `on_progress` gets the name of each."""
         spec = self.manifest.preprocess
         self.images(np.zeros((3, spec.crop_height, spec.crop_width), dtype=np.float32))
         on_progress("image")
 
     def close(self) -> None:
-        """Answer what waits, then refuse more."""
+        """Finish waiting work, then refuse more."""
         for queue in self.queues.values():
             queue.close()
 
 
 class LabelScorer(Protocol):
-    """What a task needs of Vision to score labels by their texts."""
+    """The part of Vision that a task needs to score labels by their texts."""
 
     def label_set(self, model: str, text: str | None, given: LabelSet | None = None) -> tuple[LabelSet, Matrix]:
         """Return labels with the embeddings of their prompts, (n, d)."""
@@ -82,9 +83,9 @@ class LabelScorer(Protocol):
 
 @dataclass(frozen=True)
 class CanonicalCheck:
-    """One thing that a model answers, to be recorded in its manifest and compared later: (d,) float32.
+    """One output of a model, to record in its manifest and compare later: (d,) float32.
 
-    `key` is where the manifest's `canonical` has it, `file` the graph that makes it, and `what` is put in: the
+    `key` is its key in the manifest's `canonical`, `file` the graph that computes it, and `what` the input: the
     canonical "picture" or "text".
     """
 
@@ -96,13 +97,13 @@ class CanonicalCheck:
 
 @dataclass(frozen=True)
 class Task:
-    """A task: what its models consist of, how one is loaded and tried, and what it answers.
+    """A task: what its models consist of, how one is loaded and tested, and what it returns.
 
-    `make` puts an installed model behind its queues; `settings` are those of Batcher. `finish` turns an output of the
-    image tower, (d,), into what bulk work stores. `label` names what is in an image, given that output, by the labels
-    that the model brings: the k best [{"label", "score"}], best first. `checks` are of a canonical picture and text.
-    `answers` has, for each operation of the form, what turns such an output into what is told: text, or what JSON can
-    say. It gets the service too, and runs on a thread.
+    `make` connects an installed model to its queues; `settings` are those of Batcher. `finish` turns an output of the
+    image tower, (d,), into the value that bulk work stores. `label` names the contents of an image, given that output,
+    with the model's own labels: the k best [{"label", "score"}], best first. `checks` are for a canonical image and
+    text. `answers` has, for each operation, a function that turns such an output into its result: text, or a JSON
+    value. It also gets the service, and runs on a thread.
     """
 
     form: Form
@@ -114,5 +115,5 @@ class Task:
 
     @property
     def name(self) -> str:
-        """The name, as manifests have it."""
+        """The task's name in manifests."""
         return self.form.task

@@ -1,1 +1,1 @@
-"""What bounds SQL that strangers write: permission, time, threads and memory of each query."""
+"""Limits for SQL from untrusted clients: permission, time, threads and memory of each query."""

@@ -1,6 +1,6 @@
-"""Shares for each client: of the threads for SQL, and of what the event loop works on.
+"""Limits each client's share of the SQL threads, and of the work on the event loop.
 
-A client that keeps its share busy waits behind itself, and never holds all there is.
+A client that uses up its share waits for itself, and never holds everything.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from dataclasses import dataclass, field
 
 from datasette_vision.errors import Busy
 
-# How long a query waits for others of its own client, and how many of them may wait. A page asks some 30 at a time.
+# How long a query waits for others of its client, and how many of them may wait. A page sends about 30 at a time.
 SHARE_TIMEOUT_S = 30.0
 MAX_WAITING = 200
 
 
 @dataclass
 class _Client:
-    """What one client has: how much is under way, and what waits, the first to go on first."""
+    """The state of one client: how much is running, and what is waiting, first in line first."""
 
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
 
 
 class Shares:
-    """Lets each client have so many of something under way at a time: of queries, by default. For one event loop."""
+    """Limits how many queries, or other work, each client runs at a time. For one event loop."""
 
     def __init__(self, each: int, max_waiting: int = MAX_WAITING, what: str = "queries") -> None:
         self._each = each
@@ -37,9 +37,9 @@ class Shares:
 
     @contextlib.asynccontextmanager
     async def hold(self, client: str, first: bool = False, timeout_s: float = SHARE_TIMEOUT_S) -> AsyncIterator[None]:
-        """Hold one of a client's places while the block runs, before its others with `first`.
+        """Hold one of a client's places while the block runs, ahead of its others with `first`.
 
-        Raises Busy when too many of its own wait, or when none of them ends in time.
+        Raises Busy if too many of the client's own are waiting, or if none of them ends in time.
         """
         own = self._clients.setdefault(client, _Client())
         if own.running < self._each:
@@ -53,20 +53,20 @@ class Shares:
 
     async def _wait(self, client: str, own: _Client, first: bool, timeout_s: float) -> None:
         if len(own.waiting) >= self._max_waiting:
-            raise Busy(f"too many {self._what} of yours are waiting: try again in a moment")
+            raise Busy(f"too many of your {self._what} are waiting: try again in a moment")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         (own.waiting.appendleft if first else own.waiting.append)(turn)
         try:
             await asyncio.wait([turn], timeout=timeout_s)
         except BaseException:
             if turn.done():
-                self._pass_on(client, own)  # it came as this query gave up
+                self._pass_on(client, own)  # it was granted as this query gave up
             else:
                 own.waiting.remove(turn)
             raise
         if not turn.done():
             own.waiting.remove(turn)
-            raise Busy(f"other {self._what} of yours are running: try again in a moment")
+            raise Busy(f"your other {self._what} are still running: try again in a moment")
 
     def _pass_on(self, client: str, own: _Client) -> None:
         if own.waiting:

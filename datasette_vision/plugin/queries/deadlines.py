@@ -1,7 +1,8 @@
 """Interrupts queries whose time is up.
 
-Datasette looks at the clock after every thousand steps of SQLite. One step may take 50 ms, to make and sort a BLOB of
-9 MB does: such a query ran for half a minute with a limit of three seconds. An interruption is noticed at every row.
+Datasette checks the time after every thousand steps of SQLite. One step may take 50 ms, for example to make and sort a
+BLOB of 9 MB: such a query ran for half a minute with a limit of three seconds. An interruption takes effect at every
+row.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-# Datasette's own limit, which knows more of the query, goes first.
+# Datasette's own limit, which knows more about the query, goes first.
 GRACE_S = 0.25
 
 
 class Deadlines:
-    """Calls what interrupts a query when its time is up, on one thread, which starts at the first query."""
+    """Calls a function that interrupts a query when its time is up, on one thread, which starts at the first query."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -26,7 +27,7 @@ class Deadlines:
 
     @contextlib.contextmanager
     def within(self, seconds: float, interrupt: Callable[[], object]) -> Iterator[None]:
-        """Call `interrupt` once the block has run for so many seconds; never after its end."""
+        """Call `interrupt` if the block runs for longer than this, but never after its end."""
         query, deadline = object(), time.monotonic() + seconds
         with self._changed:
             self._running[query] = deadline, interrupt

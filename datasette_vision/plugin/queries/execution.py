@@ -1,15 +1,16 @@
 """Runs queries so that what their SQL functions compute is permitted, fair and bounded in time.
 
 Datasette has no hook around a query. All reads go through Database.execute_fn (0.65) or Database._execute_fn (1.0), all
-writes through their write twins: those are wrapped here, and Database.execute, which knows a query's time limit.
+writes through the corresponding write methods. These are wrapped here, and so is Database.execute, which knows a
+query's time limit.
 
-A query of a request runs under a Caller (util/caller.py). When one of its functions is about to compute what
-no cache holds, the query may turn out to need something that a SQL thread must not wait for: the permission, which only
-the event loop can ask for; a model, which takes a second to load; or one of the places for queries that compute. There
-is one place fewer than Datasette has threads for SQL, so that pages are served whatever such queries do. Other queries
-hold threads as well: no client has all of them (shares.py), nor all memory (row_memory.py). The query is
-then paused: it is interrupted, its thread is free, and it runs again from its start once it has what it needs. A SELECT
-can be run again. A write cannot, so its permission is asked for before it runs, and it has a thread of its own.
+A query of a request runs under a Caller (util/caller.py). When one of its functions is about to compute something that
+is not in a cache, the query may need something that a SQL thread must not wait for: the permission, which only the
+event loop can check; a model, which takes a second to load; or one of the places for queries that compute. There is one
+place fewer than Datasette has threads for SQL, so that pages are served whatever such queries do. Other queries hold
+threads as well: no client gets all of them (client_shares.py), nor all memory (row_memory.py). The query is then
+paused: it is interrupted, its thread is freed, and it runs again from its start once it has what it needs. A SELECT can
+be run again. A write cannot, so its permission is checked before it runs, and it has a thread of its own.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
 
     from datasette_vision.plugin.server.activity import Application
 
-# How long a query waits for a place, and a model to be loaded, before it is told to try again.
+# How long a query waits for a place, and for a model to load, before it fails with "try again".
 PLACE_TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = 60.0
-# Queries that may wait for a place. More are refused at once.
+# How many queries may wait for a place. More are refused.
 MAX_WAITING_QUERIES = 200
 # A query pauses once for each thing it needs: the permission, a place, and one load for each tower it uses.
 MAX_PAUSES = 10
@@ -54,9 +55,9 @@ WRAPPED = ("_execute_fn", "_execute_write_fn"), ("execute_fn", "execute_write_fn
 
 @dataclass
 class RequestState:
-    """A request on its way through Datasette, and what was found out for it. `may_infer` is None until asked.
+    """A request on its way through Datasette, and what is known about it. `may_infer` is None until it is checked.
 
-    `held` is the memory that the answers of its queries take, until its own answer has been sent.
+    `held` is the memory that the results of its queries take, until its response has been sent.
     """
 
     request: Request | None = None
@@ -66,7 +67,7 @@ class RequestState:
 
 @dataclass(frozen=True)
 class Limit:
-    """What Database.execute() was called with: the SQL, its parameters, and how long it may run, in seconds."""
+    """The arguments of Database.execute(): the SQL, its parameters, and its time limit in seconds."""
 
     sql: str
     parameters: Any
@@ -75,12 +76,12 @@ class Limit:
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for the queries of one Datasette.
+    """The rules for the queries of one Datasette.
 
-    `client_of` names whom a request comes from. `may_infer` says whether whoever asks may have a model compute.
-    `charge(client, texts, images)` counts inputs against a client's rate, and raises when that is used up. `loads` runs
-    what loads models. `shares` are of the threads for SQL, `row_memory` is what the rows of their answers may take,
-    `deadlines` ends those whose time is up.
+    `client_of` returns the client of a request. `may_infer` says whether the actor may run a model. `charge(client,
+    texts, images)` counts inputs against a client's rate, and raises if that is used up. `loads` runs functions that
+    load models. `shares` limits the SQL threads of each client, `row_memory` the memory for results, and `deadlines`
+    the time of queries.
     """
 
     client_of: Callable[[Request], str]
@@ -99,11 +100,11 @@ _thread = threading.local()
 
 
 class Paused(DeadlineExceeded):
-    """Ends a query that needs something first; it runs again when it has it. No client ever sees this."""
+    """Ends a query that needs something first. It runs again when it has it. Clients never see this error."""
 
 
 class QuerySlots:
-    """Places for queries that compute, given in turn to the clients that wait. For one event loop."""
+    """Places for queries that compute, given in turn to the waiting clients. For one event loop."""
 
     def __init__(self, count: int, max_waiting: int = MAX_WAITING_QUERIES) -> None:
         self._free = count
@@ -112,7 +113,7 @@ class QuerySlots:
 
     @contextlib.asynccontextmanager
     async def hold(self, client: str, timeout_s: float = PLACE_TIMEOUT_S) -> AsyncIterator[None]:
-        """Hold a place while the block runs. Raises Busy when none comes free in time."""
+        """Hold a place while the block runs. Raises Busy if none becomes free in time."""
         await self._take(client, timeout_s)
         try:
             yield
@@ -132,7 +133,7 @@ class QuerySlots:
             await asyncio.wait([place], timeout=timeout_s)
         except BaseException:
             if not self._waiting.remove(place, caller):
-                self._give()  # it came as this query gave up
+                self._give()  # it was granted as this query gave up
             raise
         if self._waiting.remove(place, caller):
             raise Busy("other queries are waiting for a model: try again in a moment")
@@ -147,7 +148,7 @@ class QuerySlots:
 
 @dataclass
 class Needs:
-    """What a query needs before it can go on, and whether it has a place by now."""
+    """What a query needs before it can continue, and whether it has a place."""
 
     permission: bool = False
     load: Callable[[], object] | None = None
@@ -186,20 +187,22 @@ def track_requests(application: Application) -> Application:
 
 
 def note_request(request: Request) -> None:
-    """Remember the request, which Datasette gives its actor a moment later. Called by the hook that asks for actors."""
+    """Remember the request, to which Datasette adds the actor a moment later. Called by the hook
+    actor_from_request().
+    """
     state = _request.get()
     if state is not None:
         state.request = request
 
 
 def current_request() -> Request | None:
-    """Return the request that is being answered; None where there is none, as in a background task of the server."""
+    """Return the current request, or None if there is none, as in a background task of the server."""
     state = _request.get()
     return None if state is None else state.request
 
 
 def stop(error: DeadlineExceeded) -> bool:
-    """End the query on this thread as Datasette's own time limit does. False where none of ours runs here."""
+    """End the query on this thread as Datasette's own time limit does. Returns False if no query of ours runs here."""
     run: QueryRun | None = getattr(_thread, "run", None)
     if run is None:
         return False
@@ -209,7 +212,7 @@ def stop(error: DeadlineExceeded) -> bool:
 
 
 def bound_queries(rules_of: Callable[[Datasette], Rules]) -> None:
-    """Wrap what runs queries. Does nothing the second time."""
+    """Wrap the methods that run queries. Does nothing the second time."""
     from datasette.database import Database
 
     private, public = WRAPPED
@@ -262,7 +265,7 @@ def _wrap_read(
         def run(connection: Connection, *inner: Any, **keywords: Any) -> Any:
             seconds = limit.seconds if limit else self.ds.sql_time_limit_ms / 1000
             caller = Caller(client, time.monotonic() + seconds, admit)
-            # Only what Database.execute() runs is kept in memory as a whole.
+            # Only results of Database.execute() are kept in memory as a whole.
             given = Counted(connection, held_rows) if limit else connection
             query = functools.partial(explained(fn), given, *inner, **keywords)
             if limit is None:
@@ -280,13 +283,13 @@ def _wrap_read(
                     await _provide(rules, state, client, needs, held)
                 except Busy as error:
                     raise _sql_error(str(error)) from None
-        raise _sql_error("the models that this query needs leave memory again and again: try again in a moment")
+        raise _sql_error("the models for this query are unloaded again and again: try again in a moment")
 
     return execute_fn
 
 
 def _run(caller: Caller, needs: Needs, limit: Limit | None, connection: Connection, query: Callable[[], Any]) -> Any:
-    """Run a query on its thread. Returns Paused when it has to run again."""
+    """Run a query on its thread. Returns Paused if it has to run again."""
     run = _thread.run = QueryRun(connection)
     try:
         with acting(caller):
@@ -299,7 +302,7 @@ def _run(caller: Caller, needs: Needs, limit: Limit | None, connection: Connecti
         _thread.run = None
     if needs:
         return Paused()
-    if run.stopped is not None:  # whoever ran it took no notice of the interruption
+    if run.stopped is not None:  # the code that ran it ignored the interruption
         raise _interrupted(limit)
     return result
 
@@ -307,12 +310,12 @@ def _run(caller: Caller, needs: Needs, limit: Limit | None, connection: Connecti
 async def _provide(
     rules: Rules, state: RequestState, client: str, needs: Needs, held: contextlib.AsyncExitStack
 ) -> None:
-    """Get what a paused query needs. Raises Busy when that takes too long."""
+    """Get what a paused query needs. Raises Busy on a timeout."""
     if needs.permission:
         await _ask(rules, state)
         needs.permission = False
     elif needs.load is not None:
-        await held.aclose()  # others go on meanwhile
+        await held.aclose()  # others run meanwhile
         needs.has_place = False
         await _load(rules, needs.load)
         needs.load = None
@@ -333,7 +336,7 @@ def _wrap_write(
         await _ask(rules, state)
         client = rules.client_of(state.request)
         admit = functools.partial(_admit, rules, state, client, Needs(has_place=True))
-        # The thread that writes may wait for a model.
+        # The write thread may wait for a model.
         caller = Caller(client, None, lambda *, texts=0, images=0, load=None: admit(texts=texts, images=images))
 
         @functools.wraps(fn)
@@ -356,14 +359,14 @@ def _admit(
     images: int = 0,
     load: Callable[[], object] | None = None,
 ) -> None:
-    """Let a query compute. Raises Paused for what it has to have first, NotPermitted, or what the rate limit raises."""
+    """Let a query compute. Raises Paused if it needs something first, NotPermitted, or the rate limit's error."""
     inputs = texts + images
     if needs:
         raise Paused  # SQLite may call other functions before it notices that this run is over
     if inputs and state.may_infer is None:
         needs.permission = True
     elif inputs and not state.may_infer:
-        raise NotPermitted("this computes with a model, which needs the permission vision-infer")
+        raise NotPermitted("this query runs a model, which needs the permission vision-infer")
     elif load is not None:
         needs.load = load
     elif not needs.has_place:
@@ -375,18 +378,18 @@ def _admit(
 
 
 async def _ask(rules: Rules, state: RequestState) -> None:
-    """Find out whether whoever asks may have a model compute."""
+    """Find out whether the actor may run a model."""
     if state.may_infer is None and state.request is not None:
         state.may_infer = await rules.may_infer(state.request)
 
 
 async def _load(rules: Rules, load: Callable[[], object]) -> None:
-    """Wait for a model. Raises Busy when it takes too long; what is wrong with it, the query finds out itself."""
+    """Wait for a model to load. Raises Busy on a timeout. The query itself reports other errors."""
     loading = asyncio.wrap_future(rules.loads.submit(_quietly, load))
     try:
         await asyncio.wait_for(loading, LOAD_TIMEOUT_S)
     except asyncio.TimeoutError:
-        raise Busy("the model takes long to load: try again later") from None
+        raise Busy("the model takes too long to load: try again later") from None
 
 
 def _quietly(load: Callable[[], object]) -> None:
@@ -402,7 +405,7 @@ def _interrupted(limit: Limit | None) -> Exception:
 
 
 def _sql_error(message: str) -> Exception:
-    """Return the error that Datasette's pages expect of a query that fails."""
+    """Return the error that Datasette's pages expect from a failed query."""
     from datasette.utils.sqlite import sqlite3
 
     return sqlite3.OperationalError(message)

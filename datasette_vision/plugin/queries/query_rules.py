@@ -1,4 +1,4 @@
-"""What holds for the queries of one Datasette: whose they are, what they may compute, and how many at a time."""
+"""The rules for the queries of one Datasette: their clients, permissions and limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOAD_THREADS = 2
 
 
 def rules_of(datasette: Datasette) -> Rules:
-    """Return the rules for the queries of this Datasette, made at the first call."""
+    """Return the rules for the queries of this Datasette, made on the first call."""
     rules = getattr(datasette, RULES_ATTRIBUTE, None)
     if rules is None:
         rules = vars(datasette).setdefault(RULES_ATTRIBUTE, _make(datasette))
@@ -43,7 +43,7 @@ def _make(datasette: Datasette) -> Rules:
     def client_of(request: Request) -> str:
         return context_of(datasette).clients.name(request)
 
-    # All threads for SQL but one: pages need it, and those of other clients.
+    # All SQL threads except one, which is left for pages and other clients.
     most = max(1, datasette.setting("num_sql_threads") - 1)
     return Rules(
         client_of, may_infer, charge, QuerySlots(most), Shares(most), row_memory.of_this_process(), Deadlines(), loads

@@ -1,9 +1,9 @@
-"""How much memory the answers of queries may take, together and for each client.
+"""Limits the memory for the results of queries, in total and for each client.
 
-SQLite computes any amount of data out of nothing: `select randomblob(20000000) from photos` is 20 MB a row. Datasette
-holds all rows of an answer, and then writes them out, which as JSON takes six times as much: base64 or escapes, the
-text, its bytes, and what waits to be sent. A page shows little of a large value. So rows are counted as they are read,
-and the query fails that is about to take more than the server has.
+SQLite can compute any amount of data: `select randomblob(20000000) from photos` is 20 MB per row. Datasette holds all
+rows of a result and then writes them, which as JSON takes six times as much: base64 or escapes, the text, its bytes,
+and the data waiting to be sent. A page shows little of a large value. So rows are counted as they are read, and a query
+that would take more than the server has fails.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from datasette_vision.util.memory import available_bytes, give_back
 if TYPE_CHECKING:
     from sqlite3 import Connection, Cursor
 
-# What a byte of a value costs, in a page and in all other forms of an answer.
+# The memory that a byte of a value costs, in a page and in all other formats.
 PAGE_COST, WRITTEN_COST = 2, 6
 WRITTEN = (".json", ".jsono", ".csv", ".blob")
-# Of the memory that the process may use: for all answers together, and for those of one client.
+# Shares of the process's memory: for all results together, and for those of one client.
 ALL_PART, CLIENT_PART = 4, 6
 LEAST_BYTES = 32 * 2**20
-# Rows are counted in steps of this size, so that small answers cost nothing.
+# Rows are counted in steps of this size, so that small results cost nothing.
 STEP_BYTES = 256 * 1024
-# What a large answer took stays with the process until the C library is told to give it back: soon after the last one.
+# The memory of a large result stays with the process until the C library returns it: soon after the last one.
 LARGE_BYTES = 8 * 2**20
 TIDY_AFTER_S = 1.0
-# Where the system does not tell how much memory there is.
+# If the available memory is unknown.
 ASSUMED_BYTES = 2**31
 
 
 class RowMemory:
-    """The memory for the answers of one server's queries. Thread-safe."""
+    """The memory for the results of one server's queries. Thread-safe."""
 
     def __init__(self, total_bytes: int, client_bytes: int) -> None:
         self._total = total_bytes
@@ -45,22 +45,22 @@ class RowMemory:
         self._tidying = threading.Event()
 
     def hold(self, client: str, path: str) -> Held:
-        """Return what a request to `path` holds, nothing yet."""
+        """Return the account of a request to `path`, initially empty."""
         return Held(self, client, WRITTEN_COST if path.endswith(WRITTEN) else PAGE_COST)
 
     def take(self, client: str, count: int) -> str | None:
-        """Take bytes. Return None, or why they cannot be had."""
+        """Take bytes. Return None, or the reason why they are not available."""
         with self._lock:
             if self._clients[client] + count > self._each:
-                return "this answer takes more memory than a client may use here: ask for fewer rows, or smaller ones"
+                return "this result takes more memory than a client may use: ask for fewer or smaller rows"
             if self._held + count > self._total:
-                return "the server has no memory left for this answer: try again in a moment"
+                return "the server has no memory left for this result: try again in a moment"
             self._clients[client] += count
             self._held += count
             return None
 
     def give(self, client: str, count: int) -> None:
-        """Give bytes back."""
+        """Return bytes."""
         if count > LARGE_BYTES and not self._tidying.is_set():
             self._tidying.set()
             timer = threading.Timer(TIDY_AFTER_S, self._tidy)
@@ -78,7 +78,7 @@ class RowMemory:
 
 
 class Held:
-    """What the answers of one request's queries hold. Rows are counted on the threads of its queries."""
+    """The memory that the results of one request's queries hold. Rows are counted on the threads of its queries."""
 
     def __init__(self, memory: RowMemory, client: str, cost: int) -> None:
         self._memory = memory
@@ -88,7 +88,7 @@ class Held:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> str | None:
-        """Hold so many more bytes of values. Return None, or why that cannot be."""
+        """Hold this many more bytes of values. Return None, or the reason why they are not available."""
         with self._lock:
             refused = self._memory.take(self._client, self._cost * count)
             if refused is None:
@@ -96,16 +96,16 @@ class Held:
             return refused
 
     def release(self) -> None:
-        """Hold nothing any more."""
+        """Release everything."""
         with self._lock:
             self._memory.give(self._client, self._bytes)
             self._bytes = 0
 
 
 class Counted:
-    """A connection whose cursors count the rows that are read from them. For the one who runs a query.
+    """A connection whose cursors count the rows that are read from them. Only the code that runs a query uses it.
 
-    What functions of SQL read meanwhile, on the connection itself, is not counted: they let go of it.
+    Rows that SQL functions read on the connection itself are not counted: they are not kept.
     """
 
     def __init__(self, connection: Connection, held: Held) -> None:
@@ -123,7 +123,7 @@ class Counted:
 
 
 def _counting(make: Any, held: Held) -> Callable[[Cursor, tuple[Any, ...]], Any]:
-    """Return a row factory that counts, and makes rows as `make` does; tuples with None."""
+    """Return a row factory that counts, and makes rows as `make` does, or tuples if it is None."""
     waiting = 0
 
     def row(cursor: Cursor, values: tuple[Any, ...]) -> Any:
@@ -144,6 +144,6 @@ def _counting(make: Any, held: Held) -> Callable[[Cursor, tuple[Any, ...]], Any]
 
 
 def of_this_process() -> RowMemory:
-    """Return the memory for answers that this process may use."""
+    """Return the memory for results in this process."""
     available = available_bytes() or ASSUMED_BYTES
     return RowMemory(max(LEAST_BYTES, available // ALL_PART), max(LEAST_BYTES, available // CLIENT_PART))

@@ -1,13 +1,14 @@
-"""Lets a person read why a SQL function failed.
+"""Shows why a SQL function failed.
 
-CPython replaces the message of every exception raised in a SQL function by "user-defined function raised exception",
-and Datasette's views show that, before any hook is asked. So sql.register() tells remember() the real message, on the
-thread that runs the query; and whatever Datasette runs on a connection is run here under explained(), on that same
-thread, which puts the message into the sqlite3 error as it passes. No two queries can mix: a thread runs one at a time.
+CPython replaces the message of every exception in a SQL function with "user-defined function raised exception", and
+Datasette's views show that, before any hook is called. So sql.register() passes the original message to remember(), on
+the thread that runs the query. Everything that Datasette runs on a connection is run here under explained(), on the
+same thread, which puts the message into the sqlite3 error as it passes. Queries cannot mix: a thread runs one at a
+time.
 
-An error that is kept, as QueryInterrupted keeps one, holds its traceback, whose frames hold the query's cursor. Freed
-later on another thread, that cursor makes it wait for whatever query its connection runs then. So the frames are
-emptied here, on the thread of the query.
+An error that is kept, as in QueryInterrupted, holds its traceback, whose frames hold the query's cursor. If that cursor
+is freed later on another thread, that thread waits for whatever query its connection runs then. So the frames are
+cleared here, on the thread of the query.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 # How CPython's messages for a failed function or aggregate begin.
 GENERIC = "user-defined "
-NO_MEMORY = "this query needs more memory than there is for it"
+NO_MEMORY = "this query needs more memory than is available"
 HINT = " (was it given TEXT that is not valid UTF-8?)"
 
 _thread = threading.local()
@@ -36,7 +37,7 @@ def remember(message: str) -> None:
 
 
 def explained(function: Callable[..., T]) -> Callable[..., T]:
-    """Run `function(connection)` so that an sqlite3 error out of our functions carries its real message."""
+    """Run `function(connection)` so that an sqlite3 error from our functions has its original message."""
 
     @functools.wraps(function)
     def run(*arguments: Any, **named: Any) -> T:
@@ -44,13 +45,13 @@ def explained(function: Callable[..., T]) -> Callable[..., T]:
         try:
             return function(*arguments, **named)
         except MemoryError as error:
-            # SQLite may hold no more (sqlite_limits.py), or Python: to pages it is a query that failed, not the server.
+            # SQLite (sqlite_limits.py) or Python is out of memory: for pages, the query failed, not the server.
             traceback.clear_frames(error.__traceback__)
             raise sqlite3.OperationalError(NO_MEMORY) from None
         except Exception as error:
             text = str(error)
             if isinstance(error, sqlite3.Error) and text.startswith(GENERIC):
-                # Nothing remembered: the function was not even entered, or it is another plugin's.
+                # Nothing remembered: the function was not entered, or it is another plugin's.
                 error.args = (_thread.message or text + HINT,)
             traceback.clear_frames(error.__traceback__)
             raise

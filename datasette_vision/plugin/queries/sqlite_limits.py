@@ -1,7 +1,7 @@
-"""How much memory SQLite may take for the queries of a server.
+"""Limits the memory that SQLite uses for the queries of a server.
 
-Nothing bounds it by itself: `select zeroblob(1000000000)` takes a gigabyte, `group_concat()` and sorting whatever they
-are given. SQLite's own limits do, by the memory that the process may use.
+By default it is unlimited: `select zeroblob(1000000000)` takes a gigabyte, `group_concat()` and sorting any amount.
+These limits depend on the memory that the process may use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from datasette_vision.util import memory
 from datasette_vision.util.lazy import Lazy
 
-# Of that memory: what SQLite may hold in all, caches and databases in memory included; and one value.
+# Shares of that memory: for everything in SQLite, including caches and databases in memory; and for one value.
 HEAP_PART, VALUE_PART = 4, 16
 LEAST_HEAP_BYTES, LEAST_VALUE_BYTES = 64 * 2**20, 16 * 2**20
 # SQLite's own limit for a value.
@@ -22,24 +22,24 @@ _available: Lazy[int | None] = Lazy(memory.available_bytes)
 
 
 def heap_bytes(available: int) -> int:
-    """Return what SQLite may hold in a process that may use `available` bytes."""
+    """Return the memory limit of SQLite in a process that may use `available` bytes."""
     return max(LEAST_HEAP_BYTES, available // HEAP_PART)
 
 
 def value_bytes(available: int) -> int:
-    """Return the size of a TEXT or BLOB at most, in bytes."""
+    """Return the maximum size of a TEXT or BLOB, in bytes."""
     return min(VALUE_BYTES, max(LEAST_VALUE_BYTES, available // VALUE_PART))
 
 
 def limit(connection: Any, available: int | None = None) -> None:
-    """Bound the memory of a connection's values, and of SQLite in this process. Lower limits that are set hold."""
+    """Limit the memory of a connection's values, and of SQLite in this process. Existing lower limits remain."""
     available = available or _available.get()
     if available is None:
         return
-    # SQLite takes these for the whole process, and the first only ever down; before 3.31 it passes over it.
+    # These apply to the whole process, and the first can only be lowered. SQLite before 3.31 ignores it.
     most = heap_bytes(available)
     connection.execute(f"pragma hard_heap_limit = {most}").fetchall()
-    # Caches give way before queries fail.
+    # Caches shrink before queries fail.
     (soft,) = connection.execute("pragma soft_heap_limit").fetchone() or (0,)
     if not 0 < soft <= most:
         connection.execute(f"pragma soft_heap_limit = {most // 4 * 3}").fetchall()

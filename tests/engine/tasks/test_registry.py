@@ -38,7 +38,7 @@ LOUDEST = Operation(
 
 
 def _no_labels(vision: LabelScorer, service: Any, output: np.ndarray, k: int | None) -> list[dict[str, object]]:
-    raise WrongTask("it brings no labels")
+    raise WrongTask("it has no labels")
 
 
 def _no_checks(*given: object) -> Iterator[CanonicalCheck]:

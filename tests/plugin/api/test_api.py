@@ -184,7 +184,7 @@ async def test_classify(api: Api) -> None:
     mixed = (await api.post("classify", {"image": [BASE64, "nonsense"], "k": 1})).json()
     assert mixed["results"][0] == {"labels": expected[:1]}
     assert mixed["results"][1]["status"] == 400
-    assert "brings no labels" in error(await api.post("classify", {"image": BASE64, "model": "fake"}), 400)
+    assert "has no labels" in error(await api.post("classify", {"image": BASE64, "model": "fake"}), 400)
 
 
 @pytest.mark.asyncio

@@ -67,7 +67,7 @@ async def test_too_many_are_refused_at_once() -> None:
     status, headers, body = await ask(application, "1.1.1.1")
     assert status == 503
     assert {name.lower() for name in headers} >= {b"retry-after"}
-    assert json.loads(body)["error"] == "too many requests of yours are waiting: try again in a moment"
+    assert json.loads(body)["error"] == "too many of your requests are waiting: try again in a moment"
     slow.go_on.set()
     await asyncio.gather(*tasks)
 

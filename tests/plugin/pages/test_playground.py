@@ -121,7 +121,7 @@ async def test_more_can_be_asked_of_the_same_picture_without_a_script(datasette:
 @pytest.mark.asyncio
 async def test_it_leads_to_what_is_like_it(datasette: Datasette) -> None:
     text = await ask(datasette, await emoji(datasette, "pizza"))
-    link = re.search(r'Find what is like it: <a href="([^"]+)">emoji</a>', text)
+    link = re.search(r'Find similar rows: <a href="([^"]+)">emoji</a>', text)
     assert link
     found = await get(datasette, html.unescape(link.group(1)))
     assert found.labels[0] == "pizza"

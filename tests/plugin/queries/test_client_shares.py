@@ -57,7 +57,7 @@ async def test_too_many_that_wait_are_refused_and_so_is_who_waits_too_long() -> 
     await asyncio.sleep(0)
     with pytest.raises(Busy, match="too many"):
         await impatient()
-    with pytest.raises(Busy, match="are running"):
+    with pytest.raises(Busy, match="are still running"):
         await waiting
     release.set()
     await running
