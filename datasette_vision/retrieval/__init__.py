@@ -1,4 +1,4 @@
-"""The rows of a table nearest to a text, an image or an embedding, and the indexes that make it fast.
+"""Finds the rows of a table nearest to a text, an image or an embedding, with indexes that make it fast.
 
-How a search is asked for and shown is plugin/search/ and cli/search.py.
+The interfaces of a search are in plugin/search/ and cli/search.py.
 """

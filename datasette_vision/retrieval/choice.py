@@ -1,4 +1,4 @@
-"""Which embeddings of a table a search is about: one answer for SQL, Python, the command line, the page and the API."""
+"""Which embeddings of a table to search: one rule for SQL, Python, the command line, the page and the API."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def choose(
     *,
     or_first: bool = False,
 ) -> tuple[str, str]:
-    """Return the (model, column) to search, out of the pairs that a table has embeddings of (side_tables.pairs()).
+    """Return the (model, column) to search, from the pairs that a table has embeddings of (side_tables.pairs()).
 
-    What is named is taken. Of several that fit, those of the default model are preferred. Where that leaves more than
-    one it is a mistake, except with `or_first`, for a page that shows what else there is: then it is the first by name.
-    Raises NotEmbedded when nothing fits, InvalidArgument for more than one; both say what there is.
+    Given names are used. If several pairs match, those of the default model are preferred. If more than one is left, it
+    is an error, except with `or_first`, for a page that shows the alternatives: then it is the first by name. Raises
+    NotEmbedded if nothing matches, InvalidArgument for more than one; both list the alternatives.
     """
     if not pairs:
         raise NotEmbedded(f"{table} has no embeddings yet: its side table is empty")

@@ -1,7 +1,7 @@
-"""From the rows that an index names to those that are really there, with the similarity of their embeddings themselves.
+"""Turns the rows that an index names into hits: existing rows, with the similarity of their stored embeddings.
 
-An index rounds, may be of another moment than what the connection sees, and knows nothing of the source table: what it
-names is looked up by its row in the side table and by its key in the source.
+An index rounds, may be of another moment than the connection's snapshot, and does not know the source table. So its
+rows are looked up in the side table by rowid, and in the source by key.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from datasette_vision.vectors.eight_bit import SPARE, RowLabels
 from datasette_vision.vectors.embedding import FLOAT32, Vector
 from datasette_vision.vectors.index import View
 
-# By how much a similarity that an index gives may be off, at the very most.
+# The maximum error of an index's similarity.
 SIMILARITY_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A row found. `rowid` is None for what has no row number; `key` holds the columns by which the row is known."""
+    """A row that was found. `rowid` is None if it has none; `key` holds the columns that identify it."""
 
     rowid: int | None
     key: dict[str, Any]
     similarity: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return what vision_search() says of it. A key that is the row number itself is not said twice."""
+        """Return the hit as vision_search() writes it. A key that is the rowid is left out."""
         result: dict[str, Any] = {} if self.rowid is None else {"rowid": self.rowid}
         if self.rowid is None or list(self.key.values()) != [self.rowid]:
             result["key"] = {
@@ -44,15 +44,15 @@ class Hit:
 
 
 class IndexMismatch(Exception):
-    """An index says other similarities than the table: it is of something else, or damaged."""
+    """An index has other similarities than the table: it belongs to something else, or is damaged."""
 
 
 def from_index(
     connection: sqlite3.Connection, wanted: Embeddings, query: Vector, k: int, view: View, others: list[int]
 ) -> list[Hit]:
-    """Return the k best hits for a unit-length query (d,), among what an index holds and some other rows.
+    """Return the k best hits for a unit-length query (d,), from an index and some other rows.
 
-    `others` are rows of the side table in which the index may differ from it. Raises IndexMismatch.
+    `others` are rows of the side table in which the index may be out of date. Raises IndexMismatch.
     """
     different = np.array(others, dtype=np.int64)
     changed = _rows(connection, wanted, query, others)
@@ -67,11 +67,11 @@ def from_index(
                 raise IndexMismatch
         if len(found) >= k or exhausted:
             return _best(found, changed, k=k)
-        asked *= 4  # so many are gone from the source
+        asked *= 4  # so many are deleted from the source
 
 
 def from_table(connection: sqlite3.Connection, wanted: Embeddings, query: Vector, k: int) -> list[Hit]:
-    """Return the k best hits for a unit-length query (d,), comparing with every embedding that the connection sees."""
+    """Return the k best hits for a unit-length query (d,), comparing every embedding that the connection sees."""
     labels: list[RowLabels] = []
     similarities: list[NDArray[np.float64]] = []
     for batch, vectors in wanted.read(connection, len(query)):
@@ -91,7 +91,7 @@ def from_table(connection: sqlite3.Connection, wanted: Embeddings, query: Vector
 
 
 def _rows(connection: sqlite3.Connection, wanted: Embeddings, query: Vector, labels: list[int]) -> dict[int, Hit]:
-    """Return the hits under some labels, those whose row is in the source table."""
+    """Return the hits with these labels whose row is in the source table."""
     if not labels:
         return {}
     source = wanted.source
@@ -118,7 +118,7 @@ def _rows(connection: sqlite3.Connection, wanted: Embeddings, query: Vector, lab
 
 
 def _cosines(vectors: NDArray[np.float32], query: Vector) -> NDArray[np.float64]:
-    """Return the cosines of (n, d) and a unit-length (d,); NaN for what has no direction."""
+    """Return the cosines of (n, d) and a unit-length (d,); NaN for embeddings of length zero."""
     wide = vectors.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosines = (wide @ query.astype(np.float64)) / np.sqrt(np.einsum("ij,ij->i", wide, wide))

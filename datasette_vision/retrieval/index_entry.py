@@ -27,16 +27,16 @@ from datasette_vision.vectors.index_file import UnusableIndex
 logger = logging.getLogger(__name__)
 
 HISTORY = 1 << 14
-# Of a saved index whose table has changed in more than this part since, nothing is gained.
+# A saved index is useless if more than this part of its table has changed since.
 CHANGED_PART = 4
-# Rows of an opened index that are compared with the table; of those that are found again, at least so many of them.
+# Rows of an opened index that are compared with the table, and the share that must be found again.
 SAMPLED = 16
 MIN_FOUND_SHARE = 0.75
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What an index is at one moment; `changed` counts the changes before it."""
+    """An index at one moment. `changed` counts the changes before it."""
 
     index: Index
     view: View
@@ -46,9 +46,9 @@ class Moment:
 
 @dataclass
 class IndexEntry:
-    """An index and the state that it is in; `history` is how it came there, oldest first.
+    """An index and the state of the table that it holds. `history` is how it got there, oldest first.
 
-    `changed` counts the rows brought in, and `saved_at` is that count in the saved index, None when there is none.
+    `changed` counts the rows brought in. `saved_at` is that count in the saved index, None if there is none.
     """
 
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -61,11 +61,11 @@ class IndexEntry:
 
     @property
     def unsaved(self) -> int | None:
-        """The number of changes that the saved index does not have, or None when none is saved."""
+        """The number of changes that the saved index lacks, or None if none is saved."""
         return None if self.saved_at is None else self.changed - self.saved_at
 
     def since(self, state: State) -> list[int] | None:
-        """Return the rows that changed from a state that was before until the index's own; None when not known."""
+        """Return the rows that changed between an earlier state and the index's own; None if unknown."""
         if state == self.state:
             return []
         history = list(self.history)
@@ -78,7 +78,7 @@ class IndexEntry:
     def bring_in(
         self, connection: sqlite3.Connection, wanted: Embeddings, changes: list[tuple[State, int]], state: State
     ) -> None:
-        """Bring changes into the index, which lead from its state to this one."""
+        """Apply changes to the index that lead from its state to this one."""
         assert self.index is not None
         rows = sorted({row for _, row in changes})
         for start in range(0, len(rows), ROWS_PER_READ):
@@ -113,13 +113,13 @@ class IndexEntry:
             self.saved_at = None
 
     def open(self, path: Path, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int) -> bool:
-        """Open what was saved and bring in what has changed since; say whether that could be done."""
+        """Open the saved index and apply the changes since; return whether that was possible."""
         try:
             saved = index_file.open_index(path)
         except OSError:
             return False
         except UnusableIndex as error:
-            logger.warning("%s: it is made anew", error)
+            logger.warning("%s: rebuilding the index", error)
             return False
         place = wanted.source.schema, wanted.source.side.name
         state = change_log.state(connection, *place)
@@ -130,7 +130,7 @@ class IndexEntry:
         changes = [] if before == state else change_log.changes(connection, *place, before, limit)
         index = Index(saved.base, dimensions, saved.alive)
         if changes is None or not _fits(index, connection, wanted, {row for _, row in changes}):
-            logger.info("%s is of another state of the table: it is made anew", path)
+            logger.info("%s is of another state of the table: rebuilding the index", path)
             return False
         with self.lock:
             self._put(index, before, [])
@@ -141,7 +141,7 @@ class IndexEntry:
         return True
 
     def moment(self) -> Moment:
-        """Return what the index is at this moment."""
+        """Return the index as it is now."""
         with self.lock:
             assert self.index is not None
             return Moment(self.index, self.index.view, self.state, self.changed)
@@ -149,10 +149,11 @@ class IndexEntry:
     def settle(
         self, then: Moment, base: Flat | HnswGraph, alive: Mask | None, path: Path | None, wanted: Embeddings
     ) -> None:
-        """Put a base in that holds what the index did at a moment; before that save it, and take it from there.
+        """Replace the base with one that holds what the index held at a moment. With a path, save it first and use the
+        saved file.
 
-        `alive` says what of it was alive then, or is None: all. Mapped memory is the system's to take and to give
-        back. Raises OSError, with the base in place all the same.
+        `alive` marks the entries that existed then; None means all. The system can drop and reload mapped memory.
+        Raises OSError, but the base is replaced in any case.
         """
         problem = None
         if path is not None:
@@ -164,7 +165,7 @@ class IndexEntry:
             except OSError as error:
                 problem = error
         with self.lock:
-            # Another index may have been read meanwhile: then this was for the file alone.
+            # If another index has been read meanwhile, this one was only for the file.
             if self.index is then.index and then.index.view.base is then.view.base:
                 then.index.replace_base(then.view, base, holds_dead=len(base) > len(then.view))
                 self.saved_at = then.changed if path is not None and problem is None else None
@@ -179,7 +180,7 @@ class IndexEntry:
 
 
 def file_of(database: str, wanted: Embeddings) -> Path:
-    """Return where the index of a table of a database file is saved: in a folder beside the file."""
+    """Return the path of the saved index of a table: in a folder beside the database file."""
     names = (wanted.source.side.name, wanted.column, wanted.model)
     readable = "-".join(
         re.sub(r"[^\w.-]+", "_", name)[:40] for name in (wanted.source.table, wanted.column, wanted.model)
@@ -199,13 +200,13 @@ def _about(wanted: Embeddings, dimensions: int, state: State | None) -> dict[str
 
 
 def _fits(index: Index, connection: sqlite3.Connection, wanted: Embeddings, changed: set[int]) -> bool:
-    """Say whether rows of an index are those of the table: row numbers are others in a database loaded from a dump."""
+    """Check whether rows of an index match the table: a database loaded from a dump has other rowids."""
     labels = index.view.base.labels
     sample = [int(label) for label in labels[:: max(1, len(labels) // SAMPLED)] if int(label) not in changed]
     found = 0
     read, vectors = wanted.read_rows(connection, sample, index.dimensions)
     for label, vector in zip(read.tolist(), vectors, strict=True):
         nearest, similarities = index.search(vector, 10)
-        # Where more than ten are the same, it need not be among them.
+        # If more than ten are identical, it need not be among them.
         found += label in nearest.tolist() or (len(similarities) > 0 and float(similarities[-1]) > 0.999)
     return found >= MIN_FOUND_SHARE * len(sample)

@@ -1,4 +1,4 @@
-"""The work that makes an index faster: a graph where there is much to search, and saving what took long to make."""
+"""Work that makes an index faster: building a graph for large tables, and saving what took long to make."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from datasette_vision.vectors.index import alive_parts
 
 logger = logging.getLogger(__name__)
 
-# Numbers that can all be compared with a query in some 10 ms: 500,000 embeddings of 512.
+# Numbers that can all be compared with a query in about 10 ms: 500,000 embeddings of 512.
 FLAT_NUMBERS = 256_000_000
-# From here on reading the table takes so long that it is worth a file: 50,000 embeddings of 512.
+# Above this, reading the table takes so long that a file is worth it: 50,000 embeddings of 512.
 SAVED_NUMBERS = 25_600_000
-# A graph does not forget: with more than this part of it gone, it is made anew.
+# A graph keeps deleted rows: if more than this part of it is deleted, it is rebuilt.
 DEAD_PART = 3
 
-# What stands beside a graph may be so much of that before it is brought into it.
+# The size that the rows beside a graph may have, as a part of it, before they are added to it.
 TAIL_PART = 4
 
 
 class Step(Enum):
-    """What there is to do for an index."""
+    """The next work on an index."""
 
     GRAPH = "build a graph of all"
-    EXTEND = "bring what was added into the graph"
+    EXTEND = "add new rows to the graph"
     SAVE = "save"
-    ANEW = "read the table anew: a graph keeps what is gone"
+    REBUILD = "rebuild: too many deleted rows"
 
 
 def next_step(entry: IndexEntry, *, always_save: bool = False) -> Step | None:
-    """Return what is worth doing for an index next.
+    """Return the next useful step for an index.
 
-    With `always_save` any index is worth a file, and that has to hold every change.
+    With `always_save` any index is saved, and the file must hold every change.
     """
     if entry.index is None:
         return None
@@ -51,7 +51,7 @@ def next_step(entry: IndexEntry, *, always_save: bool = False) -> Step | None:
     if isinstance(view.base, HnswGraph):
         gone = 0 if view.base_alive is None else len(view.base) - int(np.count_nonzero(view.base_alive))
         if gone * DEAD_PART > len(view.base):
-            return Step.ANEW
+            return Step.REBUILD
         if len(view.tail) * dimensions * TAIL_PART > FLAT_NUMBERS or (always_save and len(view.tail)):
             return Step.EXTEND
         return Step.SAVE if always_save and unsaved != 0 else None
@@ -73,9 +73,9 @@ def carry_out(
     stop: Callable[[], bool] = lambda: False,
     threads: int = 0,
 ) -> bool:
-    """Do a step, while others search. Returns False when `stop()` ended it.
+    """Do a step, while searches continue. Returns False if `stop()` ended it.
 
-    Raises OSError where the index cannot be saved; it is in place then all the same.
+    Raises OSError if the index cannot be saved; the index in memory is updated in any case.
     """
     then = entry.moment()
     view, dimensions = then.view, then.index.dimensions
@@ -116,9 +116,9 @@ def prepare_index(
     dimensions: int,
     on_progress: OnProgress[Progress] = no_progress,
 ) -> IndexEntry:
-    """Have an index saved that holds the table as it is now: what `datasette vision index` does. Raises OSError."""
+    """Save an index that holds the table as it is now, for `datasette vision index`. Raises OSError."""
     entry = IndexEntry()
-    if not entry.open(path, connection, wanted, dimensions) or next_step(entry) is Step.ANEW:
+    if not entry.open(path, connection, wanted, dimensions) or next_step(entry) is Step.REBUILD:
         entry = IndexEntry()
         entry.read(connection, wanted, dimensions, on_progress)
     while step := next_step(entry, always_save=True):

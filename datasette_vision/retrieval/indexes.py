@@ -1,9 +1,9 @@
 """The indexes of a process: one for each database file, table, column and model, shared by all connections.
 
-An index holds a side table as it was in one state. A query comes with the state that its connection sees, which may be
-an older or a newer one, and gets the index together with the rows that differ between the two: it looks at those
-itself, so that it finds what its own snapshot of the database holds, whatever others write meanwhile. Once there are
-more than a few of them, they are brought into the index.
+An index holds one state of a side table. A query comes with the state that its connection sees, which may be older or
+newer, and gets the index together with the rows that differ between the two. It reads those rows itself, so that it
+finds the contents of its own snapshot, whatever others write meanwhile. Once there are more than a few such rows, they
+are added to the index.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from datasette_vision.vectors.index import View
 
 logger = logging.getLogger(__name__)
 
-# Changed rows that a query looks at itself: some 5 µs each.
+# Changed rows that a query reads itself: about 5 µs each.
 FEW = 64
-# Changed rows that a query brings into the index before it goes on: some 20 ms.
+# Changed rows that a query adds to the index before it continues: about 20 ms.
 SOME = 4096
 
-# A block that keeps the server awake, named: gives an event that says when to stop.
+# A named block that keeps the server awake: gives an event that says when to stop.
 KeepAwake = Callable[[str], AbstractContextManager[threading.Event]]
 
 
 class Reading:
-    """A table being read into memory, on a thread of its own."""
+    """A table that is being read into memory, on a separate thread."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -52,9 +52,9 @@ class Reading:
 class Indexes:
     """The indexes of a process. Thread-safe.
 
-    A query waits `wait_s` seconds at most while a table is read for the first time, or for as long as it takes where
-    that is None; then Busy is raised, and the reading goes on. What makes an index faster runs in the background, in
-    `keep_awake`, one at a time, and ends with the process; without `improve` it does not.
+    A query waits at most `wait_s` seconds while a table is read for the first time, or without limit if that is None.
+    Then Busy is raised, and the reading continues. Work that makes an index faster runs in the background, in
+    `keep_awake`, one at a time, and ends with the process; without `improve` it does not run.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Indexes:
         self._readings: dict[tuple[str, ...], Reading] = {}
         self._working: set[tuple[str, ...]] = set()
         self._given_up: set[tuple[str, ...]] = set()
-        # States of connections to which nothing leads that can be read: their file was replaced by another.
+        # States of connections whose file was replaced by another, so that their state cannot be reached.
         self._unreachable: dict[tuple[str, ...], State] = {}
         self._one_at_a_time = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -80,12 +80,12 @@ class Indexes:
     ) -> tuple[View, list[int]] | None:
         """Return an index, and the rows of the side table in which it may differ from what the connection sees.
 
-        `state` is what generations.state() says on this connection, inside of the same transaction. None when there is
-        no index for it: then only the table itself can tell. Raises Busy.
+        `state` is change_log.state() on this connection, inside the same transaction. None if there is no index for it:
+        then only the table itself can be searched. Raises Busy.
         """
         path = database_path(connection, wanted.source.schema)
         key = _key(path, wanted)
-        for _ in range(2):  # what is read may be newer than the connection's snapshot, but leads to it
+        for _ in range(2):  # the state read may be newer than the connection's snapshot, but is derived from it
             entry = self._entry(key)
             with _within_deadline(entry, wanted):
                 found = self._fitting(entry, connection, wanted, dimensions, state)
@@ -95,34 +95,34 @@ class Indexes:
             if self._unreachable.get(key) == state:
                 return None
             if path == "" and connection.in_transaction:
-                # Nobody else can open a database in memory, and what is not committed is for this connection alone.
+                # Nobody else can open a database in memory, and uncommitted changes are only for this connection.
                 return None
             current().admit()  # the threads of a server must not all wait here
             reading = self._read(key, entry, connection, wanted, dimensions)
             if not _wait(reading.done, self._wait_s):
                 raise Busy(
                     f"the embeddings of {wanted.source.table} are being read, {reading.rows:,} of them so far:"
-                    " try again in a moment (once `datasette vision index` has been run they need no reading)"
+                    " try again in a moment (run `datasette vision index` once to avoid this)"
                 )
             if reading.error is not None:
-                raise copy.copy(reading.error)  # what is raised holds on to the frames that it passes
+                raise copy.copy(reading.error)  # a raised exception holds the frames that it passes
         with _within_deadline(entry, wanted):
             found = self._fitting(entry, connection, wanted, dimensions, state)
         if found is None:
-            self._unreachable[key] = state  # not to read the whole table again for each query
+            self._unreachable[key] = state  # so that not every query reads the whole table again
         return found
 
     def dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
-        """Return the dimensions of an index that is in memory, None when there is none, or nothing in it."""
+        """Return the dimensions of an index in memory, None if there is none, or it is empty."""
         path = database_path(connection, wanted.source.schema)
         entry = self._entries.get(_key(path, wanted))
         index = None if entry is None else entry.index
         return index.dimensions if index else None
 
     def forget(self, connection: sqlite3.Connection, wanted: Embeddings) -> None:
-        """Drop an index that does not fit its table, and what is saved of it: the next query makes it anew."""
+        """Drop an index that does not match its table, and its file: the next query rebuilds it."""
         path = database_path(connection, wanted.source.schema)
-        logger.warning("the index of %s does not fit it: it is made anew", wanted.source.table)
+        logger.warning("the index of %s does not match it: rebuilding the index", wanted.source.table)
         with self._lock:
             self._entries.pop(_key(path, wanted), None)
         if path:
@@ -141,7 +141,7 @@ class Indexes:
     def _fitting(
         self, entry: IndexEntry, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int, state: State
     ) -> tuple[View, list[int]] | None:
-        """Return the index as it is, and the rows that differ, or None when they are too many or not known."""
+        """Return the index as it is, and the rows that differ, or None if they are too many or unknown."""
         if entry.index is None or entry.state is None or entry.index.dimensions != dimensions:
             return None
         rows = entry.since(state)
@@ -150,7 +150,7 @@ class Indexes:
             if changes is None:
                 return None
             rows = [row for _, row in changes]
-            if len(rows) > FEW and not connection.in_transaction:  # what is not committed may never have been
+            if len(rows) > FEW and not connection.in_transaction:  # uncommitted changes may be rolled back
                 entry.bring_in(connection, wanted, changes, state)
                 rows = []
         return (entry.index.view, sorted(set(rows))) if len(rows) <= SOME else None
@@ -163,7 +163,7 @@ class Indexes:
         wanted: Embeddings,
         dimensions: int,
     ) -> Reading:
-        """Begin to read on a thread with a connection of its own, unless one does already."""
+        """Start reading on a thread with its own connection, unless one is reading already."""
         with self._lock:
             reading = self._readings.get(key)
             if reading is not None and not reading.done.is_set():
@@ -175,7 +175,7 @@ class Indexes:
         def work(connection: sqlite3.Connection, wanted: Embeddings) -> None:
             try:
                 with snapshot(connection, wanted.source.schema):
-                    # An index that is far behind is brought up to date from its file where that is nearer.
+                    # If updating an old index from its file is faster, do that.
                     if not (path and entry.open(file_of(path, wanted), connection, wanted, dimensions)):
                         entry.read(
                             connection, wanted, dimensions, lambda progress: setattr(reading, "rows", progress.done)
@@ -196,19 +196,19 @@ class Indexes:
 
             try:
                 threading.Thread(target=work_on_own, name="datasette-vision-index", daemon=True).start()
-            except RuntimeError:  # the system gives no more threads: this one does it
+            except RuntimeError:  # the system has no more threads: this one does it
                 work_on_own()
         return reading
 
     def _improve(
         self, key: tuple[str, ...], entry: IndexEntry, connection: sqlite3.Connection, wanted: Embeddings
     ) -> None:
-        """Begin what is worth doing for an index in the background, unless that is under way."""
+        """Start the next useful step for an index in the background, unless one is running."""
         step = index_maintenance.next_step(entry)
         if not self._improves or step is None or self._stopped.is_set():
             return
         if not key[0] and step is not Step.GRAPH:
-            return  # of a database in memory nothing is saved, and nobody else can read it
+            return  # for a database in memory nothing is saved, and nobody else can read it
         with self._lock:
             if key in self._working or key in self._given_up:
                 return
@@ -223,8 +223,8 @@ class Indexes:
             except OSError as error:
                 logger.warning("the index of %s cannot be saved: %s", wanted.source.table, error)
             except Exception:
-                logger.exception("the index of %s could not be made faster", wanted.source.table)
-                self._given_up.add(key)  # not to try it again at every query
+                logger.exception("the index of %s could not be improved", wanted.source.table)
+                self._given_up.add(key)  # so that not every query tries it again
             finally:
                 with self._lock:
                     self._working.discard(key)
@@ -234,8 +234,8 @@ class Indexes:
         with self._lock:
             try:
                 thread.start()
-            except RuntimeError as error:  # the system gives no more threads: a later query tries again
-                logger.warning("the index of %s cannot be made faster now: %s", wanted.source.table, error)
+            except RuntimeError as error:  # the system has no more threads: a later query tries again
+                logger.warning("the index of %s cannot be improved now: %s", wanted.source.table, error)
                 self._working.discard(key)
             else:
                 self._threads.append(thread)
@@ -249,7 +249,7 @@ class Indexes:
         stopping: threading.Event,
     ) -> None:
         path = file_of(key[0], wanted) if key[0] else None
-        # One core is left to those who search.
+        # One core is left to searches.
         threads = max(1, (os.cpu_count() or 2) - 1)
 
         def stop() -> bool:
@@ -259,15 +259,15 @@ class Indexes:
             if path is None and step is not Step.GRAPH:
                 return
             logger.info("index of %s: %s", wanted.source.table, step.value)
-            if step is Step.ANEW:
-                entry = self._anew(key, entry, connect, wanted)
+            if step is Step.REBUILD:
+                entry = self._rebuild(key, entry, connect, wanted)
             elif not index_maintenance.carry_out(entry, step, path, wanted, stop=stop, threads=threads):
                 return
 
-    def _anew(
+    def _rebuild(
         self, key: tuple[str, ...], old: IndexEntry, connect: Callable[..., sqlite3.Connection], wanted: Embeddings
     ) -> IndexEntry:
-        """Read a table into a new index, and put it in the place of the old one."""
+        """Read a table into a new index that replaces the old one."""
         assert old.index is not None
         connection = open_to_read(connect, key[0])
         if connection is None:
@@ -281,7 +281,7 @@ class Indexes:
 
 
 def _wait(event: threading.Event, at_most_s: float | None) -> bool:
-    """Wait for an event until the caller's deadline, and so many seconds at most; say whether it has come."""
+    """Wait for an event until the caller's deadline, and at most this many seconds; return whether it is set."""
     caller = current()
     if at_most_s is None and caller.deadline is None:
         return event.wait()
@@ -290,7 +290,7 @@ def _wait(event: threading.Event, at_most_s: float | None) -> bool:
 
 @contextlib.contextmanager
 def _within_deadline(entry: IndexEntry, wanted: Embeddings) -> Iterator[None]:
-    """Hold the lock of an entry. Raises Busy when others hold it until the caller's deadline."""
+    """Hold the lock of an entry. Raises Busy if others hold it until the caller's deadline."""
     if not entry.lock.acquire(timeout=current().seconds_left(threading.TIMEOUT_MAX)):
         raise Busy(f"the index of {wanted.source.table} is being brought up to date: try again in a moment")
     try:
@@ -308,7 +308,7 @@ def _place(wanted: Embeddings) -> tuple[str, str]:
 
 
 def _stop(stopped: threading.Event, threads: list[threading.Thread]) -> None:
-    """Let what runs in the background come to an end, before the libraries that it is in are taken down."""
+    """Let background work finish before the libraries that it uses are unloaded."""
     stopped.set()
     for thread in list(threads):
         thread.join(timeout=10)

@@ -1,4 +1,4 @@
-"""How much of what an exact search finds, an index finds too: measured, for `datasette vision index --check`."""
+"""Measures how much of an exact search's results an index finds, for `datasette vision index --check`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECALL_AT = 10
 
 @dataclass(frozen=True)
 class Recall:
-    """The mean part of the k nearest that were found, the least of one query, and the median time of a search."""
+    """The mean share of the k nearest that were found, the lowest of one query, and the median time of a search."""
 
     queries: int
     mean: float
@@ -31,9 +31,9 @@ class Recall:
 
 
 def measure_recall(connection: sqlite3.Connection, wanted: Embeddings, view: View, dimensions: int) -> Recall | None:
-    """Search for some rows of a table, and for points between two of them; None when the table is empty.
+    """Search for some rows of a table, and for points between two of them; None if the table is empty.
 
-    Each search goes through the index and, in one pass over the table, compares with every embedding.
+    Each search uses the index, and is compared with all embeddings in one pass over the table.
     """
     queries = _queries(connection, wanted, view, dimensions)
     if not len(queries):
@@ -46,7 +46,7 @@ def measure_recall(connection: sqlite3.Connection, wanted: Embeddings, view: Vie
         seconds.append(time.perf_counter() - began)
         found.append([hit.similarity for hit in hits])
     parts = [
-        # By similarity, not by name: of two rows that are the same either will do.
+        # By similarity, not by name: of two identical rows either is right.
         min(1.0, sum(similarity >= bound - 1e-6 for similarity in similarities) / count)
         for similarities, bound, count in zip(found, bounds, exact, strict=True)
     ]
@@ -65,7 +65,7 @@ def _queries(connection: sqlite3.Connection, wanted: Embeddings, view: View, dim
         try:
             made.append(vectors.normalise(weight * vectors.normalise(one) + (1 - weight) * vectors.normalise(other)))
         except InvalidVector:
-            continue  # without direction, or opposites
+            continue  # of length zero, or opposites
     return np.array(made[:RECALL_QUERIES], np.float32).reshape(-1, dimensions)
 
 

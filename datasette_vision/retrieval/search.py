@@ -1,4 +1,4 @@
-"""Search in the embeddings of a table: the rows closest to a text, an image or an embedding."""
+"""Searches the embeddings of a table: finds the rows closest to a text, an image or an embedding."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def search(
 ) -> list[Hit]:
     """Return the k rows of a table closest to a text, an image or an embedding, best first.
 
-    For a search now and then: each reads the embeddings, or the index that `datasette vision index` made. A Searcher
-    keeps them between searches. What it takes and raises is what Searcher.search() does.
+    For occasional searches: each reads the embeddings, or the index that `datasette vision index` made. A Searcher
+    keeps them between searches. See Searcher.search() for the arguments and errors.
     """
     return Searcher(vision, improve=False).search(connection, table, query, k, model, column)
 
@@ -71,11 +71,10 @@ class Searcher:
     ) -> list[Hit]:
         """Return the k rows of a table closest to a text, an image or an embedding, best first.
 
-        It searches what the connection sees. `table` may have the name of an attached database before it and a dot.
-        What is searched without `model` or `column`, choice.choose() says. Raises NotEmbedded where there is nothing to
-        search, InvalidArgument where something has to be chosen, DimensionMismatch for an embedding of another size,
-        InvalidImage and InvalidVector, Busy while the table is being read for the first time, and what embedding
-        raises.
+        It searches what the connection sees. `table` may be prefixed with the name of an attached database and a dot.
+        Without `model` or `column`, choice.choose() decides. Raises NotEmbedded if there is nothing to search,
+        InvalidArgument if the choice is ambiguous, DimensionMismatch for an embedding of another size, InvalidImage and
+        InvalidVector, Busy while the table is being read for the first time, and the errors of embedding.
         """
         if not 1 <= k <= MAX_K:
             raise InvalidArgument(f"expected k to be a whole number from 1 to {MAX_K:,}, found {k:,}")
@@ -84,12 +83,14 @@ class Searcher:
             with snapshot(connection, source.schema):
                 return self._search(connection, source, query, k, model, column)
         except Exception as error:
-            if isinstance(error, VisionError) or "interrupted" not in str(error):  # SQLite modules have own classes
+            if isinstance(error, VisionError) or "interrupted" not in str(
+                error
+            ):  # SQLite modules have their own classes
                 raise
             raise Busy(f"searching {source.table} takes longer than a query may take here") from None
 
     def source(self, connection: sqlite3.Connection, table: str) -> EmbeddedSource:
-        """Return the table or view of a name, which has embeddings. Raises NotEmbedded, saying what there is."""
+        """Return the table or view of a name, if it has embeddings. Raises NotEmbedded, listing the alternatives."""
         schemas = [row[1] for row in connection.execute("pragma database_list")]
         places = [(schema, table) for schema in schemas]
         before, dot, after = table.partition(".")
@@ -136,12 +137,12 @@ class Searcher:
         return from_table(connection, wanted, vector, k) or self._nothing(connection, wanted, dimensions)
 
     def _nothing(self, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int) -> list[Hit]:
-        """Say why there may be nothing to find."""
+        """Return why there may be nothing to find."""
         stored = wanted.dimensions(connection)
         if stored is not None and stored != dimensions:
             raise DimensionMismatch(
                 f"the embeddings of {wanted.source.table} by {wanted.model!r} have {stored} floats, and that model"
-                f" makes {dimensions} now: embed the table anew"
+                f" makes {dimensions} now: embed the table again with --force"
             )
         return []
 
@@ -152,13 +153,15 @@ class Searcher:
         model: str | None = None,
         column: str | None = None,
     ) -> Embeddings:
-        """Return the embeddings that a search for this model and column is about. Raises as search() does."""
+        """Return the embeddings to search for this model and column. Raises as search() does."""
         pairs = side_tables.pairs(connection, source)
         chosen = choice.choose(source.table, pairs, self._vision.config.default_model, model, column)
         return Embeddings.of(connection, source, *chosen)
 
     def dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:
-        """Return the size of these embeddings: what the model makes, or what is there where it is not installed."""
+        """Return the size of these embeddings: the model's, or that of the stored ones if the model is not
+        installed.
+        """
         if (known := self.indexes.dimensions(connection, wanted)) is not None:
             return known
         try:

@@ -1,4 +1,4 @@
-"""What is kept beside a table, and how its rows are read: side tables, their log of changes, rows and keys.
+"""Side tables, their change log, and the rows and keys of source tables.
 
-No model runs here; what is nearest to what is retrieval/.
+No model runs here. Finding the nearest rows is in retrieval/.
 """

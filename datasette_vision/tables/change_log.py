@@ -1,12 +1,12 @@
 """Generation numbers: how a reader knows that a side table has changed, and which of its rows.
 
-Triggers on a side table note each row that is written, whoever writes it and from whatever process, in
-`_visionchanges`: the number of the change, counted for each side table (its generation), the row, and a random stamp.
-Two states of a side table are the same when generation and stamp are: a file put back from a backup, that has gone
-another way since, has other stamps. What led from one state to the next is in the rows between.
+Triggers on a side table record each written row in `_visionchanges`, whoever writes it and from whatever process: the
+number of the change, counted for each side table (its generation), the row, and a random stamp. Two states of a side
+table are the same if generation and stamp are the same: a file restored from a backup, with a different history since,
+has different stamps. The rows in between lead from one state to the next.
 
-Only the last KEPT changes are kept: who has missed more reads the whole table. A change without a row says that
-anything may have happened before it.
+Only the last KEPT_CHANGES changes are kept: a reader that has missed more reads the whole table. A change without a row
+means that anything may have happened before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from datasette_vision.util.sql_names import literal, quote, rowid_name
 from datasette_vision.util.transactions import in_transaction
 
-# No side table can be called so: those begin with "_vision_".
+# No side table can have this name: their names begin with "_vision_".
 LOG = "_visionchanges"
 TRIGGERS = "_vision-"
 KEPT_CHANGES = 1 << 18
@@ -30,16 +30,17 @@ CREATE_LOG = (
 
 
 class State(NamedTuple):
-    """What a side table holds, as a number that grows and a stamp that no other history has."""
+    """The state of a side table: a number that grows, and a stamp that no other history has."""
 
     generation: int
     stamp: int
 
 
 def log_changes(connection: sqlite3.Connection, side_table: str, primary_key: tuple[str, ...]) -> None:
-    """Have the changes of a side table noted. Does nothing where they are.
+    """Start recording the changes of a side table. Does nothing if they are recorded already.
 
-    Where they were not, or not by triggers of this version, the generation moves on, since anything may have happened.
+    If they were not recorded, or by triggers of another version, the generation increases, because anything may have
+    happened.
     """
     found = "select name from sqlite_master where type = 'table' and name = ? collate nocase"
     (side_table,) = connection.execute(found, (side_table,)).fetchone()
@@ -60,7 +61,7 @@ def log_changes(connection: sqlite3.Connection, side_table: str, primary_key: tu
 
 
 def state(connection: sqlite3.Connection, schema: str, side_table: str) -> State | None:
-    """Return the state of a side table as this connection sees it, or None when its changes are not noted."""
+    """Return the state of a side table as this connection sees it, or None if its changes are not recorded."""
     master = f"{quote(schema)}.sqlite_master"
     marks = ", ".join("?" * len(EVENTS))
     triggers = [_trigger(event, side_table) for event in EVENTS]
@@ -81,10 +82,10 @@ def state(connection: sqlite3.Connection, schema: str, side_table: str) -> State
 def changes(
     connection: sqlite3.Connection, schema: str, side_table: str, since: State, limit: int
 ) -> list[tuple[State, int]] | None:
-    """Return what changed since a state: (the state after it, the row), oldest first.
+    """Return the changes since a state: (the state after it, the row), oldest first.
 
-    None when this cannot be told: the state is not one that led to the present, what came after it is no longer kept,
-    or it is more than `limit` changes.
+    None if they are unknown: the state is not in the history of the current one, the changes after it are no longer
+    kept, or there are more than `limit`.
     """
     rows = connection.execute(
         f"select generation, stamp, row from {quote(schema)}.{LOG} where side_table = ? and generation >= ?"
@@ -99,7 +100,7 @@ def changes(
 
 
 def recent(connection: sqlite3.Connection, schema: str, side_table: str, limit: int) -> list[tuple[State, int | None]]:
-    """Return the last changes: (the state after it, the row or None where all may have changed), oldest first."""
+    """Return the last changes: (the state after it, the row or None if all may have changed), oldest first."""
     rows = connection.execute(
         f"select generation, stamp, row from {quote(schema)}.{LOG} where side_table = ?"
         " order by generation desc limit ?",
@@ -109,7 +110,7 @@ def recent(connection: sqlite3.Connection, schema: str, side_table: str, limit: 
 
 
 def _trigger(event: str, side_table: str) -> str:
-    # The event comes first: no two side tables can have a trigger of the same name.
+    # The name begins with the event, so that no two side tables have a trigger of the same name.
     return f"{TRIGGERS}{event}-{side_table}"
 
 
@@ -124,12 +125,12 @@ def _installed(connection: sqlite3.Connection, side_table: str) -> dict[str, str
 
 
 def _triggers(side_table: str, primary_key: tuple[str, ...], rowid: str | None) -> dict[str, str]:
-    """Return the triggers, by name, as sqlite_master has them."""
+    """Return the triggers by name, as in sqlite_master."""
     table = quote(side_table)
     new, old, row = (f"new.{rowid}", f"old.{rowid}", rowid) if rowid else ("null", "null", "null")
     same = " and ".join(f"{quote(column)} = new.{quote(column)}" for column in primary_key)
     bodies = {
-        # `insert or replace` deletes what was there without a word to the trigger for deletes.
+        # `insert or replace` deletes the old row without running the trigger for deletes.
         "replace": ("before insert", _note(side_table, row, f"from {table} where {same}")),
         "insert": ("after insert", _note(side_table, new) + "; " + _prune(side_table)),
         "update": (

@@ -1,4 +1,4 @@
-"""What a column of a table holds: images, texts, or paths of image files; and how its values become content."""
+"""The contents of a column (images, texts, or paths of image files), and how to read its values."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ IMAGES, TEXTS, PATHS = "images", "texts", "paths"
 
 
 def choose_column(source: SourceTable, base: Base | None, used: list[str]) -> str:
-    """Return the one column to embed: that of `used` (the columns that were embedded before), or that of images.
+    """Return the column to embed: that of `used` (the columns that were embedded before), or the one that holds images.
 
-    With the folder `base`, the one that holds paths of files in it. Raises InvalidArgument where it is not one.
+    With the folder `base`, the one that holds paths of files in it. Raises InvalidArgument unless there is exactly one.
     """
     candidates = [column for column in source.columns if column in used]
     if len(candidates) != 1:
@@ -22,16 +22,16 @@ def choose_column(source: SourceTable, base: Base | None, used: list[str]) -> st
     if len(candidates) != 1:
         found = f"{', '.join(candidates)} do" if candidates else "none does"
         raise InvalidArgument(
-            f"--column has to say what to embed of {source.name} ({', '.join(source.columns)}):"
+            f"choose with --column what to embed of {source.name} ({', '.join(source.columns)}):"
             f" of the columns that could hold {'paths' if base else 'images'}, {found}"
         )
     return candidates[0]
 
 
 def kind(source: SourceTable, column: str, base: Base | None, where: str | None = None) -> str:
-    """Return what a column holds, by its first values: IMAGES, TEXTS, or with the folder `base` PATHS.
+    """Return what a column holds, judging by its first values: IMAGES, TEXTS, or with the folder `base` PATHS.
 
-    Raises InvalidArgument for texts that look like the names of image files.
+    Raises InvalidArgument for texts that look like names of image files.
     """
     if base is not None:
         return PATHS
@@ -42,14 +42,12 @@ def kind(source: SourceTable, column: str, base: Base | None, where: str | None 
     # Embedded as texts, paths would take the place of the pictures' embeddings.
     names = [text for text in texts if has_image_suffix(text)]
     if len(names) > len(texts) / 2:
-        raise InvalidArgument(
-            f"{column} holds names of files, as {names[0]!r}: --base has to say in which folder they are"
-        )
+        raise InvalidArgument(f"{column} holds names of files, such as {names[0]!r}: name their folder with --base")
     return TEXTS
 
 
 class Reader:
-    """Turns the rows of a column into content: the bytes of an image file, or of a text."""
+    """Reads the content of a column's rows: the bytes of an image file, or of a text."""
 
     def __init__(self, kind: str, base: Base | None, max_bytes: int) -> None:
         self._kind = kind
@@ -57,9 +55,9 @@ class Reader:
         self._max_bytes = max_bytes
 
     def __call__(self, row: SourceRow) -> bytes:
-        """Return a row's content, and take it out of the row. Raises OSError, Unreadable or InvalidImage."""
+        """Return a row's content, and remove it from the row. Raises OSError, Unreadable or InvalidImage."""
         value = row.take()
-        if value is None:  # it was left in the table
+        if value is None:  # it was not read
             raise InvalidImage(
                 f"an image of {row.size / 1e6:.1f} MB is more than the {self._max_bytes / 1e6:g} MB allowed"
                 " (max_image_mb)"

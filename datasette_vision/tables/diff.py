@@ -1,7 +1,7 @@
-"""What of a table is not in step with its side table: new, changed and gone rows, found as cheaply as it can be done.
+"""Finds rows that are not in sync with their side table (new, changed and deleted ones) as cheaply as possible.
 
-New and gone rows are found by keys alone. That a value was changed in place can only be found by reading it, unless its
-length changed too: SQLite keeps that at the head of the row. There are no triggers on anybody's table.
+New and deleted rows are found by keys alone. A value that was changed in place can only be found by reading it, unless
+its length changed too: SQLite stores the length at the start of the row. There are no triggers on source tables.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from datasette_vision.util.sql_names import literal, quote
 
 
 class Glance(NamedTuple):
-    """What a side table has of a column: rows with a value, those of them that are noted, and their length in all.
+    """The state of a column: its rows with a value, how many of them have an entry in the side table, and their total
+    length.
 
-    `gone` counts what is noted of rows that are not there, `failed` those noted with an error.
+    `gone` counts entries of rows that no longer exist, `failed` entries with an error.
     """
 
     rows: int
@@ -33,14 +34,14 @@ class Glance(NamedTuple):
 
     @property
     def new(self) -> int:
-        """The rows of which nothing is noted."""
+        """The number of rows without an entry."""
         return self.rows - self.noted
 
 
 def glance(connection: sqlite3.Connection, source: EmbeddedSource, column: str, model: str) -> Glance:
-    """Compare the keys of a table with those of its side table. No value is read, and no embedding."""
+    """Compare the keys of a table with those of its side table. Reads no values and no embeddings."""
     table, side = quote(source.table), quote(source.side.name)
-    # With the table before it: SQLite takes the quoted name of a column that there is not for a text.
+    # Qualified with the table: SQLite treats the quoted name of a missing column as a text.
     name = f"{table}.{quote(column)}"
     of_this = f"source_column = {literal(column)} and model = {literal(model)}"
     rows, noted, length, there, failed = connection.execute(
@@ -55,7 +56,7 @@ def glance(connection: sqlite3.Connection, source: EmbeddedSource, column: str, 
 def failures(
     connection: sqlite3.Connection, source: EmbeddedSource, column: str, model: str, limit: int
 ) -> list[tuple[str, str]]:
-    """Return the first rows that have no embedding, as (name of the row, reason)."""
+    """Return the first rows without an embedding, as (name of the row, reason)."""
     keys = source.side.key_columns
     found = connection.execute(
         f"select {', '.join(map(quote, keys))}, error from {quote(source.side.name)} where error is not null"
@@ -69,12 +70,12 @@ def failures(
 
 
 def is_new(source: EmbeddedSource, column: str, model: str) -> str:
-    """Write the SQL condition for rows of which nothing is noted."""
+    """Return the SQL condition for rows without an entry."""
     return f"not {_noted(source, column, model)} and {_has_key(source)}"
 
 
 def has_key(table: str, columns: Sequence[str], keys: Sequence[KeyValues]) -> str:
-    """Write the SQL condition for rows with one of some keys, of which there are few enough for SQL."""
+    """Return the SQL condition for rows with one of these keys, of which there are few enough for SQL."""
     names = [f"{quote(table)}.{quote(name)}" for name in columns]
     if len(names) == 1:
         return f"{names[0]} in ({', '.join(_literal(key[0]) for key in keys)})"
@@ -83,7 +84,7 @@ def has_key(table: str, columns: Sequence[str], keys: Sequence[KeyValues]) -> st
 
 
 class ContentCheck:
-    """Reads the values of a column, a slice at a time, and finds those that are not what was embedded.
+    """Reads the values of a column, some at a time, and finds those that differ from what was embedded.
 
     `kind` is IMAGES or TEXTS of columns.py. Values of more than `max_bytes` are not read.
     """
@@ -93,7 +94,9 @@ class ContentCheck:
         self._rows = table.rows(Wanted(column, model, max_bytes))
 
     def run(self, seconds: float, limit: int) -> tuple[list[KeyValues], bool]:
-        """Go on for so many seconds: the keys of rows that changed, at most `limit`, and whether that was the end."""
+        """Continue for this many seconds: returns the keys of changed rows, at most `limit`, and whether the end was
+        reached.
+        """
         until = time.monotonic() + seconds
         changed: list[KeyValues] = []
         for row in self._rows:
@@ -108,7 +111,7 @@ class ContentCheck:
             digest = hashlib.sha256(self._read(row)).hexdigest()
         except (OSError, InvalidInput):
             return row.known_hash is not None and row.known_error is None
-        # Of a new row nothing is noted: those are found sooner.
+        # New rows have no entry, and are found sooner.
         return row.known_hash is not None and row.known_hash != digest
 
 
@@ -128,7 +131,7 @@ def _has_key(source: EmbeddedSource) -> str:
 
 
 def _literal(value: object) -> str:
-    """Write a value of a key as SQL, with the type that SQLite has it in."""
+    """Write a key value as SQL, with the type that it has in SQLite."""
     if isinstance(value, bytes):
         return f"x'{value.hex()}'"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Reads embeddings out of side tables, as arrays."""
+"""Reads embeddings from side tables, as arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS_PER_READ = 2048
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The embeddings of one column of a table by one model. `label` names the row number of its side table."""
+    """The embeddings of one column by one model. `label` is the name of the side table's rowid."""
 
     source: EmbeddedSource
     model: str
@@ -29,12 +29,12 @@ class Embeddings:
 
     @classmethod
     def of(cls, connection: sqlite3.Connection, source: EmbeddedSource, model: str, column: str) -> Embeddings:
-        """Find out by what name the rows of the side table are numbered."""
+        """Find the name of the side table's rowid."""
         names = columns(connection, source.side.name, source.schema)
         return cls(source, model, column, rowid_name(names) or "rowid")
 
     def in_schema(self, schema: str) -> Embeddings:
-        """Return the same, on a connection that knows the database by another name."""
+        """Return the same, for a connection that has the database under another name."""
         return replace(self, source=replace(self.source, schema=schema))
 
     @property
@@ -46,7 +46,7 @@ class Embeddings:
     def with_source(self) -> str:
         """SQL to join the source table, as `source`, to the side table, as `side`.
 
-        `cross join` is SQLite's way to be told the order: the row of the side table first, then by its key.
+        `cross join` fixes the order in SQLite: first the row of the side table, then the source row by its key.
         """
         source = self.source
         keys = zip(source.key, source.side.key_columns, strict=True)
@@ -54,7 +54,7 @@ class Embeddings:
         return f"cross join {quote(source.schema)}.{quote(source.table)} source on {joined}"
 
     def dimensions(self, connection: sqlite3.Connection) -> int | None:
-        """Return the size of the first embedding that is one, or None when there is none."""
+        """Return the size of the first embedding, or None if there is none."""
         row = connection.execute(
             f"select length(embedding) / 4 from {self.table} where model = ? and source_column = ?"
             " and typeof(embedding) = 'blob' and length(embedding) > 0 and length(embedding) % 4 = 0 limit 1",
@@ -63,14 +63,14 @@ class Embeddings:
         return None if row is None else int(row[0])
 
     def count(self, connection: sqlite3.Connection) -> int:
-        """Return how many rows there are, with an embedding or not. Walks the index of the side table alone."""
+        """Return the number of rows, with or without an embedding. Reads only the index of the side table."""
         row = connection.execute(
             f"select count(*) from {self.table} where model = ? and source_column = ?", (self.model, self.column)
         ).fetchone()
         return int(row[0])
 
     def read(self, connection: sqlite3.Connection, dimensions: int) -> Iterator[tuple[RowLabels, Matrix]]:
-        """Yield all embeddings of so many dimensions, some at a time: labels (n,) and vectors (n, d)."""
+        """Yield all embeddings with this many dimensions, in batches: labels (n,) and vectors (n, d)."""
         return self._batches(
             connection,
             f"select {self.label}, embedding from {self.table} where model = ? and source_column = ?"
@@ -80,7 +80,7 @@ class Embeddings:
         )
 
     def read_rows(self, connection: sqlite3.Connection, labels: list[int], dimensions: int) -> tuple[RowLabels, Matrix]:
-        """Return those embeddings that there are under some labels: labels (n,) and vectors (n, d)."""
+        """Return the embeddings with these labels, if they exist: labels (n,) and vectors (n, d)."""
         batches = list(
             self._batches(
                 connection,
@@ -100,7 +100,7 @@ class Embeddings:
     ) -> Iterator[tuple[RowLabels, NDArray[np.float32]]]:
         cursor = connection.cursor()
         try:
-            cursor.row_factory = None  # Datasette's rows cost more than what is in them
+            cursor.row_factory = None  # Datasette's row objects cost more than their contents
             cursor.execute(sql, parameters)
             while rows := cursor.fetchmany(ROWS_PER_READ):
                 labels, blobs = zip(*rows, strict=True)

@@ -1,4 +1,4 @@
-"""Which rows of a table have given values in one of its columns, for batches of values."""
+"""Finds the rows of a table that have given values in one of its columns, for batches of values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datasette_vision.tables import side_tables
 from datasette_vision.tables.keys import key_of
 from datasette_vision.util.sql_names import quote
 
-# Temporary tables, of this connection alone.
+# Temporary tables, of this connection only.
 BATCH_TABLE = "_vision_batch"
 COPY = "_vision_copy"
 
@@ -18,14 +18,16 @@ COPY = "_vision_copy"
 class Matcher:
     """Finds rows of `table` by the values of `column`.
 
-    Raises InvalidArgument when there is no such table or column. Without an index on the column a temporary copy of it
-    and of the key is made, once, which is sorted: on the disk, not in memory.
+    Raises InvalidArgument if there is no such table or column. If the column has no index, a sorted temporary copy of
+    it and of the key is made once, on disk and not in memory.
     """
 
     def __init__(self, connection: sqlite3.Connection, table: str, column: str) -> None:
         columns = side_tables.columns(connection, table)
         if not columns:
-            raise InvalidArgument(f"there is no table {table!r}: --create makes it, of the rows of the Parquet files")
+            raise InvalidArgument(
+                f"there is no table {table!r}; use --create to make it from the rows of the Parquet files"
+            )
         if column not in columns:
             raise InvalidArgument(f"{table} has no column {column!r}; its columns are: {', '.join(columns)}")
         self.column = column
@@ -38,12 +40,12 @@ class Matcher:
         self._place = quote(table) if self._indexed else self._copied()
 
     def keys(self, names: Sequence[str]) -> dict[int, list[tuple[object, ...]]]:
-        """Return the keys of the rows with each name, by its number in `names`; what has no row is left out."""
+        """Return the keys of the rows with each name, by its position in `names`. Names without a row are left out."""
         self._connection.execute(f"delete from temp.{BATCH_TABLE}")
         self._connection.executemany(f"insert into temp.{BATCH_TABLE} values (?, ?)", enumerate(names))
         key = ", ".join(f"t.{quote(column)}" for column in self._key)
         found: dict[int, list[tuple[object, ...]]] = {}
-        # cross join: the batch first, then the index, whatever SQLite believes of their sizes.
+        # cross join: the batch first, then the index, whatever SQLite estimates of their sizes.
         for number, *values in self._connection.execute(
             f"select b.number, {key} from temp.{BATCH_TABLE} b"
             f" cross join {self._place} t on t.{quote(self.column)} = b.name"
@@ -52,10 +54,10 @@ class Matcher:
         return found
 
     def add(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Add rows to the table that are not there yet, by those of their columns that the table has."""
+        """Add missing rows to the table, with those of their columns that the table has."""
         if not self._indexed:
             raise InvalidArgument(
-                f"rows can be added to {self._table} by {self.column} only where that has an index:"
+                f"rows can be added to {self._table} by {self.column} only if that has an index:"
                 f" create unique index … on {quote(self._table)} ({quote(self.column)})"
             )
         rows = list(rows)

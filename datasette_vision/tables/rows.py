@@ -1,4 +1,4 @@
-"""The rows of a table or view, by key, in chunks that are read and let go: a checkpoint never waits for a long read."""
+"""Reads the rows of a table or view, by key, in chunks, so that a checkpoint never waits for a long read."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Connect = Callable[[], sqlite3.Connection]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is wanted of a table's rows: the values of a column that are not NULL, where `where` (SQL) holds.
+    """Selects rows: those whose value in `column` is not NULL, and that match `where` (SQL).
 
-    Values of more than `max_bytes` are left where they are. Where the column `digest` holds what is noted in the side
-    table already, the value is not read either.
+    Values of more than `max_bytes` are not read. Neither are values whose digest in the column `digest` equals the one
+    stored in the side table.
     """
 
     column: str
@@ -35,15 +35,15 @@ class Wanted:
     max_bytes: int
     where: str | None = None
     digest: str | None = None
-    force: bool = False  # whatever is noted
+    force: bool = False  # whatever the side table has
 
 
 @dataclass
 class SourceRow:
-    """A row: its key, the value, and what the side table has for it.
+    """A row: its key, its value, and its entry in the side table.
 
-    `kind` is what SQLite's typeof() says of the value, `size` its length in bytes or, of a text, in characters; `label`
-    is how a person knows the row.
+    `kind` is the value's typeof() in SQLite, `size` its length in bytes, or in characters for a text. `label` is the
+    name of the row in messages.
     """
 
     key: KeyValues
@@ -56,15 +56,15 @@ class SourceRow:
     label: str
 
     def take(self) -> Any:
-        """Return the value, once: who holds the row does not hold a picture of some megabytes."""
+        """Return the value, once: so that the row does not keep an image of some megabytes in memory."""
         value, self.value = self.value, None
         return value
 
 
 def connector(database: Path | str | Connect) -> Connect:
-    """Return what opens a connection to a database, in autocommit mode and for use on any thread.
+    """Return a function that opens a connection to a database, in autocommit mode and for use on any thread.
 
-    Raises Unreadable when there is no such file.
+    Raises Unreadable if there is no such file.
     """
     if callable(database):
         return database
@@ -75,14 +75,14 @@ def connector(database: Path | str | Connect) -> Connect:
 
 
 def connected(connection: sqlite3.Connection) -> sqlite3.Connection:
-    """Prepare a connection for reading here: text that is not UTF-8 is no reason to stop."""
+    """Prepare a connection for reading: text that is not UTF-8 must not stop the work."""
     connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
     connection.execute("pragma busy_timeout = 60000")
     return connection
 
 
 class SourceTable:
-    """A table or view whose rows can be told apart.
+    """A table or view with a key that identifies its rows.
 
     Without `key` it is what keys.describe() says; for views that are not embedded yet it has to be given. Raises
     InvalidArgument when there is no such table or column, or when a key that is not its own does not tell its rows
@@ -100,7 +100,7 @@ class SourceTable:
         if not self.key:
             kind = "is a view" if self.is_view else "has no key"
             raise InvalidArgument(f"{self.name} {kind}: --key has to name the column(s) that tell its rows apart")
-        # Rows are visited in an order that costs nothing: as they lie on the disk.
+        # Rows are visited in their order on disk, which needs no sorting.
         self._order = (found.rowid,) if found.rowid else self.own_key or self.key
         if self.is_view or self.key != self.own_key:
             self._check_key()
@@ -111,27 +111,27 @@ class SourceTable:
         return SideTable(self.name, self.key)
 
     def column(self, name: str) -> str:
-        """Return the name of a column as the table has it. Raises InvalidArgument when there is none."""
+        """Return the name of a column as the table has it. Raises InvalidArgument if there is none."""
         for column in self.columns:
             if column.lower() == name.lower():
                 return column
         raise InvalidArgument(f"{self.name} has no column {name!r}; its columns are: {', '.join(self.columns)}")
 
     def count(self, column: str, where: str | None = None) -> int:
-        """Count the rows whose `column` is not NULL. Raises InvalidArgument when the SQL in `where` is not valid."""
-        # count(column) would read every picture; whether it is NULL stands at the head of its row.
+        """Count the rows whose `column` is not NULL. Raises InvalidArgument if the SQL in `where` is not valid."""
+        # count(column) would read every image; the start of the row says whether the value is NULL.
         name = quote(column)
         sql = f"select count(*) from {quote(self.name)} where {name} is not null and {_condition(where)}"
         try:
             found = self._connection.execute(sql).fetchone()[0]
-        except self._connection.OperationalError as error:  # it may be of another SQLite
+        except self._connection.OperationalError as error:  # it may be from another SQLite module
             if where is None or "locked" in str(error):
                 raise
             raise InvalidArgument(f"--where: {error}, in: {where}") from None
         return int(found)
 
     def samples(self, column: str, where: str | None = None) -> list[Any]:
-        """Return what the first texts and BLOBs begin with."""
+        """Return the beginnings of the first texts and BLOBs."""
         name = quote(column)
         found = self._connection.execute(
             f"select substr({name}, 1, {SAMPLE_LENGTH}) from {quote(self.name)}"
@@ -140,9 +140,10 @@ class SourceTable:
         return [value for (value,) in found]
 
     def rows(self, wanted: Wanted) -> Iterator[SourceRow]:
-        """Yield the rows that are wanted. The side table has to be there.
+        """Yield the selected rows. The side table must exist.
 
-        No read transaction is open while a row is out: but for a view that SQLite can read only as a whole.
+        No read transaction is open while a row is being processed, except for a view that SQLite can only read as a
+        whole.
         """
         if self.is_view and not self._can_go_on(wanted):
             yield from map(self._row, self._connection.execute(self._query(wanted, after=False, limit=False)))
@@ -169,7 +170,9 @@ class SourceTable:
                 return
 
     def gone(self, column: str, limit: int) -> list[tuple[KeyValues, bool]]:
-        """Return keys in the side table that are of no row with a value in `column`: (key, whether the row is gone)."""
+        """Return keys in the side table without a row that has a value in `column`: (key, whether the row was
+        deleted).
+        """
         side = self.side
         keys = ", ".join(map(quote, side.key_columns))
         own = ", ".join(map(quote, self.key))
@@ -189,12 +192,12 @@ class SourceTable:
         ).fetchone()
         if found is not None:
             raise InvalidArgument(
-                f"--key {', '.join(self.key)} does not tell the rows of {self.name} apart:"
+                f"--key {', '.join(self.key)} does not identify the rows of {self.name}:"
                 f" {found[-1]} rows have {', '.join(map(repr, found[:-1]))}"
             )
 
     def _can_go_on(self, wanted: Wanted) -> bool:
-        """Whether the rows after a key are found without reading all those before it again."""
+        """Whether the rows after a key can be found without reading all earlier rows again."""
         plan = self._connection.execute(
             "explain query plan " + self._query(wanted, after=True, limit=True), (None,) * len(self._order)
         )
@@ -204,10 +207,10 @@ class SourceTable:
         )
 
     def _query(self, wanted: Wanted, *, after: bool, limit: bool) -> str:
-        """Write the query: kind, size, hash, error, same digest, value, key…, order…."""
+        """Return the query: kind, size, hash, error, same digest, value, key…, order…."""
         table, name = quote(self.name), f"{quote(self.name)}.{quote(wanted.column)}"
         side = self.side
-        # The plus takes the column's affinity away: a key is compared as it is, and found by the side table's index.
+        # The plus removes the column's affinity: the key is compared unchanged, using the side table's index.
         same_row = " and ".join(
             f"_side.{quote(own)} = +{table}.{quote(column)}"
             for own, column in zip(side.key_columns, self.key, strict=True)
@@ -251,7 +254,7 @@ class SourceTable:
 
 
 def _condition(where: str | None) -> str:
-    return f"({where}\n)" if where else "1"  # the end of a line ends a comment
+    return f"({where}\n)" if where else "1"  # the newline ends a comment
 
 
 def _tables(connection: sqlite3.Connection) -> str:

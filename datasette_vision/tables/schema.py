@@ -1,6 +1,6 @@
 """The side tables: `_vision_<table>` holds the embeddings of a table, beside it and never in it.
 
-A 2 KB embedding behind a 1 MB image would make every scan walk the image's overflow pages.
+With a 2 KB embedding behind a 1 MB image, every scan would have to follow the image's overflow pages.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from datasette_vision.util.sql_names import quote as quote
 
 SIDE_TABLE_PREFIX = "_vision_"
 OWN_COLUMNS = ("source_column", "model", "content_hash", "embedding", "error", "embedded_at")
-# The tables that keep books and hold nothing for readers, with their columns.
+# Internal tables, which hold nothing for readers, with their columns.
 LOADS = "_visionloads"
 BOOKKEEPING = {
     change_log.LOG: ("side_table", "generation", "row", "stamp"),
     LOADS: ("name", "base", "pictures"),
 }
 
-# In this order. ANY is a type of STRICT tables, where it keeps values as they are.
+# In this order. ANY is a type of STRICT tables, which stores values unchanged.
 AFFINITIES = {
     " integer": ("INT",),
     " text": ("CHAR", "CLOB", "TEXT"),
@@ -33,7 +33,7 @@ AFFINITIES = {
 
 @dataclass(frozen=True)
 class SideTable:
-    """The side table of `table`, whose rows are known by `key` column(s)."""
+    """The side table of `table`, whose rows are identified by the `key` column(s)."""
 
     table: str
     key: tuple[str, ...]
@@ -47,7 +47,7 @@ class SideTable:
     def key_columns(self) -> tuple[str, ...]:
         """The names of the key column(s) in the side table.
 
-        They are those of the table, unless it has a key of the name of a column of ours: then source_ stands before it.
+        They are those of the table. If a key column has the name of one of ours, it is prefixed with source_.
         """
         taken = {name.lower() for name in (*OWN_COLUMNS, *self.key)}
         names = []
@@ -61,10 +61,10 @@ class SideTable:
         return tuple(names)
 
     def create(self, connection: sqlite3.Connection) -> None:
-        """Make the side table where it is not there yet. One row a source row, source column and model.
+        """Create the side table if it does not exist. It has one row for each source row, source column and model.
 
-        What is written to it from then on moves its generation (change_log.py); so it is for one made before there
-        were generations.
+        From then on, every write increases its generation (change_log.py), also for one made before there were
+        generations.
         """
         kinds = self._kinds(connection)
         key = ", ".join(f"{quote(column)}{kind} not null" for column, kind in zip(self.key_columns, kinds, strict=True))
@@ -74,7 +74,7 @@ class SideTable:
             " content_hash text not null, embedding blob, error text, embedded_at text not null,"
             f" primary key ({primary}))"
         )
-        # Tells what is embedded, and what could not be, without walking the embeddings.
+        # Lists which rows are embedded or failed, without reading the embeddings.
         connection.execute(
             f"create index if not exists {quote('_vision-models-' + self.name)}"
             f" on {quote(self.name)} (model, source_column, error)"
@@ -82,10 +82,11 @@ class SideTable:
         change_log.log_changes(connection, self.name, (*self.key_columns, "source_column", "model"))
 
     def _kinds(self, connection: sqlite3.Connection) -> list[str]:
-        """Return the types of the key column(s), with a space before, that give them the affinity they have in the
-        table: for columns of two affinities SQLite uses no index, and every join would read the whole side table.
+        """Return the types of the key column(s), each with a leading space, that give them the same affinity as in the
+        table.
 
-        A view's columns, which can have values of any kind, get none.
+        SQLite uses no index to compare columns of different affinities, and every join would read the whole side table.
+        A view's columns, whose values can have any type, get none.
         """
         declared = dict(
             connection.execute(
@@ -98,14 +99,14 @@ class SideTable:
         return [_affinity(declared.get(column.lower(), rowid)) for column in self.key]
 
     def index_contents(self, connection: sqlite3.Connection) -> None:
-        """Have embeddings found by what they were made from: find() needs it, and so does who looks for duplicates."""
+        """Create an index on the content hash, which find() and searches for duplicates need."""
         connection.execute(
             f"create index if not exists {quote('_vision-contents-' + self.name)}"
             f" on {quote(self.name)} (content_hash, model)"
         )
 
     def find(self, connection: sqlite3.Connection, content_hash: str, model: str) -> bytes | None:
-        """Return the embedding by `model` of a content, whichever row it is of, or None."""
+        """Return the embedding by `model` of a content, from any row, or None."""
         found = connection.execute(
             f"select embedding from {quote(self.name)} where content_hash = ? and model = ? and embedding is not null"
             " limit 1",
@@ -114,7 +115,7 @@ class SideTable:
         return None if found is None else bytes(found[0])
 
     def write(self, connection: sqlite3.Connection, rows: Iterable[SideTableRow]) -> None:
-        """Add rows, in place of those there are for the same key, column and model."""
+        """Add rows, replacing those with the same key, column and model."""
         columns = (*self.key_columns, *OWN_COLUMNS)
         marks = ", ".join("?" * (len(columns) - 1))
         connection.executemany(
@@ -125,7 +126,7 @@ class SideTable:
 
 
 def _affinity(declared: str) -> str:
-    """Return the type of a column's affinity, by SQLite's rules (datatype3.html, 3.1), with a space before."""
+    """Return the type of a column's affinity, by SQLite's rules (datatype3.html, 3.1), with a leading space."""
     declared = declared.upper()
     for kind, words in AFFINITIES.items():
         if any(word in declared for word in words):
@@ -146,5 +147,5 @@ class SideTableRow:
 
 
 def content_hash(content: bytes) -> str:
-    """Return the SHA-256, in hexadecimal, by which a changed source is known."""
+    """Return the SHA-256, in hexadecimal, that identifies the content of a row."""
     return hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""Finds the side tables of a database, what they belong to, and what is in them."""
+"""Finds the side tables of a database, their sources, and their contents."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from datasette_vision.tables import keys
 from datasette_vision.tables.schema import BOOKKEEPING, OWN_COLUMNS, SIDE_TABLE_PREFIX, SideTable
 from datasette_vision.util.sql_names import quote
 
-# How the names of all tables begin that this package makes.
+# The prefixes of all tables that this package makes.
 OWN_PREFIX = "_vision"
 
 
 @dataclass(frozen=True)
 class EmbeddedSource:
-    """A table or view that has a side table. `key` names its columns, `rowid` its row number where it has one."""
+    """A table or view with a side table. `key` names its key columns, `rowid` its rowid if it has one."""
 
     schema: str
     side: SideTable
@@ -29,13 +29,13 @@ class EmbeddedSource:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The column(s) by which its rows are known."""
+        """The column(s) that identify its rows."""
         return self.side.key
 
 
 @dataclass(frozen=True)
 class EmbeddedColumn:
-    """The embeddings of one column by one model. `errors` counts the rows that have none, but a reason."""
+    """The embeddings of one column by one model. `errors` counts the rows with an error instead."""
 
     source: EmbeddedSource
     column: str
@@ -57,7 +57,7 @@ def sources(connection: sqlite3.Connection, schema: str = "main") -> list[Embedd
 
 
 def find_source(connection: sqlite3.Connection, table: str, schema: str = "main") -> EmbeddedSource | None:
-    """Return a table or view that has a side table by its name, as SQLite compares names; None when there is none."""
+    """Return the table or view with this name that has a side table, compared as SQLite compares names; or None."""
     found = keys.describe(connection, table, schema)
     if found is None or found.side_table is None:
         return None
@@ -70,7 +70,7 @@ def find_source(connection: sqlite3.Connection, table: str, schema: str = "main"
 class OwnTable:
     """A table that this package made. `source` is the table or view that it belongs to.
 
-    `source` is None for bookkeeping, and for a side table whose source is gone.
+    `source` is None for internal tables, and for a side table whose source no longer exists.
     """
 
     name: str
@@ -78,9 +78,9 @@ class OwnTable:
 
 
 def own_tables(connection: sqlite3.Connection) -> list[OwnTable]:
-    """Return the tables of a database that this package made, known by their names and columns.
+    """Return the tables of a database that this package made, recognised by their names and columns.
 
-    A table that only has a name like ours is somebody else's.
+    A table that only has such a name is not ours.
     """
     names = connection.execute(
         "select name from sqlite_master where type = 'table' and substr(name, 1, ?) = ? collate nocase order by name",
@@ -91,7 +91,7 @@ def own_tables(connection: sqlite3.Connection) -> list[OwnTable]:
 
 
 def own_table(connection: sqlite3.Connection, name: str) -> OwnTable | None:
-    """Return a table that this package made by its name, as SQLite compares names; None when it is not ours."""
+    """Return a table that this package made by name, compared as SQLite compares names; None if it is not ours."""
     row = connection.execute(
         "select name from sqlite_master where type = 'table' and name = ? collate nocase", (name,)
     ).fetchone()
@@ -113,12 +113,12 @@ def _own_table(connection: sqlite3.Connection, name: str) -> OwnTable | None:
 
 
 def embedded(connection: sqlite3.Connection, schema: str = "main") -> list[EmbeddedColumn]:
-    """Return what is embedded in a database: for each table, column and model, the number of rows."""
+    """Return the embeddings in a database: for each table, column and model, the number of rows."""
     return [found for source in sources(connection, schema) for found in contents(connection, source)]
 
 
 def contents(connection: sqlite3.Connection, source: EmbeddedSource) -> list[EmbeddedColumn]:
-    """Return what a side table holds, by model and column. Walks an index, not the embeddings."""
+    """Return the contents of a side table, by model and column. Reads an index, not the embeddings."""
     side = f"{quote(source.schema)}.{quote(source.side.name)}"
     rows = connection.execute(
         f"select model, source_column, count(*), count(error) from {side}"
@@ -128,9 +128,9 @@ def contents(connection: sqlite3.Connection, source: EmbeddedSource) -> list[Emb
 
 
 def pairs(connection: sqlite3.Connection, source: EmbeddedSource) -> list[tuple[str, str]]:
-    """Return the (model, column) pairs in a side table, in their order.
+    """Return the (model, column) pairs in a side table, in order.
 
-    Looks at one row of each: for `select distinct`, SQLite would walk the whole index.
+    Reads one row of each: for `select distinct`, SQLite would read the whole index.
     """
     first = f"select model, source_column from {quote(source.schema)}.{quote(source.side.name)}"
     order = "order by model, source_column limit 1"

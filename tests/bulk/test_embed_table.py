@@ -272,7 +272,7 @@ def test_views(photos: Database, view: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_key_that_does_not_tell_rows_apart(photos: Database) -> None:
     photos.execute("update photos set name = 'same' where id < 4")
-    with pytest.raises(InvalidArgument, match="--key name does not tell the rows of photos apart: 3 rows have 'same'"):
+    with pytest.raises(InvalidArgument, match="--key name does not identify the rows of photos: 3 rows have 'same'"):
         photos.embed("photos", key=["name"])
     photos.execute("update photos set name = id")
     assert numbers(photos.embed("photos", key=["name"])) == (30, 0, 0, 0)
@@ -329,13 +329,13 @@ def test_paths(database: Database, tmp_path: Path) -> None:
         "../secret.png": "leads out of the folder",
         str(tmp_path / "secret.png"): "leads out of the folder",
         "circle.png": "cannot be read: ",
-        "pipe.png": "cannot be read: it is no regular file",
-        "sub": "cannot be read: it is no regular file",
+        "pipe.png": "cannot be read: it is not a regular file",
+        "sub": "cannot be read: it is not a regular file",
         "none.png": "cannot be read: No such file or directory",
         "nul\0.png": "cannot be read: ",
     }
     database.insert("t", *((name,) for name in [*good, *bad]))
-    with pytest.raises(InvalidArgument, match=r"path holds names of files, as '.*.png': --base has to say"):
+    with pytest.raises(InvalidArgument, match=r"path holds names of files, such as '.*.png': name their folder"):
         database.embed("t", column="path")
     database.insert("t", (7,))
     with pytest.raises(Unreadable, match="there is no such folder"):
@@ -385,7 +385,7 @@ def test_a_column_of_digests_saves_reading(database: Database, tmp_path: Path) -
 def test_the_column_is_found_when_there_is_one(photos: Database, tmp_path: Path) -> None:
     photos.execute("create table two (id integer primary key, a blob, b blob)")
     photos.insert("two", (1, PICTURES[0], PICTURES[1]))
-    with pytest.raises(InvalidArgument, match=r"--column has to say what to embed of two \(id, a, b\).*: .*, a, b do"):
+    with pytest.raises(InvalidArgument, match=r"choose with --column what to embed of two \(id, a, b\).*: .*, a, b do"):
         photos.embed("two")
     photos.embed("two", column="b")
     assert numbers(photos.embed("two")) == (0, 1, 0, 0)

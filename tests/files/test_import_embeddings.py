@@ -235,7 +235,7 @@ def test_a_view_that_has_been_embedded(connection: sqlite3.Connection, database:
     connection.commit()
     result = run(database, "seen", shards)
     assert result.exit_code == 2
-    assert "seen has no key by which its rows could be known" in result.output
+    assert "seen has no key that identifies its rows" in result.output
     SideTable("seen", ("id",)).create(connection)
     connection.commit()
     assert run(database, "seen", shards).exit_code == 3

@@ -479,7 +479,7 @@ def test_a_damaged_file_is_made_anew(
     with caplog.at_level(logging.INFO):
         check(other, connection)
     other.searcher.indexes.wait()
-    assert "made anew" in caplog.text
+    assert "rebuilding the index" in caplog.text
     index_file.verify_index(file)
     check(again(other), connection)
     connection.close()
@@ -497,7 +497,7 @@ def test_an_index_that_does_not_fit_is_found_out_while_searching(
     labels = entry.index.view.base.labels.copy()
     entry.index.view.base.labels = np.roll(labels, 7)
     check(shared, connection)
-    assert "does not fit" in caplog.text
+    assert "does not match" in caplog.text
     assert shared.entry is not entry
     check(shared, connection)
     connection.close()

@@ -350,7 +350,7 @@ def test_a_model_that_has_changed_its_dimensions(photos: Connection) -> None:
     embed(photos.connection, PHOTOS, [(1,)], directions(1, 5))
     assert photos.error("vision_search('photos', 'x')") == (
         "vision_search(): the embeddings of photos by 'fake' have 5 floats, and that model makes 8 now:"
-        " embed the table anew"
+        " embed the table again with --force"
     )
 
 
