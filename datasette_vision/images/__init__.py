@@ -1,4 +1,4 @@
-"""From the bytes of a file to upright RGB pixels, and to the array an image tower takes.
+"""From the bytes of a file to upright RGB pixels, and to the array that an image tower takes.
 
-formats.py is the one table of file formats. Nothing here knows models, tables or requests.
+formats.py has the table of file formats. This folder knows nothing about models, tables or requests.
 """

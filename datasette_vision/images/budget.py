@@ -1,4 +1,4 @@
-"""How much memory decoding may take at a time: callers wait, so that memory does not grow with their number."""
+"""Limits the memory for decoding: callers wait, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from collections.abc import Iterator
 from datasette_vision.errors import Busy, InvalidImage
 from datasette_vision.util import caller
 
-# What decoding may take of the memory that the process may hold. A server of CLIP holds 270 MiB: on the smallest
-# machine that we ship for, of 512 MB, a third is left for pictures, and a sixth for requests and batches.
+# The share of the process's memory for decoding. A CLIP server uses 270 MiB: on the smallest machine that we support,
+# with 512 MB, this leaves a third for images, and a sixth for requests and batches.
 MEMORY_SHARE = 0.32
-# 100 megapixels fit, whatever the format: no server is better for decoding more at a time.
+# 100 megapixels fit in any format. Decoding more at a time does not make a server faster.
 MOST_BYTES = 2_000_000_000
-# Where the system does not tell how much memory there is.
+# If the available memory is unknown.
 UNKNOWN_BYTES = 500_000_000
 WAIT_S = 120.0
 
 
 def default_bytes(available: int | None) -> int:
-    """Return the bytes that decoding may take at a time, of those that the process may hold (None: not known)."""
+    """Return the memory for decoding, out of the bytes that the process may use (None: unknown)."""
     return UNKNOWN_BYTES if available is None else min(int(MEMORY_SHARE * available), MOST_BYTES)
 
 
 class DecodeBudget:
-    """Lets images be decoded as long as that takes at most `total` bytes together. Thread-safe.
+    """Lets images be decoded while they take at most `total` bytes together. Thread-safe.
 
-    First come, first served: a large image does not wait for ever beside many small ones. Whoever waits longer than
-    `wait_s` seconds, or than its caller has time, gets Busy.
+    First come, first served, so that a large image does not wait forever for many small ones. A caller that waits
+    longer than `wait_s` seconds, or past its deadline, gets Busy.
     """
 
     def __init__(self, total: int, wait_s: float = WAIT_S) -> None:
@@ -42,17 +42,17 @@ class DecodeBudget:
 
     @property
     def held(self) -> int:
-        """The bytes that are reserved now."""
+        """The number of reserved bytes."""
         return self.total - self._free
 
     @property
     def waiting(self) -> int:
-        """How many wait for bytes."""
+        """How many callers are waiting for bytes."""
         return len(self._waiting)
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[Reservation]:
-        """Give a reservation of nothing yet. What it holds is free again when the block ends."""
+        """Give an empty reservation. Its bytes are free again when the block ends."""
         reservation = Reservation(self)
         try:
             yield reservation
@@ -60,9 +60,9 @@ class DecodeBudget:
             self.release(reservation.held)
 
     def take(self, size: int, *, wait: bool) -> bool:
-        """Take bytes, once all who came before have theirs: whether they are taken, always so when it waits.
+        """Take bytes once all earlier callers have theirs. Returns whether they were taken, always True with `wait`.
 
-        Raises Busy or DeadlineExceeded when that takes too long.
+        Raises Busy or DeadlineExceeded on a timeout.
         """
         ticket = object()
         with self._changed:
@@ -74,7 +74,7 @@ class DecodeBudget:
                 while self._waiting[0] is not ticket or self._free < size:
                     if not self._changed.wait(end - time.monotonic()) and time.monotonic() >= end:
                         caller.current().seconds_left(self.wait_s)
-                        raise Busy("no memory came free to decode this image: try again later")
+                        raise Busy("there is not enough memory to decode this image now: try again later")
                 self._free -= size
             finally:
                 self._waiting.remove(ticket)
@@ -82,29 +82,29 @@ class DecodeBudget:
         return True
 
     def release(self, size: int) -> None:
-        """Give bytes back."""
+        """Return bytes."""
         with self._changed:
             self._free += size
             self._changed.notify_all()
 
 
 class Reservation:
-    """What one caller holds of a budget: nothing, until it knows how much it needs."""
+    """One caller's part of a budget: empty until it knows how much it needs."""
 
     def __init__(self, budget: DecodeBudget) -> None:
         self._budget = budget
         self.held = 0
 
     def take(self, size: int, what: str, *, wait: bool) -> bool:
-        """Take bytes for `what` is decoded: whether they were free, which they are in the end when it waits.
+        """Take bytes to decode `what`. Returns whether they were free, always True with `wait`.
 
-        Raises InvalidImage for more than the whole budget, Busy when the bytes do not come free in time.
+        Raises InvalidImage for more than the whole budget, Busy if the bytes do not become free in time.
         """
         total = self._budget.total
         if size > total:
             raise InvalidImage(
-                f"{what} takes {size / 1e6:.0f} MB of memory to decode, more than the {total / 1e6:.0f} MB that there"
-                " are for it (image_memory_mb)"
+                f"{what} takes {size / 1e6:.0f} MB of memory to decode, more than the {total / 1e6:.0f} MB that are"
+                " allowed (image_memory_mb)"
             )
         if not self._budget.take(size, wait=wait):
             return False

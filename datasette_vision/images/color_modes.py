@@ -1,6 +1,6 @@
-"""From whatever mode a decoder leaves a picture in to RGB, so that a model sees what a person sees on white paper.
+"""Converts decoded images of any mode to RGB, so that a model sees what a person sees on white paper.
 
-A band of rows at a time: what is made on the way is as large as a band, and never another copy of the whole picture.
+It works on bands of rows: intermediate results are as large as a band, never another copy of the whole image.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ BAND_PIXELS = 1 << 18
 
 
 def to_rgb(image: Any, data: bytes) -> Image.Image:
-    """A decoded Pillow image of any mode -> one of mode "RGB" and the same size; itself when it is one already.
+    """A decoded Pillow image of any mode -> one of mode "RGB" and the same size; the same object if it is one already.
 
-    `image` is a PIL.Image.Image whose pixels are loaded, with the attributes of its format, `data` the file it came
-    from. Transparency is laid over white. CMYK and Lab become RGB by Pillow's own conversions; embedded colour profiles
-    are ignored.
+    `image` is a PIL.Image.Image with loaded pixels and the attributes of its format, `data` the file it came from.
+    Transparency is laid over white. CMYK and Lab are converted by Pillow. Embedded colour profiles are ignored.
     """
     grey = _Grey(image) if image.mode.startswith(("I", "F")) else None
     transparency = image.info.get("transparency")
     if image.format == "PNG" and transparency is not None and grey is None:
-        # Pillow keeps tRNS at the file's bit depth (byte 24), while the pixels are at 8 bits by now.
+        # Pillow keeps tRNS at the file's bit depth (byte 24), while the pixels already have 8 bits.
         depth = data[24]
         if image.mode == "L" and depth < 8:
             image.info["transparency"] = min(255, transparency * (255 // (2**depth - 1)))
@@ -37,7 +36,7 @@ def to_rgb(image: Any, data: bytes) -> Image.Image:
         if grey is not None:
             picture.paste(Image.fromarray(grey.to_8_bits(np.asarray(band))), (0, top))
             continue
-        if band.mode == "La":  # Pillow knows no direct way
+        if band.mode == "La":  # Pillow has no direct conversion
             band = band.convert("LA")
         if transparency is not None or band.mode in ("LA", "PA", "RGBA", "RGBa"):
             band = band if band.mode == "RGBA" and transparency is None else band.convert("RGBA")
@@ -57,9 +56,9 @@ def _bands(image: Any) -> Iterator[tuple[int, Any]]:
 class _Grey:
     """Grey values of more than 8 bits, modes I;16, I and F -> uint8, scaled and never clipped.
 
-    Of 32-bit values, whose white no format defines, white is the least of 1 (not for whole numbers), 255 and 65535 that
-    all of them fit under. Values that are negative or larger still, as elevations are, go from black at the lowest to
-    white at the highest. Not-finite ones are black.
+    For 32-bit values no format defines white. It is the smallest of 1 (not for whole numbers), 255 and 65535 that no
+    value exceeds. Values that are negative or still larger, such as elevations, range from black at the lowest to white
+    at the highest. Values that are not finite are black.
     """
 
     def __init__(self, image: Any) -> None:

@@ -1,4 +1,4 @@
-"""Images that travel as text: in a query parameter, in JSON, in a table's TEXT column."""
+"""Images as text: in a query parameter, in JSON, in a table's TEXT column."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from datasette_vision.util.excerpt import excerpt
 
 _DATA_URI = re.compile(r"data:([^,]{0,1000}),", re.IGNORECASE)
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
-# Bytes of percent-encoded text that are decoded at a time.
+# Bytes of percent-encoded text to decode at a time.
 PERCENT_PIECE = 1 << 18
-# Characters of base64 that are looked at in one step.
+# Characters of base64 to process in one step.
 TEXT_PIECE = 1 << 16
 _BREAK_AND_SPACES = re.compile("\n +")
-# White space that no encoder writes; it is looked for in texts up to this length.
+# White space that no encoder writes. Only texts up to this length are searched for it.
 _ODD_SPACES = tuple(mark for mark in map(chr, range(0x3001)) if mark.isspace() and mark not in " \r\n\t\f\v")
 ODD_SPACES_CHARS = 100_000
 
-# Of each byte: the digit that it is in base 16, or -1.
+# For each byte: its value as a digit in base 16, or -1.
 _HEX_DIGIT = np.full(256, -1, np.int16)
 _HEX_DIGIT[np.frombuffer(b"0123456789abcdef", np.uint8)] = range(16)
 _HEX_DIGIT[np.frombuffer(b"ABCDEF", np.uint8)] = range(10, 16)
 
 
 def from_text(text: str) -> bytes:
-    """The bytes of an image that travels as text: a `data:` URI, or bare base64.
+    """The bytes of an image in text form: a `data:` URI, or bare base64.
 
     Base64 may be standard or URL-safe, padded or not, and broken into lines. A "+" that a query string has turned into
-    a space is put back. A data: URI's media type is ignored: the bytes decide. Raises InvalidImage.
+    a space is restored. The media type of a data: URI is ignored: the bytes decide. Raises InvalidImage.
     """
     if not isinstance(text, str):
         raise InvalidImage(f"expected text, found {type(text).__name__}")
@@ -50,7 +50,7 @@ def from_text(text: str) -> bytes:
             raise InvalidImage(f"this data: URI is not valid base64: {excerpt(payload)}")
         data = found
     else:
-        # Any word is valid base64, so bare base64 has to be an image as well.
+        # Any word is valid base64, so the bytes of bare base64 must also be an image.
         data = _from_base64(payload) or b""
         if not sniff(data) and not foreign(data):
             raise InvalidImage(f"this text is no image: expected a data: URI or base64, found {excerpt(text)}")
@@ -60,9 +60,9 @@ def from_text(text: str) -> bytes:
 
 
 def _from_base64(text: str) -> bytes | None:
-    """Bytes of base64 in either alphabet, or None."""
+    """The bytes of base64 in either alphabet, or None."""
     with contextlib.suppress(ValueError):
-        # As most write it: looking for other ways takes several times as long.
+        # The usual form first: checking for others takes several times as long.
         return base64.b64decode(text, validate=True) or None
     try:
         encoded = _without_line_breaks(text).encode("ascii").translate(_STANDARD_ALPHABET)
@@ -70,7 +70,7 @@ def _from_base64(text: str) -> bytes | None:
         return None
     spaces, first = encoded.count(b" "), encoded.find(b" ")
     if spaces:
-        # Groups of one length are layout; at any other place a space was a "+" before a query string was parsed.
+        # Groups of equal length are layout. Elsewhere a space was a "+" before a query string was parsed.
         groups = encoded[first :: first + 1][:spaces] == b" " * spaces
         layout = groups and (spaces > 1 or (len(encoded) - spaces) % 4 == 0)
         encoded = encoded.replace(b" ", b"" if layout else b"+")
@@ -84,23 +84,23 @@ def _from_base64(text: str) -> bytes | None:
 
 
 def _without_line_breaks(text: str) -> str:
-    """The lines of a text in one, without the spaces at their ends.
+    """A text without its line breaks, and without the spaces at the ends of lines.
 
-    In time proportional to the text, and never long in one step, so that other threads have their turns: one regular
-    expression for this is quadratic on a run of spaces, and a loop over millions of lines takes seconds.
+    It takes time proportional to the text, in short steps, so that other threads get their turns: a regular expression
+    for this is quadratic on a run of spaces, and a loop over millions of lines takes seconds.
     """
     text = _replaced_piecewise(text.strip(), "\r\t\f\v", "\n")
     if len(text) <= ODD_SPACES_CHARS and any(space in text for space in _ODD_SPACES):
         return "".join(line.strip() for line in text.split("\n"))
     if "\n" not in text:
         return text
-    # What is before a line break, read backwards, is behind it.
+    # Spaces before a line break come after it when read backwards.
     text = _without_spaces_behind_breaks(_without_spaces_behind_breaks(text)[::-1])[::-1]
     return _replaced_piecewise(text, "\n", "")
 
 
 def _replaced_piecewise(text: str, marks: str, by: str) -> str:
-    """Replace each of `marks`. One call of str.replace() for all of the text would hold Python's lock for too long."""
+    """Replace each of `marks`. One call of str.replace() for the whole text would hold the GIL for too long."""
     pieces = []
     for start in range(0, len(text), TEXT_PIECE):
         piece = text[start : start + TEXT_PIECE]
@@ -125,22 +125,22 @@ def _without_spaces_behind_breaks(text: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """Percent-encoded text as it was before; half characters, which base64 has none of, become question marks."""
+    """Percent-decoded text. Lone surrogates, which base64 does not contain, become question marks."""
     return (
         _percent_decoded(text.encode("utf-8", "replace").decode()).decode("utf-8", "replace") if "%" in text else text
     )
 
 
 def _percent_decoded(text: str) -> bytes:
-    """The bytes of percent-encoded text, as urllib.parse.unquote_to_bytes() gives them. Raises UnicodeEncodeError.
+    """The bytes of percent-encoded text, as from urllib.parse.unquote_to_bytes(). Raises UnicodeEncodeError.
 
-    That function makes an object of every escape, of 30 MB two gigabytes. This one works on a piece at a time.
+    That function makes an object of every escape, and of 30 MB two gigabytes. This one works on pieces.
     """
     encoded = text.encode("utf-8")
     decoded, start = bytearray(), 0
     while start < len(encoded):
         end = start + PERCENT_PIECE
-        cut = encoded.rfind(b"%", end - 2, end)  # an escape is three bytes: not across two pieces
+        cut = encoded.rfind(b"%", end - 2, end)  # an escape is three bytes: do not split it
         end = cut if cut > start else end
         piece = np.frombuffer(encoded[start:end], np.uint8)
         escapes = np.flatnonzero(piece[:-2] == ord("%"))

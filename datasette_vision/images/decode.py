@@ -1,7 +1,7 @@
-"""Images: bytes from anywhere in, an upright RGB picture out, or an `InvalidImage` that says what is wrong.
+"""Decodes images: from untrusted bytes to an upright RGB image, or an `InvalidImage` that says what is wrong.
 
-The bytes come from strangers. Only the one decoder that the first bytes name ever sees them, sizes are checked before
-pixels are decoded, and whatever a decoder raises comes out as `InvalidImage`. No global setting of Pillow is changed.
+Only the decoder for the format in the first bytes gets the file. Sizes are checked before pixels are decoded, and every
+error of a decoder becomes an `InvalidImage`. No global setting of Pillow is changed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = ["DEFAULT_LIMITS", "ImageLimits", "decode", "error", "exif", "from_tex
 
 MAX_THUMBNAIL_PIXELS = 2048
 
-# The classes are called directly. Image.open() would add its own limits (a warning at 89 megapixels, an error at 179),
-# which only process-wide settings can change, and would hand a JPEG with several pictures to another decoder.
+# These classes are called directly. Image.open() would add its own limits (a warning at 89 megapixels, an error at
+# 179), which only process-wide settings can change, and would use another decoder for a JPEG with several images.
 _DECODERS = {
     "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
     "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
@@ -37,7 +37,7 @@ _DECODERS = {
     "HEIF": ("pillow_heif", "HeifImageFile"),
 }
 
-# Exif 2.32, tag 0x0112: how the stored picture is turned to be seen upright.
+# Exif 2.32, tag 0x0112: how to turn the stored image to make it upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -49,17 +49,17 @@ _UPRIGHT = {
 }
 _XMP_ORIENTATION = re.compile(r'tiff:Orientation(?:="|>)([1-8])')
 
-_MAX_RUN_LENGTH_PIXELS = 6_000_000  # Pillow decodes such BMP files in Python: 0.3 microseconds each, at worst
-_MAX_KEPT_PROFILE = 10_000  # bytes; the common RGB profiles have 400 to 4,000
+_MAX_RUN_LENGTH_PIXELS = 6_000_000  # Pillow decodes such BMP files in Python: 0.3 microseconds per pixel, at worst
+_MAX_KEPT_PROFILE = 10_000  # bytes; common RGB profiles have 400 to 4,000
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is refused before it is decoded.
+    """Limits that are checked before decoding.
 
-    `max_bytes` of the file, `max_pixels` of the picture, and `max_aspect`, its longer edge over its shorter: models see
-    a square, and scaling the shorter edge of a 1x100000 strip to 224 would make 5,000 megapixels of it. A JPEG that is
-    decoded at a reduced size, strip by strip, may have `strip_factor` times the pixels: it takes no memory, only time.
+    `max_bytes` of the file, `max_pixels` of the image, and `max_aspect`, its longer edge divided by its shorter: models
+    see a square, and scaling the shorter edge of a 1x100000 strip to 224 would make 5,000 megapixels. A JPEG that is
+    decoded at reduced size, strip by strip, may have `strip_factor` times the pixels: it takes only time, not memory.
     """
 
     max_bytes: int = 20_000_000
@@ -72,12 +72,14 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 class ReservesMemory(Protocol):
-    """What gives out memory: a budget.Reservation."""
+    """Grants memory: a budget.Reservation."""
 
     held: int
 
     def take(self, size: int, what: str, *, wait: bool) -> bool:
-        """Take bytes to decode `what`, now or after waiting: whether they are taken. Raises InvalidImage or Busy."""
+        """Take bytes to decode `what`, now or after waiting. Returns whether they were taken. Raises InvalidImage or
+        Busy.
+        """
 
 
 @dataclass
@@ -86,11 +88,11 @@ class _Header:
 
     format: str
     data: bytes
-    given: bytes  # what the decoder gets of it
+    given: bytes  # the bytes passed to the decoder
     image: Any  # PIL.ImageFile.ImageFile, with the attributes of its format
     exif: bytes
     orientation: int
-    turn: int  # the part of the orientation that the decoder leaves to us
+    turn: int  # the part of the orientation that the decoder does not apply
 
     @property
     def size(self) -> tuple[int, int]:
@@ -106,15 +108,15 @@ def decode(
     target: int | None = None,
     reservation: ReservesMemory | None = None,
 ) -> Image.Image:
-    """Decode an image file to an upright picture of mode "RGB" without metadata.
+    """Decode an image file to an upright image of mode "RGB" without metadata.
 
-    JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, and HEIC when pillow-heif is installed; the first frame or page. The EXIF
-    orientation is applied, transparency is laid over white, 16-bit values are scaled to 8 bits; colour profiles are
-    ignored, as the models were trained.
+    JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, and HEIC if pillow-heif is installed; the first frame or page. The EXIF
+    orientation is applied, transparency is laid over white, 16-bit values are scaled to 8 bits. Colour profiles are
+    ignored, as when the models were trained.
 
-    `target` is the length in pixels of the shorter edge that the caller needs. A JPEG at least twice as large as twice
-    that is then decoded at 1/2, 1/4 or 1/8 of its size, never below twice the target: much faster on large
-    pictures, and hardly different (by 3 of 255 at most, measured) after the caller's own resizing.
+    `target` is the length in pixels of the shorter edge that the caller needs. A JPEG that is at least four times as
+    large is decoded at 1/2, 1/4 or 1/8 of its size, never below twice the target. This is much faster for large images,
+    and hardly different after the caller's own resizing (by at most 3 of 255, measured).
 
     `reservation` takes the bytes that decoding needs, once they are free, before any pixel is decoded.
 
@@ -124,10 +126,10 @@ def decode(
 
 
 def info(data: bytes) -> dict[str, Any]:
-    """Describe an image from its header, decoding no pixels.
+    """Describe an image from its header, without decoding pixels.
 
-    Returns `format` (as `sniff`), `width` and `height` in pixels of the upright picture, `orientation` (the EXIF
-    number, 1 to 8; 1 is upright) and `bytes`. Raises InvalidImage.
+    Returns `format` (as `sniff`), `width` and `height` in pixels of the upright image, `orientation` (the EXIF number,
+    1 to 8; 1 is upright) and `bytes`. Raises InvalidImage.
     """
     header = _open(data, None)
     width, height = header.size
@@ -141,12 +143,14 @@ def info(data: bytes) -> dict[str, Any]:
 
 
 def exif(data: bytes) -> bytes:
-    """The EXIF block of an image, which of a TIFF is the file itself; empty when it has none. Raises InvalidImage."""
+    """The EXIF block of an image, which for a TIFF is the file itself; empty if it has none. Raises InvalidImage."""
     return _open(data, None).exif
 
 
 def error(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reservation: ReservesMemory | None = None) -> str | None:
-    """Why `decode` refuses this image at the smallest size, or None: a large JPEG may be too large at another."""
+    """Why `decode` refuses this image at the smallest size, or None. A large JPEG may still be too large at another
+    size.
+    """
     try:
         decode(data, limits=limits, target=1, reservation=reservation)
     except InvalidImage as reason:
@@ -157,12 +161,12 @@ def error(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reservation: Reserv
 def thumbnail(
     data: bytes, pixels: int, limits: ImageLimits = DEFAULT_LIMITS, reservation: ReservesMemory | None = None
 ) -> bytes:
-    """A small upright WebP file whose longer edge is at most `pixels` (1 to 2048); never enlarged.
+    """A small upright WebP file with a longer edge of at most `pixels` (1 to 2048); never enlarged.
 
-    Transparency is laid over white: what a person sees is what the model saw. Of the metadata only a small RGB colour
-    profile is kept, so that a picture's position stays private and its colours stay right.
+    Transparency is laid over white, so that a person sees what the model saw. Of the metadata only a small RGB colour
+    profile is kept, so that an image's location stays private and its colours stay right.
 
-    Raises InvalidArgument when `pixels` is out of range, InvalidImage when the image cannot be read.
+    Raises InvalidArgument if `pixels` is out of range, InvalidImage if the image cannot be read.
     """
     if isinstance(pixels, bool) or not isinstance(pixels, int) or not 1 <= pixels <= MAX_THUMBNAIL_PIXELS:
         raise InvalidArgument(f"a thumbnail's size is an integer from 1 to {MAX_THUMBNAIL_PIXELS}, not {pixels!r:.40}")
@@ -178,7 +182,7 @@ def thumbnail(
 
 
 def _open(data: bytes, max_bytes: int | None) -> _Header:
-    """Read the header with the decoder that the first bytes name. Raises InvalidImage."""
+    """Read the header with the decoder for the format in the first bytes. Raises InvalidImage."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise InvalidImage(f"an image has to be bytes, not {type(data).__name__}")
     data = bytes(data)
@@ -222,11 +226,12 @@ def _admitted(
     reservation: ReservesMemory | None,
     longest: int | None = None,
 ) -> _Header:
-    """Open a file that may be decoded: to a shorter edge of `target`, or to a thumbnail of `longest` pixels.
+    """Open a file, and check that it may be decoded: to a shorter edge of `target`, or to a thumbnail of `longest`
+    pixels.
 
     Raises InvalidImage; with a reservation also Busy.
 
-    Whoever has to wait for memory holds no opened file meanwhile: decoders copy it.
+    A caller that waits for memory holds no opened file, because decoders copy it.
     """
     while True:
         header = _open(data, limits.max_bytes)
@@ -250,11 +255,11 @@ def _admitted(
 
 
 def _admit(header: _Header, limits: ImageLimits, target: int | None) -> None:
-    """Choose the size to decode at. Raises InvalidImage for too many pixels, or what takes too long."""
+    """Choose the size to decode at. Raises InvalidImage for too many pixels, or if decoding would take too long."""
     width, height = header.size
     decoded = pixels = width * height
     allowed = limits.max_pixels
-    if header.format == "TIFF":  # a tile is decoded as a whole, however small the picture is
+    if header.format == "TIFF":  # a tile is decoded as a whole, however small the image is
         tile = [header.image.tag_v2.get(tag) for tag in (322, 323)]
         if all(isinstance(length, int) for length in tile):
             decoded = pixels = max(pixels, tile[0] * tile[1])
@@ -284,7 +289,7 @@ def _admit(header: _Header, limits: ImageLimits, target: int | None) -> None:
 
 
 def _read_pixels(header: _Header) -> Image.Image:
-    """The picture, upright, mode "RGB", without metadata. Raises InvalidImage. The header is of no use afterwards."""
+    """The image, upright, mode "RGB", without metadata. Raises InvalidImage. The header cannot be used afterwards."""
     turn = _UPRIGHT.get(header.turn)
     try:
         image = _load(header)
@@ -294,19 +299,19 @@ def _read_pixels(header: _Header) -> Image.Image:
             picture = picture.transpose(turn)
     except Exception as reason:
         raise _explain(header.format, header.data, "pixels", reason) from reason
-    picture.info.clear()  # so that no later step turns an upright picture again
+    picture.info.clear()  # so that no later step rotates an upright image again
     return picture
 
 
 def _load(header: _Header) -> Any:
-    """Decode the pixels, and let go of the decoder: -> a Pillow image, in whatever mode.
+    """Decode the pixels, and release the decoder: returns a Pillow image, in any mode.
 
-    Pillow keeps the decoder of a WebP or AVIF, what it gave, and the picture made of that: 21 bytes a pixel.
+    Otherwise Pillow keeps the decoder of a WebP or AVIF, its output, and the image made from it: 21 bytes per pixel.
     """
     image, header.image = header.image, None
     if header.format not in ("WEBP", "AVIF"):
         if header.format == "JPEG":
-            # All at once: libjpeg gets what it could not use yet again with each piece, which is quadratic.
+            # In one piece: libjpeg gets unused bytes again with each piece, which is quadratic.
             image.decodermaxblock = max(image.decodermaxblock, len(header.given))
         image.load()
         return image
@@ -317,7 +322,7 @@ def _load(header: _Header) -> Any:
     if decoded is None:
         raise ValueError("its first frame is malformed")
     del decoder
-    if header.format == "WEBP":  # four bytes a pixel, whose last means nothing where there is no transparency
+    if header.format == "WEBP":  # four bytes per pixel; the last is unused without transparency
         mode = "RGBA" if mode == "RGBA" else "RGBX"
         return Image.frombuffer(mode, size, decoded[0], "raw", mode, 0, 1)
     return Image.frombytes(mode, size, decoded[0])
@@ -326,17 +331,17 @@ def _load(header: _Header) -> Any:
 def _exif(image_format: str, image: Any, segment: bytes, data: bytes) -> bytes:
     if image_format == "TIFF":
         return data
-    # Not image.getexif(): it decodes a whole PNG to look behind its pixels, and raises on broken EXIF.
+    # Not image.getexif(): it decodes a whole PNG to find EXIF after the pixels, and raises on broken EXIF.
     found = segment or image.info.get("exif") or (formats.png_exif(data) if image_format == "PNG" else b"")
     return found if isinstance(found, bytes) else b""
 
 
 def _orientation(image_format: str, image: Any, exif: bytes) -> tuple[int, int]:
-    """(orientation, turn): what EXIF or XMP says, and what is left to do once the decoder has done its part."""
-    if image_format == "HEIF":  # libheif turns the picture by the container's own property; EXIF only repeats it
+    """(orientation, turn): the value in EXIF or XMP, and the rotation that the decoder does not apply."""
+    if image_format == "HEIF":  # libheif applies the container's rotation; EXIF only repeats it
         original = image.info.get("original_orientation") or 1
         return (original if 1 <= original <= 8 else 1), 1
-    if image_format == "TIFF":  # Pillow turns it while loading
+    if image_format == "TIFF":  # Pillow rotates it while loading
         return tiff_tags.exif_orientation(exif), 1
     orientation = tiff_tags.exif_orientation(exif)
     if orientation == 1:
@@ -348,15 +353,15 @@ def _orientation(image_format: str, image: Any, exif: bytes) -> tuple[int, int]:
 
 
 def _explain(image_format: str, data: bytes, part: str, reason: Exception) -> InvalidImage:
-    """Say in our words why a decoder gave up."""
+    """Explain why a decoder failed."""
     if isinstance(reason, MemoryError):
-        return InvalidImage(f"decoding this {image_format} image needs more memory than there is")
+        return InvalidImage(f"decoding this {image_format} image needs more memory than is available")
     missing = formats.truncation(image_format, data)
     if missing:
         return InvalidImage(f"truncated {image_format} image: {missing}")
     detail = ""
     if isinstance(reason, (OSError, SyntaxError, ValueError, RuntimeError)) and not isinstance(reason, UnicodeError):
-        # Some decoders quote the file: only what can be shown is.
+        # Some decoders quote the file: keep only printable characters.
         detail = "".join(filter(str.isprintable, " ".join(str(reason).split())))[:100]
     if "truncated" in detail.lower():
         return InvalidImage(f"truncated {image_format} image of {len(data)} bytes: its {part} should be longer")

@@ -1,7 +1,7 @@
-"""What decoding an image takes at its peak, in bytes, from what its header says.
+"""Predicts the peak memory of decoding an image, in bytes, from its header.
 
-The factors are measured: `python -m benchmarks.decode_memory` prints what each format and mode takes beside what this
-module says, which has to be more.
+The factors are measured: `python -m benchmarks.decode_memory` prints what each format and mode takes beside the
+prediction of this module, which must be higher.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from typing import Any
 
 from datasette_vision.images import formats
 
-# Bytes a pixel of Pillow's modes in memory; 4 of all others.
+# Bytes per pixel of Pillow's modes in memory; 4 for all others.
 _SOURCE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _RGB = 4
-# Libraries that decode into memory of their own, bytes a pixel until the picture is made: measured 12.3 (two canvases
-# and a copy), 10.1 and 9.6. Of AVIF, film grain takes another copy, which no encoder here makes; more than 8 bits take
+# Libraries that decode into separate memory, in bytes per pixel until the image is made: measured 12.3 (two canvases
+# and a copy), 10.1 and 9.6. For AVIF, film grain takes another copy, which no encoder here makes; more than 8 bits take
 # twice the planes.
 _WEBP, _AVIF, _AVIF_DEEP, _HEIF = 12.5, 13, 19, 12
 # Pillow decodes a run-length coded BMP in Python, into a list of bytes that is copied twice.
 _BMP_RUNS = 4
-# A JPEG in several passes is held as coefficients of 2 bytes, of whole blocks: measured 6.3 for three components.
+# A JPEG with several passes is held as coefficients of 2 bytes, in whole blocks: measured 6.3 for three components.
 _COEFFICIENT = 2.1
-# Copies of the file, at the most, that the decoder makes: of the bytes that it is given none.
+# The maximum number of copies of the file that the decoder makes, besides the bytes that it is given.
 _FILE_COPIES = {"WEBP": 2, "HEIF": 2}
-# Buffers, tables and threads, whatever the size.
+# Buffers, tables and threads, independent of the size.
 _FIXED = 3_000_000
-# The coder of WebP with what it codes, for each pixel of a thumbnail: measured 8.
+# The WebP encoder with its input, per pixel of a thumbnail: measured 8.
 _THUMBNAIL = 10
 
 
 def decoding_bytes(image_format: str, image: Any, data: bytes, stored_pixels: int, turned: bool) -> int:
-    """The bytes that decoding takes until the picture is upright RGB.
+    """The bytes that decoding takes until the image is upright RGB.
 
-    `image` is an opened Pillow image, drafted when it is to be, `data` what its decoder gets, `stored_pixels` those of
-    the file, and `turned` whether the picture is turned afterwards.
+    `image` is an opened Pillow image, with draft mode applied, `data` the decoder's input, `stored_pixels` those of the
+    file, and `turned` whether the image is rotated afterwards.
     """
     width, height = image.size
     pixels = width * height
@@ -42,12 +42,12 @@ def decoding_bytes(image_format: str, image: Any, data: bytes, stored_pixels: in
     peak = float(pixels * (source + (_RGB if converted else 0)))
     if turned:
         peak = max(peak, 2 * _RGB * pixels)
-    elif height > width:  # what is cut out of a tall picture to be resized is copied: see preprocess.py
+    elif height > width:  # the part of a tall image that is cut out to be resized is copied: see preprocess.py
         peak = max(peak, _RGB * (pixels + width * width))
     if image_format == "JPEG" and not formats.is_read_in_strips(data):
         peak = max(peak, pixels * source + _COEFFICIENT * max(1, len(image.layer)) * stored_pixels)
     elif image_format == "TIFF":
-        upright = 2 if image.tag_v2.get(0x0112, 1) != 1 else 1  # Pillow turns it, in the mode of the file
+        upright = 2 if image.tag_v2.get(0x0112, 1) != 1 else 1  # Pillow rotates it in the mode of the file
         peak = max(peak, upright * pixels * source, pixels * source + _piece(image))
     elif image_format == "BMP" and image.tile[0][0] == "bmp_rle":
         peak = max(peak, _BMP_RUNS * pixels)
@@ -58,14 +58,14 @@ def decoding_bytes(image_format: str, image: Any, data: bytes, stored_pixels: in
 
 
 def thumbnail_bytes(picture: tuple[int, int], longest: int) -> int:
-    """The bytes that a thumbnail takes besides the file: of a decoded picture of this size, `longest` pixels long."""
+    """The bytes of a thumbnail besides the file: for a decoded image of this size, `longest` pixels long."""
     width, height = picture
     across = min(longest, width)
     return _RGB * (width * height + across * height) + _THUMBNAIL * across * min(longest, height) + _FIXED
 
 
 def _piece(image: Any) -> int:
-    """The bytes of the strip or tile that libtiff decodes at a time; none of an uncompressed file."""
+    """The bytes of the strip or tile that libtiff decodes at a time; none for an uncompressed file."""
     if not image.use_load_libtiff:
         return 0
     tags = image.tag_v2
@@ -79,12 +79,12 @@ def _piece(image: Any) -> int:
     samples = tags.get(277, 1)
     deepest = max(bits, default=1) if isinstance(bits, tuple) else bits
     size = pixels * deepest * max(samples if isinstance(samples, int) else 1, len(bits)) // 8
-    # YCbCr becomes RGBA in libtiff, over a raster of its own.
+    # YCbCr becomes RGBA in libtiff, in a separate raster.
     return size + _RGB * pixels if tags.get(262) == 6 else size
 
 
 def _is_eight_bit_avif(data: bytes) -> bool:
-    """Whether every AV1 configuration box in a file, of which there is one at least, says 8 bits."""
+    """Whether every AV1 configuration box in a file says 8 bits, and there is at least one."""
     found, position = False, data.find(b"av1C")
     while position >= 0:
         if int.from_bytes(data[position + 6 : position + 7], "big") & 0x40:  # AV1-ISOBMFF, 2.3.3: high_bitdepth

@@ -1,4 +1,4 @@
-"""Decoding images within limits: of a file, and of the memory that all of them take together."""
+"""Decoding images within limits: for each file, and for the memory of all together."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decoder:
-    """The way of everything that decodes an image in this process: one memory budget for all. Thread-safe.
+    """Decodes all images in this process, with one memory budget. Thread-safe.
 
-    Each method waits until there is memory. It raises InvalidImage for an image that needs more than there ever is, and
-    Busy or DeadlineExceeded when none comes free in time.
+    Each method waits until there is memory. It raises InvalidImage for an image that needs more than the whole budget,
+    and Busy or DeadlineExceeded if none becomes free in time.
     """
 
     limits: ImageLimits
     budget: DecodeBudget
 
     def decode(self, data: bytes, use: Callable[[Image.Image], T], target: int | None = None) -> T:
-        """Return what `use` makes of the picture, as images.decode() gives it; it must not keep it. InvalidImage."""
+        """Return the result of `use` for the image from images.decode(). `use` must not keep the image. Raises
+        InvalidImage.
+        """
         with self.budget.holding() as reservation:
             return use(images.decode(data, limits=self.limits, target=target, reservation=reservation))
 
     def thumbnail(self, data: bytes, pixels: int) -> bytes:
-        """Return a small WebP file, as images.thumbnail() does. Raises InvalidArgument or InvalidImage."""
+        """Return a small WebP file, like images.thumbnail(). Raises InvalidArgument or InvalidImage."""
         with self.budget.holding() as reservation:
             return images.thumbnail(data, pixels, self.limits, reservation)
 
     def error(self, data: bytes) -> str | None:
-        """Return why an image is refused, as images.error() does, or None."""
+        """Return why an image is refused, like images.error(), or None."""
         with self.budget.holding() as reservation:
             return images.error(data, self.limits, reservation)

@@ -1,4 +1,4 @@
-"""When and where a photograph was taken, as its EXIF says: read with suspicion, like all that comes from a file."""
+"""When and where a photograph was taken, according to its EXIF, which is untrusted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from datasette_vision.images.tiff_tags import tiff_entries
 
-# Exif 2.32: the pointers of the first directory, the times of the Exif directory, the fields of the GPS one.
+# Exif 2.32: the pointers in the first directory, the times in the Exif directory, the fields of the GPS directory.
 EXIF_POINTER, GPS_POINTER = 0x8769, 0x8825
 TAKEN, TAKEN_OFFSET, DIGITISED, DIGITISED_OFFSET = 0x9003, 0x9011, 0x9004, 0x9012
 LATITUDE_SIDE, LATITUDE, LONGITUDE_SIDE, LONGITUDE = 1, 2, 3, 4
@@ -21,7 +21,7 @@ MAX_VALUE_BYTES = 64
 
 @dataclass(frozen=True)
 class Taken:
-    """When, in ISO 8601 with an offset where it is known, and where, in degrees; None for what is not said."""
+    """The time, in ISO 8601 with an offset if known, and the place, in degrees; None if not given."""
 
     at: str | None = None
     latitude: float | None = None
@@ -29,7 +29,7 @@ class Taken:
 
 
 def read_exif(exif: bytes) -> Taken:
-    """Read an EXIF block, with or without its "Exif" prefix. What is malformed counts as not said."""
+    """Read an EXIF block, with or without its "Exif" prefix. Malformed values count as not given."""
     tiff = re.sub(rb"^(?:Exif\0\0){1,2}", b"", exif)
     pointers = {tag: value for tag, _, _, _, value in tiff_entries(tiff) if tag in (EXIF_POINTER, GPS_POINTER)}
     times = _values(tiff, pointers.get(EXIF_POINTER))
@@ -37,9 +37,7 @@ def read_exif(exif: bytes) -> Taken:
     at = _time(times, TAKEN, TAKEN_OFFSET) or _time(times, DIGITISED, DIGITISED_OFFSET)
     latitude = _degrees(tiff, place, LATITUDE, LATITUDE_SIDE, b"S", 90)
     longitude = _degrees(tiff, place, LONGITUDE, LONGITUDE_SIDE, b"W", 180)
-    if (
-        latitude is None or longitude is None or (latitude, longitude) == (0, 0)
-    ):  # what is written before there is a fix
+    if latitude is None or longitude is None or (latitude, longitude) == (0, 0):  # written before there is a GPS fix
         return Taken(at)
     return Taken(at, latitude, longitude)
 
@@ -79,6 +77,6 @@ def _degrees(
     parts = [0.0 if not below and not above else above / below if below else math.nan
              for above, below in zip(numbers[::2], numbers[1::2], strict=True)]  # fmt: skip
     degrees = parts[0] + parts[1] / 60 + parts[2] / 3600
-    if not 0 <= degrees <= limit:  # nor a NaN
+    if not 0 <= degrees <= limit:  # excludes NaN
         return None
     return round(-degrees if values.get(side_tag, b"").strip(b"\0 ") == negative else degrees, 7)

@@ -1,8 +1,8 @@
-"""What the bytes of an image file say before anything decodes them: its format, and whether it is worth opening.
+"""Inspects the bytes of an image file before decoding: its format, and whether it is safe to open.
 
-Nothing here decodes pixels or imports Pillow. `decode.py` asks three things of this module: which decoder may see these
-bytes at all (`sniff`, `foreign`), what to keep from it (`split_jpeg`, `split_png`, `png_exif`, `piece_bomb`), and, once
-decoding has failed, what is missing (`truncation`).
+This module does not decode pixels or import Pillow. `decode.py` uses it to choose the decoder (`sniff`, `foreign`), to
+remove or reject dangerous parts (`split_jpeg`, `split_png`, `png_exif`, `piece_bomb`), and to explain failures
+(`truncation`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """A format that is read: how its files are called, and its media type where browsers show it as it is."""
+    """A supported format: the suffixes of its files, and its media type if browsers can show it."""
 
     suffixes: tuple[str, ...]
     media_type: str | None = None
 
 
-# By the name that Pillow gives it; sniff() tells which one a file is.
+# By Pillow's name. sniff() detects the format of a file.
 FORMATS = {
     "JPEG": ImageFormat((".jpg", ".jpeg", ".jpe", ".jfif"), "image/jpeg"),
     "PNG": ImageFormat((".png", ".apng"), "image/png"),
@@ -33,18 +33,18 @@ FORMATS = {
     "AVIF": ImageFormat((".avif", ".avifs"), "image/avif"),
     "HEIF": ImageFormat((".heic", ".heif", ".hif")),
 }
-# A file of another name is not opened where a folder is searched: a million films would take hours on a slow disk.
+# Files with other suffixes are not opened in a folder: a million films would take hours on a slow disk.
 SUFFIXES = frozenset(suffix for each in FORMATS.values() for suffix in each.suffixes)
 MEDIA_TYPES = {name: each.media_type for name, each in FORMATS.items() if each.media_type is not None}
 
 _AVIF_BRANDS = {b"avif", b"avis"}
-# ISO/IEC 23008-12 (HEIF), table of brands; mif1 and msf1 are containers whose coding only the compatible brands tell.
+# ISO/IEC 23008-12 (HEIF), table of brands. For mif1 and msf1 only the compatible brands tell the coding.
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _BMP_HEADER_SIZES = {12, 40, 52, 56, 64, 108, 124}
 _BMP_DEPTHS = {1, 2, 4, 8, 16, 24, 32}
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# What people do send, and what to tell them.
+# Common files that are not supported images, and the advice for each.
 _FOREIGN = (
     (b"%PDF-", "a PDF document is not supported: convert its page to PNG"),
     (b"%!PS", "a PostScript drawing is not supported: convert it to PNG"),
@@ -63,13 +63,13 @@ _HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body)[\s>]", re.IGNORECASE)
 
 # A marker that ends entropy-coded JPEG data: not a stuffed zero, not a restart (D0-D7), not fill (ITU T.81, B.1.1).
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-# What begins a frame (table B.1): baseline and extended sequential, lossless and hierarchical, progressive.
+# Markers that begin a frame (table B.1): baseline and extended sequential, lossless and hierarchical, progressive.
 _JPEG_SEQUENTIAL = {0xC0, 0xC1}
 _JPEG_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _JPEG_FRAMES = {0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF} | _JPEG_PROGRESSIVE
-# libjpeg's progressive script has 10 scans, the longest that encoders search through has 64.
+# libjpeg's progressive script has 10 scans, the longest that encoders try has 64.
 MAX_JPEG_SCANS = 100
-# Each scan visits all pixels: 80 scans of 16 megapixels take 1.5 s. Ten of 100 megapixels are let through.
+# Each scan visits all pixels: 80 scans of 16 megapixels take 1.5 s. Ten of 100 megapixels are allowed.
 MAX_SCANNED_PIXELS = 1_500_000_000
 _PNG_KEPT = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP"}
 _MAX_XMP = 1_000_000
@@ -82,10 +82,10 @@ def has_image_suffix(name: str) -> bool:
 
 
 def sniff(data: bytes) -> str | None:
-    """The format that `data` announces in its first bytes: one of `FORMATS`, or None. Decodes nothing.
+    """The format of `data` according to its first bytes: one of `FORMATS`, or None. Decodes nothing.
 
-    Two-letter magics are not enough ("BM" opens many a text), so a BMP's header has to be plausible. The fourth byte of
-    a JPEG is a marker of 0xC0 or more: read as little-endian float32 such a number is below -7.9, so no unit-length
+    Two-letter magics are not enough (many texts begin with "BM"), so a BMP's header must be plausible. The fourth byte
+    of a JPEG is a marker of 0xC0 or more: read as little-endian float32, such a number is below -7.9, so no unit-length
     embedding is ever mistaken for a JPEG.
     """
     if data[:3] == b"\xff\xd8\xff" and (len(data) < 4 or 0xC0 <= data[3] < 0xFF):
@@ -110,13 +110,13 @@ def sniff(data: bytes) -> str | None:
 
 
 def foreign(data: bytes) -> str | None:
-    """What this is, when it is something well known that is no supported image, as a sentence for the user."""
+    """What this is, if it is well known but not a supported image, as a sentence for the user."""
     for magic, message in _FOREIGN:
         if data.startswith(magic):
             return message
     if data[4:8] == b"ftyp":
         return f"a file of the MP4 family (brand {data[8:12]!r}) is not an image: extract a frame first"
-    # utf-8-sig's mark and white space may come first; UTF-16 text has a zero in every other byte.
+    # The mark of utf-8-sig and white space may come first. UTF-16 text has a zero in every other byte.
     opening = data[:4096].replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
     if opening.startswith(b"<"):
         if _HTML.search(opening):
@@ -127,7 +127,7 @@ def foreign(data: bytes) -> str | None:
 
 
 def piece_bomb(image_format: str, data: bytes) -> str | None:
-    """Why a JPEG or PNG is made of so many pieces that reading it would take minutes, or None.
+    """Why a JPEG or PNG consists of so many pieces that reading it would take minutes, or None.
 
     Pillow handles every segment, chunk and stray byte in Python, and every scan of a JPEG visits all its pixels.
     """
@@ -158,7 +158,7 @@ def piece_bomb(image_format: str, data: bytes) -> str | None:
 
 
 def truncation(image_format: str, data: bytes) -> str | None:
-    """What is missing at the end of a file that could not be decoded, or None when nothing is known to be missing."""
+    """What is missing at the end of a file that could not be decoded, or None if unknown."""
     total = len(data)
     if image_format == "PNG":
         return _png_truncation(data)
@@ -187,8 +187,8 @@ def truncation(image_format: str, data: bytes) -> str | None:
 def split_jpeg(data: bytes) -> tuple[bytes, bytes]:
     """A JPEG -> (its EXIF block or b"", the same JPEG with an empty segment in its place).
 
-    Pillow reads all of the EXIF when it opens a JPEG, to find its resolution, and warns when it is broken. Without a
-    segment there, the bytes around it could become one that nobody has seen.
+    Pillow reads all of the EXIF when it opens a JPEG, to find its resolution, and warns if it is broken. The empty
+    segment stays, because without it the bytes around it could form a new segment.
     """
     exif, rest, kept = b"", [], 0
     for marker, start, end in _jpeg_segments(data):
@@ -202,9 +202,9 @@ def split_jpeg(data: bytes) -> tuple[bytes, bytes]:
 
 
 def split_png(data: bytes) -> bytes:
-    """A PNG without the chunks that nobody asks for: texts above all, of which 70 kB may become 260 MB.
+    """A PNG without unneeded chunks, mainly texts, of which 70 kB may become 260 MB.
 
-    What is kept are the pixels of its first picture, their transparency, a colour profile, and XMP for its orientation.
+    The pixels of its first image are kept, their transparency, a colour profile, and XMP for its orientation.
     """
     rest, kept, xmp = [], 8, False
     for name, start, end in _png_chunks(data):
@@ -218,7 +218,7 @@ def split_png(data: bytes) -> bytes:
 
 
 def is_read_in_strips(data: bytes) -> bool:
-    """Whether a JPEG is decoded a strip at a time. One in several passes is held as a whole: 2 bytes a sample."""
+    """Whether a JPEG is decoded in strips. One with several passes is held as a whole: 2 bytes per sample."""
     components = 0
     for marker, start, end in _jpeg_segments(data):
         if marker in _JPEG_FRAMES:  # ITU T.81, B.2.2: precision, two sizes, the number of components
@@ -231,7 +231,7 @@ def is_read_in_strips(data: bytes) -> bool:
 
 
 def png_exif(data: bytes) -> bytes:
-    """The eXIf chunk of a PNG, which may come after the pixels, where a lazy decoder has not seen it yet; or b""."""
+    """The eXIf chunk of a PNG, or b"". It may come after the pixels, where a lazy decoder has not read it yet."""
     for name, start, end in _png_chunks(data):
         if name == b"eXIf":
             return data[start:end]
@@ -268,7 +268,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, end) of each chunk's content; the last one may end after the data does."""
+    """(name, start, end) of each chunk's content. The last one may end beyond the data."""
     position = 8
     while position + 8 <= len(data):
         name, start = data[position + 4 : position + 8], position + 8
@@ -294,7 +294,7 @@ def _box_truncation(data: bytes) -> str | None:
         size = int.from_bytes(data[position : position + 4], "big")
         if size == 1:  # a 64-bit size follows the name
             size = int.from_bytes(data[position + 8 : position + 16], "big")
-        if size < 8:  # 0 is the last box, to the end of the file
+        if size < 8:  # 0 means the last box, up to the end of the file
             return None
         if position + size > len(data):
             name = data[position + 4 : position + 8]

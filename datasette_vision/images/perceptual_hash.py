@@ -1,11 +1,12 @@
-"""Which pictures are the same but for their size, coding or a touch of colour: a perceptual hash, and groups by it.
+"""Finds images that are the same except for size, encoding or slight changes of colour: a perceptual hash, and groups
+by it.
 
-The hash is of what the eye sees, not of what a model makes of it: two photographs of one dog are not duplicates,
-however close their embeddings are; it is the same whatever model is installed, and takes 16 bytes.
+The hash describes how an image looks, not how a model sees it: two photographs of one dog are not duplicates, however
+close their embeddings are. It is the same whatever model is installed, and takes 16 bytes.
 
-128 bits: the signs of the lowest frequencies of the picture's brightness (a discrete cosine transform of 32 x 32
-pixels, as in C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010), the lowest first.
-Signs of frequencies that are hardly there are noise: such bits are 0, and a picture without detail has no hash at all.
+128 bits: the signs of the lowest frequencies of the image's brightness (a discrete cosine transform of 32 x 32 pixels,
+as in C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010), lowest first. Signs of
+very weak frequencies are noise: such bits are 0, and an image without detail has no hash.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ BITS = 128
 HASH_BYTES = BITS // 8
 # How many bits may differ, of the lower half and of all: found with benchmarks/likeness.py.
 MAX_LOW, MAX_ALL = 5, 16
-# Seven parts of the lower half: where at most five bits differ, two parts are the same.
+# Seven parts of the lower half: if at most five bits differ, at least two parts are equal.
 PARTS = ((0, 9), (9, 18), (18, 27), (27, 36), (36, 45), (45, 54), (54, 64))
-# In units of brightness, 0 to 255: a frequency weaker than that is noise, a picture that has none above it is flat.
+# In units of brightness, 0 to 255: a weaker frequency is noise; an image with none above this is flat.
 FAINT, FLAT = 0.35, 1.5
 PAIRS_AT_A_TIME = 1 << 20
-# Hashes with two parts in common are compared with so many of their neighbours: more have them only where thousands are
-# all but the same, as the frames of a film are, and then the next neighbours do.
+# Hashes with two equal parts are compared with this many of their neighbours. More have equal parts only among
+# thousands of nearly identical images, such as the frames of a film, and then the next neighbours match.
 NEIGHBOURS = 500
 
 _ONES = np.array([bin(value).count("1") for value in range(1 << 16)], dtype=np.uint8)
 
 
 def _transform() -> NDArray[np.float64]:
-    """The matrix of the orthonormal DCT-II, over SIDE: amplitudes come out in units of brightness."""
+    """The matrix of the orthonormal DCT-II, over SIDE, so that amplitudes are in units of brightness."""
     k, n = np.mgrid[0:SIDE, 0:SIDE]
     return np.cos(np.pi * (n + 0.5) * k / SIDE) * np.where(k == 0, 1, np.sqrt(2)) / SIDE
 
 
 _DCT = _transform()
-# The frequencies by how low they are, without the first, which is the mean brightness.
+# The frequencies from low to high, without the first, which is the mean brightness.
 _ORDER = sorted(((row, column) for row in range(SIDE) for column in range(SIDE)), key=lambda at: (sum(at), at))[
     1 : BITS + 1
 ]
@@ -49,7 +50,7 @@ _ROWS, _COLUMNS = np.array([row for row, _ in _ORDER]), np.array([column for _, 
 
 
 def perceptual_hash(picture: Image.Image) -> bytes | None:
-    """Return the 16 bytes by which a picture is known, upright and in any mode; None for one without detail."""
+    """Return the 16-byte hash of an upright image in any mode; None for one without detail."""
     small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
     frequencies = (_DCT @ np.asarray(small, dtype=np.float64) @ _DCT.T)[_ROWS, _COLUMNS]
     if np.abs(frequencies).max() < FLAT:
@@ -58,7 +59,8 @@ def perceptual_hash(picture: Image.Image) -> bytes | None:
 
 
 def groups(hashes: Sequence[bytes]) -> NDArray[np.int64]:
-    """Return for each of n hashes the position of the first that is the same picture, through others or not: (n,).
+    """Return for each of n hashes the position of the first image of its group, matched directly or through others:
+    (n,).
 
     Takes a few seconds for a million, and 100 bytes each.
     """
@@ -72,11 +74,11 @@ def groups(hashes: Sequence[bytes]) -> NDArray[np.int64]:
     values = [bits[:, begin:end] @ (1 << np.arange(end - begin, dtype=np.int64)) for begin, end in PARTS]
     for one, other in itertools.combinations(values, 2):
         part = (one << 10) | other
-        order = np.argsort(part, kind="stable")  # and where they are equal as np.unique() left them: by the whole hash
+        order = np.argsort(part, kind="stable")  # equal parts stay in the order of np.unique(): by the whole hash
         for a, b in _close(part[order], words[order], lambda: _roots(parent)[order]):  # noqa: B023
             _join(parent, order[a], order[b])
     roots = _roots(parent)
-    # The first member of each group, as the hashes came.
+    # The first member of each group, in the order of the hashes.
     earliest = np.full(len(distinct), len(hashes), dtype=np.int64)
     np.minimum.at(earliest, roots, first)
     return earliest[roots[inverse.reshape(-1)]]
@@ -85,9 +87,9 @@ def groups(hashes: Sequence[bytes]) -> NDArray[np.int64]:
 def _close(
     part: NDArray[np.int64], words: NDArray[np.uint16], current: Callable[[], NDArray[np.int64]]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield pairs (positions, positions) of equal part whose hashes are close, part being sorted.
+    """Yield pairs (positions, positions) with equal parts whose hashes are close. `part` is sorted.
 
-    `current` tells the groups so far: what is in one already is not compared.
+    `current` holds the groups so far: members of one group are not compared again.
     """
     left = np.arange(len(part) - 1)
     group = current()

@@ -1,4 +1,4 @@
-"""From a picture to the array an image tower expects, as its specification says."""
+"""From an image to the array that an image tower expects, according to its specification."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESAMPLE = {
 
 @dataclass(frozen=True)
 class Size:
-    """Where resizing ends: the shorter edge at `shortest_edge` pixels, or exactly `height` x `width`."""
+    """The target of resizing: the shorter edge at `shortest_edge` pixels, or exactly `height` x `width`."""
 
     shortest_edge: int | None = None
     height: int | None = None
@@ -28,7 +28,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a picture becomes pixels: resize, centre crop, scale to 0..1, then (x - mean) / std for each channel."""
+    """How an image becomes pixels: resize, centre crop, scale to 0..1, then (x - mean) / std for each channel."""
 
     resize: Size
     crop_height: int
@@ -46,11 +46,11 @@ class Preprocess:
 
     @property
     def target(self) -> int:
-        """The shorter edge, in pixels, that a picture needs at most: a decoder need not keep more than twice that."""
+        """The shorter edge, in pixels, that is needed at most. A decoder need not keep more than twice that."""
         return self.resize.shortest_edge or max(self.resize.height or 0, self.resize.width or 0)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """Turn an RGB picture into pixels of shape (3, crop_height, crop_width), float32."""
+        """Turn an RGB image into pixels of shape (3, crop_height, crop_width), float32."""
         cropped = self._resize_and_crop(image)
         pixels = np.asarray(cropped, dtype=np.uint8).transpose(2, 0, 1).astype(np.float32)
         pixels *= self._scale
@@ -58,13 +58,13 @@ class Preprocess:
         return pixels
 
     def _resize_and_crop(self, image: Image.Image) -> Image.Image:
-        """Resize by the rule of `resize`, then cut out the centre, with black around it where there is nothing.
+        """Resize by the rule of `resize`, then crop the centre, padded with black if the image is smaller.
 
-        As transformers and open_clip do it, to 1 of 255 (the rounding of Pillow's box to float32).
+        Same as transformers and open_clip, to 1 of 255 (the rounding of Pillow's box to float32).
         """
         width, height = image.size
         if self.resize.shortest_edge is not None:
-            # As transformers and open_clip do: the longer edge is truncated to whole pixels.
+            # Same as transformers and open_clip: the longer edge is truncated to whole pixels.
             edge = self.resize.shortest_edge
             new_width = edge if width <= height else int(edge * width / height)
             new_height = edge if height <= width else int(edge * height / width)
@@ -86,13 +86,14 @@ def _resize_part(
 ) -> Image.Image:
     """Return image.resize(size, resample).crop(part) without making the rest of it.
 
-    The rest can be large: a strip of 1 x 100,000 pixels would become one of 224 x 22,400,000 on the way. First across,
-    then down, with whole numbers between: so did every Pillow up to 12, and so were the models trained. Later ones
-    choose the order by the sizes, and the order shows: up to 40 of 255 in the noise of a test picture.
+    The rest can be large: a strip of 1 x 100,000 pixels would become one of 224 x 22,400,000. It resizes horizontally
+    first, then vertically, with whole numbers in between, like Pillow up to version 12, with which the models were
+    trained. Later versions choose the order by the sizes, and the order matters: up to 40 of 255 in the noise of a test
+    image.
     """
     left, top, right, bottom = part
     across, down = image.width / size[0], image.height / size[1]
-    # Only the rows that are seen: no filter of Pillow reaches further than 3 pixels of the larger scale.
+    # Only the visible rows: no filter of Pillow reaches further than 3 pixels of the larger scale.
     reach = 3 * max(down, 1) + 1
     first, last = max(0, math.floor(top * down - reach)), min(image.height, math.ceil(bottom * down + reach))
     rows = image.crop((0, first, image.width, last)) if (first, last) != (0, image.height) else image

@@ -1,4 +1,4 @@
-"""TIFF tags, which are also what EXIF is made of, read with suspicion: they come before every other check."""
+"""TIFF tags, which EXIF uses too. They are untrusted, and come before every other check."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TIFF_TYPE_SIZES = {
 _ORIENTATION_TAG = 0x0112
 _SUB_DIRECTORY_TAGS = {0x8769, 0x8825, 0xA005}  # Exif, GPS, interoperability
 _PIECES_TAGS = {0x0111, 0x0144}  # StripOffsets, TileOffsets
-_MAX_TIFF_PIECES = 200_000  # Pillow walks them in Python, 5 microseconds each
+_MAX_TIFF_PIECES = 200_000  # Pillow handles them in Python, 5 microseconds each
 _RATIONAL = {5, 10}
 _MAX_RATIONALS = 1000  # 5 microseconds and 300 bytes each; a lens or a position has up to four
 _MAX_EXIF_BLOCKS = 16
@@ -39,7 +39,7 @@ _MAX_TIFF_ENTRIES = 65535  # the most a classic TIFF directory can hold
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, in an EXIF block with or without its "Exif" prefix; 1 when it says nothing valid."""
+    """The orientation, 1 to 8, in an EXIF block with or without its "Exif" prefix; 1 if it contains nothing valid."""
     tiff = re.sub(rb"^(?:Exif\0\0){1,2}", b"", exif)
     for tag, kind, size, _, value in tiff_entries(tiff):
         if tag == _ORIENTATION_TAG and kind in (1, 3, 4) and size == _TIFF_TYPE_SIZES[kind] and 1 <= value <= 8:
@@ -50,8 +50,9 @@ def exif_orientation(exif: bytes) -> int:
 def tag_bomb(image_format: str, data: bytes) -> str | None:
     """Why reading the TIFF tags in `data` would fill the memory or take minutes, or None.
 
-    Tags may point anywhere, so many can name the same megabytes, and Pillow 11 copies them for each (13 does not). In a
-    well-formed file their values lie side by side, hence never add up to more than the file; twice that is allowed.
+    Tags may point anywhere, so many can refer to the same megabytes, and Pillow 11 copies them for each (13 does not).
+    In a well-formed file their values lie side by side, so they never add up to more than the file; twice that is
+    allowed.
     """
     starts = [0]
     if image_format == "AVIF":  # only its decoder knows where its EXIF is
@@ -59,7 +60,7 @@ def tag_bomb(image_format: str, data: bytes) -> str | None:
         if len(starts) >= _MAX_EXIF_BLOCKS:
             return f"it has {_MAX_EXIF_BLOCKS} or more blocks of EXIF"
     elif image_format != "TIFF":
-        return None  # their decoders do not look at EXIF
+        return None  # their decoders do not read EXIF
     for start in starts:
         block, announced, entries = data[start:], 0, 0
         directories: list[int | None] = [None]
@@ -69,13 +70,13 @@ def tag_bomb(image_format: str, data: bytes) -> str | None:
                 if kind in _TIFF_TYPE_SIZES and position + size <= len(block):
                     announced += size
                 if tag in _PIECES_TAGS and size > _MAX_TIFF_PIECES * _TIFF_TYPE_SIZES.get(kind, 1):
-                    return f"it is cut into more than {_MAX_TIFF_PIECES} pieces"
+                    return f"it is split into more than {_MAX_TIFF_PIECES} pieces"
                 if size > _most_bytes(kind):
                     return f"a tag of it has {size // _TIFF_TYPE_SIZES.get(kind, 1)} values"
                 if tag in _SUB_DIRECTORY_TAGS and len(directories) < 8:
                     directories.append(value)
                 if entries > _MAX_TIFF_ENTRIES or announced > 2 * len(block) + 65536:
-                    return f"its tags announce {announced} bytes of metadata or more, where {len(block)} are"
+                    return f"its tags announce {announced} or more bytes of metadata, found {len(block)}"
     return None
 
 
@@ -87,9 +88,9 @@ def _most_bytes(kind: int) -> float:
 
 
 def _places(data: bytes, part: bytes) -> Iterator[int]:
-    """Where a part begins, each time it does.
+    """The positions of a byte string.
 
-    A regular expression takes up to 150 times as long, and Python's lock is let go between two searches only.
+    A regular expression takes up to 150 times as long, and the GIL is released only between two searches.
     """
     for start in range(0, len(data), _SEARCHED):
         end = start + _SEARCHED + len(part) - 1
@@ -102,7 +103,8 @@ def _places(data: bytes, part: bytes) -> Iterator[int]:
 def tiff_entries(tiff: bytes, directory: int | None = None) -> Iterator[tuple[int, int, int, int, int]]:
     """The entries of one TIFF directory: (tag, type, bytes of its values, their position, first value as an integer).
 
-    `directory` is its position, None for the file's first. Ends where the bytes end; a malformed head has no entries.
+    `directory` is its position, None for the file's first. Stops where the bytes end. A malformed header has no
+    entries.
     """
     if tiff[:4] not in _TIFF_MAGIC:
         return

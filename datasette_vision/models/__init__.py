@@ -1,4 +1,4 @@
 """A model on disk: its manifest, the catalogue of names, the folder of installed models, and the bundled one.
 
-Loading a model is engine/, bringing one here is install/.
+Loading a model is in engine/, installing one in install/.
 """

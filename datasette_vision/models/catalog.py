@@ -1,7 +1,7 @@
 """The models that can be installed by name: plain data, one row each.
 
-Sizes are of the fp32 files that are downloaded; `auto` fetches the int8 ones besides, to compare them. The names and
-sizes were read from the repositories' pages; revisions are not pinned here: an install records the commit it got.
+Sizes are those of the fp32 downloads; `auto` also downloads the int8 files, to compare them. The names and sizes were
+read from the repositories' pages. Revisions are not pinned here: an install records its commit.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ CLIP_LOGIT_SCALE = 100.0
 class CatalogRow:
     """A model: its source on the hub, and what a person needs to choose it.
 
-    `source` holds ONNX graphs unless `bakes` says that it is PyTorch weights to export; `text_source` holds the text
-    tower where that is another repository; `original` is the PyTorch repository of the same weights.
+    `source` holds ONNX graphs, unless `bakes` says that it holds PyTorch weights to export. `text_source` holds the
+    text tower if that is in another repository. `original` is the PyTorch repository of the same weights.
     """
 
     name: str
@@ -46,7 +46,7 @@ CATALOG = (
         licence="MIT",
         megabytes=606,
         dimensions=512,
-        description="OpenAI CLIP ViT-B/32, the one of llm-clip: search photographs by English",
+        description="OpenAI CLIP ViT-B/32, the model of llm-clip: search photographs in English",
         logit_scale=CLIP_LOGIT_SCALE,
     ),
     CatalogRow(
@@ -56,7 +56,7 @@ CATALOG = (
         licence="MIT",
         megabytes=599,
         dimensions=512,
-        description="OpenAI CLIP ViT-B/16: sees smaller things than clip, at four times its work",
+        description="OpenAI CLIP ViT-B/16: sees smaller details than clip, at four times the cost",
         logit_scale=CLIP_LOGIT_SCALE,
     ),
     CatalogRow(
@@ -76,7 +76,7 @@ CATALOG = (
         licence="Apache-2.0",
         megabytes=1537,
         dimensions=768,
-        description="SigLIP 2 base: better than CLIP of its size, in many languages",
+        description="SigLIP 2 base: better than a CLIP of its size, in many languages",
         # exp(4.724453) and the bias of the published weights.
         logit_scale=112.668902,
         logit_bias=-16.771725,
@@ -99,7 +99,7 @@ CATALOG = (
         licence="MIT and Apache-2.0",
         megabytes=893,
         dimensions=512,
-        description="clip with a text tower for over 50 languages: finds embeddings of clip",
+        description="clip with a text tower for over 50 languages; searches embeddings of clip",
         logit_scale=CLIP_LOGIT_SCALE,
         # max_seq_length of the sentence-transformers model that it was exported from.
         context_length=128,
@@ -121,7 +121,7 @@ CATALOG = (
         licence="Apache-2.0",
         megabytes=347,
         dimensions=1000,
-        description="ViT-B/16: the 1,000 classes of ImageNet, more exact",
+        description="ViT-B/16: the 1,000 classes of ImageNet, more accurate",
         task=IMAGE_CLASSIFICATION,
     ),
     CatalogRow(
@@ -142,7 +142,7 @@ CATALOG = (
         licence="Apache-2.0",
         megabytes=345,
         dimensions=2,
-        description="ViT-B/16 at 384 pixels: whether a picture is safe for work",
+        description="ViT-B/16 at 384 pixels: whether an image is safe for work",
         task=IMAGE_CLASSIFICATION,
     ),
 )

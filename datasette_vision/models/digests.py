@@ -1,4 +1,4 @@
-"""Digests of files, read a part at a time: weights may be larger than memory."""
+"""Digests of files, read in parts: weights may be larger than memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is, as its manifest.json says: frozen dataclasses, read with every value checked."""
+"""A model's manifest.json as frozen dataclasses, with every value checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datasette_vision.models.tasks import FORMS, Form
 MANIFEST_FORMAT = 1
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
-# Far above any model there is: what is above them is a mistake, and would only be noticed as a lack of memory.
+# Far above any existing model: a larger value is a mistake, and would only show as a lack of memory.
 MAX_FILE_BYTES = 1 << 40
 MAX_MODEL_DIMENSIONS = 1_000_000
 MAX_CONTEXT_LENGTH = 100_000
@@ -61,7 +61,7 @@ class TextTower:
 
 @dataclass(frozen=True)
 class Label:
-    """A class an image can belong to. `prompt` is the text that stands for it in a dual encoder."""
+    """A class that an image can belong to. `prompt` is its text in a dual encoder."""
 
     label: str
     prompt: str
@@ -79,7 +79,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A model: its task, its files, and how to use them. `identity` changes whenever anything of it does."""
+    """A model: its task, its files, and how to use them. `identity` changes whenever anything in it changes."""
 
     name: str
     task: str
@@ -102,7 +102,7 @@ class Manifest:
 
     @property
     def form(self) -> Form:
-        """What manifests of this task hold."""
+        """The contents that manifests of this task must have."""
         return FORMS[self.task]
 
     def file(self, path: str) -> ModelFile:
@@ -111,7 +111,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read folder/manifest.json. Raises ModelCorrupt, naming the file and the key, when anything is not as expected."""
+    """Read folder/manifest.json. Raises ModelCorrupt, naming the file and the key, if anything is not as expected."""
     path = folder / "manifest.json"
     try:
         content = path.read_bytes()
@@ -135,7 +135,7 @@ def parse_preprocess(value: Any, where: str) -> Preprocess:
 
 
 class _Reader:
-    """One JSON object of the manifest: takes values out by key and says where a wrong one is."""
+    """One JSON object of the manifest: returns values by key, and reports the position of a wrong one."""
 
     def __init__(self, value: Any, where: str) -> None:
         self.where = where
@@ -195,9 +195,9 @@ def _is_json(value: object) -> bool:
 
 
 def is_inside(path: str) -> bool:
-    """Whether a relative path stays below the folder that it is in, on every system."""
+    """Whether a relative path stays below its folder, on every system."""
     parts = PurePosixPath(path)
-    # Not printable: NUL and lone surrogates, which no file system takes. A colon: a drive of Windows.
+    # Not printable: NUL and lone surrogates, which no file system accepts. A colon: a drive in Windows.
     return bool(parts.parts) and not parts.is_absolute() and ".." not in parts.parts and _is_plain(path)
 
 
@@ -301,5 +301,5 @@ def _channels(value: _Reader, key: str, check: Callable[[float], bool]) -> tuple
             isinstance(number, (int, float)) and not isinstance(number, bool) and check(number) for number in numbers
         )
 
-    red, green, blue = value.get(key, list, fits, "three numbers in range, one a channel")
+    red, green, blue = value.get(key, list, fits, "three numbers in range, one per channel")
     return float(red), float(green), float(blue)

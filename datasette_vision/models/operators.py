@@ -1,4 +1,4 @@
-"""Which operators an ONNX file uses, read from the file: no package is needed for it, and weights are passed by."""
+"""Reads which operators an ONNX file uses, without any package, and without reading weights."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import mmap
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-# Numbers of fields in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto. All are messages, but for the last.
+# Field numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto. All but the last are messages.
 MODEL_GRAPH, MODEL_FUNCTION = 7, 25
 GRAPH_NODE, FUNCTION_NODE = 1, 7
 NODE_ATTRIBUTE, ATTRIBUTE_GRAPHS = 5, (6, 11)
 NODE_OPERATOR = 4
-# How protocol buffers write a field: https://protobuf.dev/programming-guides/encoding/
+# The wire types of protocol buffers: https://protobuf.dev/programming-guides/encoding/
 VARINT, EIGHT_BYTES, COUNTED, FOUR_BYTES = 0, 1, 2, 5
-GROUP = (3, 4)  # its beginning, its end
+GROUP = (3, 4)  # start, end
 
 WireField = tuple[int, int, int]
 
@@ -21,14 +21,14 @@ WireField = tuple[int, int, int]
 def uses(path: Path, operators: Collection[str]) -> bool:
     """Whether a graph, or a graph or function within it, has a node of one of these operators.
 
-    False for what is not an ONNX file. Raises OSError.
+    False for anything that is not an ONNX file. Raises OSError.
     """
     wanted = {name.encode() for name in operators}
     with path.open("rb") as file:
         try:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return any(operator in wanted for operator in _operators(data))
-        except (IndexError, ValueError):  # an empty file, too
+        except (IndexError, ValueError):  # includes an empty file
             return False
 
 
@@ -53,7 +53,7 @@ def _of_nodes(data: mmap.mmap, start: int, end: int, node: int) -> Iterator[byte
 
 
 def _fields(data: mmap.mmap, place: int, end: int) -> Iterator[WireField]:
-    """Yield (number, start, end) of each field of a message that has a length. Raises IndexError or ValueError."""
+    """Yield (number, start, end) of each length-delimited field of a message. Raises IndexError or ValueError."""
     while place < end:
         key, place = _varint(data, place)
         kind = key & 7
@@ -63,7 +63,7 @@ def _fields(data: mmap.mmap, place: int, end: int) -> Iterator[WireField]:
             place += 8
         elif kind == FOUR_BYTES:
             place += 4
-        elif kind in GROUP:  # of old, and of no field here: what is within is passed by like the rest
+        elif kind in GROUP:  # deprecated, and in no field here: the contents are skipped
             continue
         elif kind == COUNTED:
             length, place = _varint(data, place)
@@ -76,7 +76,7 @@ def _fields(data: mmap.mmap, place: int, end: int) -> Iterator[WireField]:
 
 
 def _varint(data: mmap.mmap, place: int) -> tuple[int, int]:
-    """Read a number of 7 bits a byte, the lowest first: (the number, where the next begins)."""
+    """Read a number with 7 bits per byte, lowest first: (the number, where the next begins)."""
     value = shift = 0
     while True:
         byte = data[place]

@@ -1,4 +1,4 @@
-"""Where models are: a folder of them, and behind it the one that comes with the package."""
+"""The folder of installed models, and behind it the bundled one."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ BUNDLED = Path(__file__).parent / "bundled"
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """A model on disk: what its manifest says, and its folder."""
+    """A model on disk: its manifest and its folder."""
 
     manifest: Manifest
     folder: Path
 
     def path(self, name: str) -> Path:
-        """Return the path of a file of the model, its content checked against the manifest.
+        """Return the path of a file of the model, after checking its content against the manifest.
 
-        With a graph, the files are checked that hold weights for it: by their names, or by being in its folder below
-        the model's. Raises ModelCorrupt when one is missing, of another size or of another digest.
+        For a graph, the files with its weights are checked too: by name, or because they are in its folder below the
+        model's. Raises ModelCorrupt if one is missing, or has another size or digest.
         """
         for other in files_of_graph(name, [file.path for file in self.manifest.files]):
             if other != name:
@@ -57,7 +57,7 @@ def default_models_dir() -> Path:
 
 
 class ModelStore:
-    """Finds models by name. A model in `models_dir` comes before a bundled one of the same name."""
+    """Finds models by name. A model in `models_dir` takes precedence over a bundled one of the same name."""
 
     def __init__(self, models_dir: Path | None = None, bundled: Path = BUNDLED) -> None:
         self.models_dir = models_dir if models_dir is not None else default_models_dir()
@@ -78,7 +78,7 @@ class ModelStore:
     def find(self, name: str) -> InstalledModel:
         """Read the model of this name.
 
-        Raises UnknownModel, naming those there are, or ModelCorrupt when its manifest cannot be read.
+        Raises UnknownModel, listing the installed ones, or ModelCorrupt if its manifest cannot be read.
         """
         if manifests.NAME_PATTERN.fullmatch(name):
             for root in (self.models_dir, self.bundled):
@@ -92,7 +92,7 @@ class ModelStore:
         raise UnknownModel(f"no model {shown!r} is installed; installed are: {', '.join(self.names()) or 'none'}")
 
     def _folder(self, root: Path, name: str) -> Path | None:
-        """Return where the model is: in its folder or, while that is being replaced, beside it."""
+        """Return the model's folder, or the one beside it while it is being replaced."""
         if self._is_model(root / name):
             return root / name
         for entry, kind in leftovers(root, name):
@@ -105,5 +105,5 @@ class ModelStore:
         try:
             return bool(manifests.NAME_PATTERN.fullmatch(folder.name)) and (folder / "manifest.json").is_file()
         except OSError:
-            # A folder closed to this user, such as a home that is another's: the bundled model serves all the same.
+            # A folder that this user may not read, such as another user's home: the bundled model still works.
             return False

@@ -1,4 +1,4 @@
-"""What models of each task consist of, as a manifest says it. How they are run is engine/tasks/."""
+"""What models of each task consist of, according to their manifests. Running them is in engine/tasks/."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ IMAGE_CLASSIFICATION = "image-classification"
 
 @dataclass(frozen=True)
 class Operation:
-    """What can be asked of a task's models about an image: as vision_<name>(image [, model]), and at /-/vision/<name>.
+    """An operation of a task's models on an image: vision_<name>(image [, model]) in SQL, and /-/vision/<name>.
 
-    `schema` is the JSON Schema of the answer; `example` is SQL that runs on the demo database, if any does.
+    `schema` is the JSON Schema of the result. `example` is SQL that runs on the demo database, if any does.
     """
 
     name: str
@@ -25,20 +25,20 @@ class Operation:
 
 @dataclass(frozen=True)
 class Form:
-    """What a manifest of a task holds.
+    """The required contents of a task's manifest.
 
-    `embeds`: what the image tower makes of an image is an embedding, of the manifest's `dimensions`, which can be
-    compared, stored and searched. `output` is what the image tower's output is called unless the manifest says so.
+    `embeds`: the image tower's output is an embedding, with the manifest's `dimensions`, which can be compared, stored
+    and searched. `output` is the name of the image tower's output unless the manifest gives another.
     """
 
     task: str
     embeds: bool = False
     has_text_tower: bool = False
-    # A classifier's logits come scaled out of its graph; without its scale a dual encoder cannot tell labels apart.
+    # A classifier's graph returns scaled logits. A dual encoder cannot distinguish labels without its scale.
     needs_logit_scale: bool = False
-    # One label for each number of the output.
+    # One label for each number in the output.
     labels_the_output: bool = False
-    # A graph may end with its own softmax: then there is nothing left to do ("none").
+    # A graph may include its own softmax: then there is nothing left to do ("none").
     activations: tuple[str, ...] = ("softmax", "sigmoid", "none")
     output: str = "output"
     operations: tuple[Operation, ...] = ()
@@ -61,7 +61,7 @@ FORMS: dict[str, Form] = {
 
 
 def operations() -> list[tuple[Form, Operation]]:
-    """Return what can be asked of models, task by task."""
+    """Return the operations of all tasks."""
     return [(form, operation) for form in FORMS.values() for operation in form.operations]
 
 

@@ -1,4 +1,4 @@
-"""Which files of a model belong to a graph: one above 2 GB cannot hold its own weights."""
+"""Which files belong to a graph: one above 2 GB cannot contain its own weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def weights_beside(graph: str, names: Iterable[str]) -> list[str]:
-    """Return those of `names` that hold weights of a graph, by what they are called."""
+    """Return those of `names` that hold weights of a graph, by their names."""
     if not graph.endswith(".onnx"):
         return []
     stem = graph.removesuffix(".onnx")
@@ -18,9 +18,10 @@ def weights_beside(graph: str, names: Iterable[str]) -> list[str]:
 
 
 def files_of_graph(graph: str, names: Sequence[str]) -> list[str]:
-    """Return those of `names` that loading a graph may read: itself, weights_beside() it, and all else in its folder.
+    """Return those of `names` that loading a graph may read: the graph, weights_beside() it, and everything else in its
+    folder.
 
-    The model's own folder is not such a folder: it holds the other tower, and the tokenizer.
+    This does not apply to the model's own folder, which holds the other tower and the tokenizer.
     """
     folder = graph.rpartition("/")[0]
     together = [name for name in names if folder and name.rpartition("/")[0] == folder]

@@ -1,4 +1,4 @@
 """Arithmetic on embeddings: the BLOB format, cosines, zero-shot scores, and indexes of nearest neighbours.
 
-Arrays and bytes in and out. What is read from tables belongs to tables/ or retrieval/.
+Functions take and return arrays and bytes. Reading tables is in tables/ and retrieval/.
 """

@@ -1,7 +1,7 @@
-"""Embeddings in 8 bits a number, all compared with a query: exact search but for the rounding.
+"""Embeddings with 8 bits per number, all compared with a query: exact search except for rounding.
 
-Each vector is scaled by its own largest number, so that similarities are off by less than 0.01: whoever asks takes some
-more than he needs, and scores those anew on the embeddings themselves. A million of 512 numbers take some 20 ms.
+Each vector is scaled by its largest number, so the error of a similarity is below 0.01. Ask for more neighbours than
+you need, and score them again with the embeddings themselves. Searching a million of 512 numbers takes about 20 ms.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numkong
 import numpy as np
 from numpy.typing import NDArray
 
-# How many more than wanted are to be taken and scored anew.
+# How many more than needed to fetch and score again.
 SPARE = 32
 
 RowLabels = NDArray[np.int64]
@@ -25,22 +25,22 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Coded:
-    """Vectors in 8 bits: codes (n, d) and what to multiply a product of two codes with, (n,), for their cosine."""
+    """Vectors in 8 bits: codes (n, d), and factors (n,) that turn a product of two codes into their cosine."""
 
     codes: Codes
     scales: NDArray[np.float32]
 
 
 def coded(vectors: NDArray[np.float32]) -> tuple[Coded, Mask]:
-    """Bring (n, d) float32 vectors, of any length, into 8 bits; the mask (n,) says which could be.
+    """Convert (n, d) float32 vectors, of any length, to 8 bits. The mask (n,) says which could be converted.
 
-    A vector that is zero everywhere, or holds a NaN or an infinity, cannot: it is left out.
+    Vectors that are zero everywhere, or hold a NaN or an infinity, are left out.
     """
     largest = np.abs(vectors).max(axis=1)
     usable = np.isfinite(largest) & (largest > 0)
     if not usable.all():
         vectors, largest = vectors[usable], largest[usable]
-    # First divided, then multiplied: 127 over a very small number would be infinite.
+    # Divide first, then multiply: 127 divided by a very small number would be infinite.
     levels = vectors / largest[:, None]
     levels *= 127
     np.rint(levels, out=levels)
@@ -72,18 +72,18 @@ class Flat:
         return positions[found > -np.inf], found[found > -np.inf]
 
     def first(self, count: int) -> Flat:
-        """Return the first of them, in the same memory."""
+        """Return the first vectors, in the same memory."""
         return Flat(self.labels[:count], Coded(self.vectors.codes[:count], self.vectors.scales[:count]))
 
     def put(self, rows: Flat, start: int) -> None:
-        """Write vectors over those from `start` on."""
+        """Overwrite vectors, beginning at `start`."""
         end = start + len(rows)
         self.labels[start:end] = rows.labels
         self.vectors.codes[start:end] = rows.vectors.codes
         self.vectors.scales[start:end] = rows.vectors.scales
 
     def take(self, chosen: Mask) -> Flat:
-        """Return a Flat of those chosen."""
+        """Return a Flat of the selected vectors."""
         vectors = Coded(self.vectors.codes[chosen], self.vectors.scales[chosen])
         return Flat(self.labels[chosen], vectors)
 
@@ -95,7 +95,7 @@ def empty(dimensions: int, size: int = 0) -> Flat:
 
 
 def joined(parts: list[Flat]) -> Flat:
-    """Return the vectors of some Flats as one."""
+    """Return the vectors of several Flats as one."""
     if len(parts) == 1:
         return parts[0]
     vectors = Coded(
@@ -107,7 +107,8 @@ def joined(parts: list[Flat]) -> Flat:
 def _largest(values: Similarities, k: int) -> Positions:
     """Return the positions of the k largest values, largest first."""
     if k < len(values) // 256:
-        # Nearly all are below what a sample says that the k largest are above: that is much faster than to part all.
+        # A sample gives a bound that the k largest exceed and nearly all others do not. This is much faster than a full
+        # partition.
         sample = values[::64]
         bound = np.partition(sample, -(k // 32 + 4))[-(k // 32 + 4)]
         chosen = np.flatnonzero(values >= bound)

@@ -1,7 +1,7 @@
 """Embeddings as arrays and as bytes.
 
-An embedding in a database is a BLOB of little-endian float32 values and nothing else: the format of llm,
-sqlite-vec and datasette-faiss. In Python it is a one-dimensional float32 array.
+An embedding in a database is a BLOB of little-endian float32 values and nothing else: the format of llm, sqlite-vec and
+datasette-faiss. In Python it is a one-dimensional float32 array.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Vector = NDArray[np.float32]
 Matrix = NDArray[np.float32]
 
 FLOAT32 = np.dtype("<f4")
-# Models make some thousand floats. Whoever sends more wants our memory: as JSON or as Python's numbers they are tens
-# of bytes each.
+# Models make a few thousand floats. More would only be an attack on memory: in JSON, or as Python numbers, they take
+# tens of bytes each.
 MAX_DIMENSIONS = 100_000
-# The longest that repr() writes a float in, and what stands between two.
+# The longest output of repr() for a float, plus a separator.
 CHARS_A_FLOAT = 32
 
 
@@ -37,14 +37,14 @@ def to_blob(vector: Vector | Sequence[float]) -> bytes:
 def from_blob(blob: bytes, dimensions: int | None = None) -> Vector:
     """Read a BLOB as an embedding of shape (d,).
 
-    Raises InvalidVector when its length is not that of whole float32 values (or not of `dimensions` of them), or of
-    more than MAX_DIMENSIONS, or when it holds a NaN or an infinity.
+    Raises InvalidVector if its length is not a whole number of float32 values (or not `dimensions` of them), or more
+    than MAX_DIMENSIONS, or if it holds a NaN or an infinity.
     """
     size = len(blob)
     if dimensions is not None and size != 4 * dimensions:
         raise InvalidVector(f"expected an embedding of {dimensions} floats, {4 * dimensions} bytes, found {size} bytes")
     if size == 0 or size % 4:
-        raise InvalidVector(f"expected an embedding, a BLOB of 4 bytes a float, found {size} bytes")
+        raise InvalidVector(f"expected an embedding, a BLOB of 4 bytes per float, found {size} bytes")
     if size > 4 * MAX_DIMENSIONS:
         raise InvalidVector(f"expected an embedding of at most {MAX_DIMENSIONS:,} floats, found {size:,} bytes")
     vector = np.frombuffer(blob, dtype=FLOAT32)
@@ -54,11 +54,11 @@ def from_blob(blob: bytes, dimensions: int | None = None) -> Vector:
 
 
 def unless_image(data: bytes, dimensions: int) -> Vector | None:
-    """Return the unit-length embedding (dimensions,) that `data` is, or None when it is an image file.
+    """Return the unit-length embedding (dimensions,) in `data`, or None if it is an image file.
 
-    Bytes of an embedding's size and of unit length are an embedding; what begins like an image is one; other bytes of
-    an embedding's size are an embedding that is not normalised. Raises DimensionMismatch for a unit-length embedding of
-    another size, InvalidImage for what is neither, InvalidVector for one that is zero everywhere.
+    Bytes of an embedding's size and unit length are an embedding. Bytes that begin like an image are an image. Other
+    bytes of an embedding's size are an embedding that is not normalised. Raises DimensionMismatch for a unit-length
+    embedding of another size, InvalidImage for anything else, InvalidVector for an embedding that is zero everywhere.
     """
     embedding = None
     with contextlib.suppress(InvalidVector):
@@ -73,19 +73,21 @@ def unless_image(data: bytes, dimensions: int) -> Vector | None:
     if embedding is not None and is_unit(embedding):
         raise DimensionMismatch(f"expected an embedding of {dimensions} floats, found one of {len(embedding)}")
     raise InvalidImage(
-        f"expected an image, or an embedding of {4 * dimensions} bytes, found {len(data)} bytes of neither"
+        f"expected an image, or an embedding of {4 * dimensions} bytes, found {len(data)} bytes that are neither"
     )
 
 
 def is_unit(vector: Vector, tolerance: float = 0.01) -> bool:
-    """Say whether an embedding (d,) has a length of 1: what models and vision_embed() write, and little else does."""
+    """Say whether an embedding (d,) has length 1, like those of models and vision_embed(), and hardly any other
+    data.
+    """
     return abs(float(np.linalg.norm(vector.astype(np.float64))) - 1) < tolerance
 
 
 def normalise(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     """Scale the last axis to unit length: (d,) -> (d,) or (n, d) -> (n, d).
 
-    Raises InvalidVector for a vector that has no direction: its length is zero, or it holds a NaN or an infinity.
+    Raises InvalidVector for a vector of length zero, or with a NaN or an infinity.
     """
     # float64, so that the squares of huge float32 values do not overflow.
     wide = np.asarray(vectors, dtype=np.float64)
@@ -100,13 +102,13 @@ def normalise(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
 def cosine(a: Vector, b: Vector) -> float:
     """Return the cosine of the angle between two embeddings of shape (d,), from -1 to 1.
 
-    Raises DimensionMismatch when their sizes differ, InvalidVector when one of them is zero everywhere.
+    Raises DimensionMismatch if their sizes differ, InvalidVector if one of them is zero everywhere.
     """
     if a.shape != b.shape:
         raise DimensionMismatch(
             f"expected two embeddings of the same model, found one of {a.shape[0]} floats and one of {b.shape[0]}"
         )
-    # In float64, where no product of two float32 values overflows.
+    # In float64, in which no product of two float32 values overflows.
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     square = float(np.dot(wide_a, wide_a)) * float(np.dot(wide_b, wide_b))
     if square == 0.0:
@@ -117,9 +119,9 @@ def cosine(a: Vector, b: Vector) -> float:
 def combine(pairs: Iterable[tuple[Vector, float]]) -> Vector:
     """Return the unit-length weighted sum of (embedding, weight) pairs.
 
-    Each embedding counts by its direction only: it is scaled to unit length first. Of the weights only the proportions
-    matter, not the size. Raises DimensionMismatch when sizes differ, InvalidVector when everything cancels out,
-    InvalidArgument when a weight is a NaN or an infinity.
+    Each embedding is scaled to unit length first, so only its direction counts. Only the proportions of the weights
+    matter. Raises DimensionMismatch if sizes differ, InvalidVector if everything cancels out, InvalidArgument if a
+    weight is a NaN or an infinity.
     """
     pairs = list(pairs)
     largest = max((abs(weight) for _, weight in pairs), default=0.0)
@@ -139,19 +141,19 @@ def combine(pairs: Iterable[tuple[Vector, float]]) -> Vector:
             total = total + term
     if total is None:
         raise InvalidVector("expected at least one embedding, found none")
-    if float(np.abs(total).max()) < 1e-7:  # what float32 leaves of vectors that cancel out
+    if float(np.abs(total).max()) < 1e-7:  # the remainder in float32 of vectors that cancel out
         raise InvalidVector("expected a sum with a direction: these embeddings and weights cancel out")
     return normalise(total)
 
 
 def to_json(vector: Vector) -> str:
     """Write an embedding as a JSON array, each float in the shortest form that reads back as the same float32."""
-    # NumPy 1 and 2 agree on the digits of a float32, not on how to write them: Python's repr() does that.
+    # NumPy 1 and 2 use the same digits for a float32, but different formats: Python's repr() is stable.
     return "[" + ", ".join(repr(float(str(value))) for value in vector) + "]"
 
 
 def from_json(text: str) -> Vector:
-    """Read a JSON array of numbers as an embedding. Raises InvalidVector when it is anything else."""
+    """Read a JSON array of numbers as an embedding. Raises InvalidVector for anything else."""
     _check_length(text, CHARS_A_FLOAT * MAX_DIMENSIONS)
     try:
         values = json.loads(text)
@@ -172,9 +174,9 @@ def from_json(text: str) -> Vector:
 
 
 def from_base64(text: str) -> Vector:
-    """Read base64 of little-endian float32 values as an embedding: what JSON APIs call the base64 encoding of one.
+    """Read base64 of little-endian float32 values as an embedding, as JSON APIs encode it.
 
-    Either alphabet, with or without the = at the end. Raises InvalidVector when it is anything else.
+    Either alphabet, with or without padding. Raises InvalidVector for anything else.
     """
     _check_length(text, 6 * MAX_DIMENSIONS)
     try:

@@ -1,6 +1,7 @@
-"""Embeddings in an HNSW graph, by usearch: a few thousand are compared with a query, and nearly all neighbours found.
+"""Embeddings in an HNSW graph, by usearch: compares a few thousand with a query, and finds nearly all neighbours.
 
-For more of them than can all be compared in a few milliseconds. A graph takes minutes to make, and does not forget.
+For more vectors than can all be compared in a few milliseconds. A graph takes minutes to build, and cannot remove
+vectors.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import numpy as np
 from datasette_vision.util.progress import OnProgress, Progress, no_progress
 from datasette_vision.vectors.eight_bit import SPARE, Coded, Flat, Mask, Positions, RowLabels, Similarities, coded
 
-# Of HNSW: neighbours a vector has in the graph, and candidates held when one is added. The Malkov and Yashunin paper
-# (https://arxiv.org/abs/1603.09320) finds 12 to 48 and 100 to 200 of use; less of the second is made up by searching.
+# HNSW parameters: neighbours of a vector in the graph, and candidates held when one is added. The Malkov and Yashunin
+# paper (https://arxiv.org/abs/1603.09320) recommends 12 to 48 and 100 to 200. Searching more candidates makes up for
+# fewer here.
 CONNECTIVITY = 16
 EXPANSION_ADD = 96
-# The first vectors are added one by one. Two that are added at once do not see each other, which leaves a few where no
-# search comes: in a small graph one in a thousand or two, in larger ones one in ten thousand, which the recall of a
-# graph is well below anyway (benchmarks/lost_in_graph.py).
+# The first vectors are added one by one. Two that are added at the same time do not see each other, which makes a few
+# unreachable: in a small graph one or two in a thousand, in larger ones one in ten thousand, which is well below the
+# loss of recall of a graph (benchmarks/lost_in_graph.py).
 ONE_BY_ONE = 8192
-# Candidates held while searching: the fewest of these that find nearly all.
+# Candidates held while searching: the lowest of these that finds nearly all neighbours.
 EXPANSIONS = (256, 384, 512, 768, 1024, 1536, 2048)
 RECALL = 0.96
 
@@ -32,17 +34,17 @@ class HnswGraph:
 
     def __init__(self, labels: RowLabels, graph: Any, expansion: int, memory: object = None) -> None:
         self.labels = labels
-        self._memory = memory  # of a graph that is mapped: usearch itself does not hold it
+        self._memory = memory  # of a mapped graph: usearch itself does not hold it
         self.graph = graph
         self.expand(expansion)
-        # usearch has room for so many searches at a time as there are cores, and fails beyond.
+        # usearch supports as many searches at a time as there are cores, and fails beyond.
         self._one_at_a_time = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def expand(self, expansion: int) -> None:
-        """Look at so many candidates in a search: more find more, and take longer."""
+        """Set the number of candidates in a search: more find more, and take longer."""
         self.expansion = self.graph.expansion_search = expansion
 
     def search(self, query: Coded, k: int, alive: Mask | None) -> tuple[Positions, Similarities]:
@@ -50,7 +52,7 @@ class HnswGraph:
         wanted = min(k, len(self.labels))
         while True:
             with self._one_at_a_time:
-                # Where so many are asked for, looking at all is faster than walking.
+                # For so many neighbours, comparing all is faster than walking the graph.
                 found = self.graph.search(query.codes[0], wanted, exact=wanted * 20 > len(self.labels))
             positions = found.keys.astype(np.intp)
             similarities = (1 - found.distances).astype(np.float32)
@@ -63,8 +65,8 @@ class HnswGraph:
 
 
 def new_graph(dimensions: int) -> Any:
-    """Return an empty graph for codes of so many dimensions."""
-    from usearch.index import Index  # heavy, and only for tables of some size
+    """Return an empty graph for codes with this many dimensions."""
+    from usearch.index import Index  # heavy, and only for large tables
 
     return Index(
         ndim=dimensions,
@@ -86,9 +88,9 @@ def build_graph(
     stop: Callable[[], bool] = lambda: False,
     chunk: int = 2048,
 ) -> HnswGraph | None:
-    """Make a graph of the vectors of some Flats, or of those of a graph and them: it stays as it is.
+    """Build a graph of the vectors of some Flats, or of an existing graph and these, which stays unchanged.
 
-    Calls `on_progress` after each chunk. Returns None when `stop()` is true.
+    Calls `on_progress` after each chunk. Returns None if `stop()` is true.
     """
     graph = new_graph(dimensions) if onto is None else onto.graph.copy()
     labels = [np.empty(0, np.int64)] if onto is None else [onto.labels]
@@ -117,14 +119,15 @@ def tune(
 ) -> float:
     """Have a graph of these vectors look at as many candidates as it takes to find nearly all, and return the recall.
 
-    Measured: the k nearest to some of them, and to some made of two of them, that are among the k + spare it names.
+    Measured for some of the vectors, and for points between two of them: the share of the k nearest that are among the
+    k + spare results.
     """
     if not len(vectors):
         return 1.0
     random = np.random.default_rng(len(vectors))
     chosen = random.integers(0, len(vectors), (sample, 2))
-    # Half of the queries are vectors of the graph, the others lie off them, as what people look for. Half-way between
-    # two clusters, where nobody looks, twice as many candidates would not be enough.
+    # Half of the queries are vectors of the graph. The others lie off them, like real queries. For points half-way
+    # between two clusters, which nobody searches for, twice as many candidates would not be enough.
     weights = np.where(np.arange(sample) % 2, 0.8, 1.0)[:, None]
     codes = vectors.vectors.codes
     queries, _ = coded((weights * codes[chosen[:, 0]] + (1 - weights) * codes[chosen[:, 1]]).astype(np.float32))

@@ -1,7 +1,7 @@
-"""The k nearest neighbours of an embedding among many, while some are added and others removed.
+"""Finds the k nearest neighbours of an embedding, while vectors are added and removed.
 
-An Index is a Flat, which compares with all, or a Graph, which is for more of them; and what has changed since: rows
-added stand in a Flat beside it, rows removed in a mask. Labels are the caller's: whole numbers, each there once.
+An Index is a Flat, which compares all, or a graph, for larger numbers; plus the changes since: added rows in a second
+Flat, removed rows in a mask. Labels come from the caller: whole numbers, each used once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datasette_vision.vectors.hnsw import HnswGraph
 
 @dataclass(frozen=True)
 class View:
-    """What an Index holds at one moment. Masks are None where all are alive."""
+    """The contents of an Index at one moment. Masks are None if all are alive."""
 
     base: Flat | HnswGraph
     base_alive: Mask | None
@@ -32,7 +32,7 @@ class View:
         )
 
     def search(self, query: Vector, k: int) -> tuple[RowLabels, Similarities]:
-        """Return (labels, similarities) of the k nearest to a query (d,), best first; fewer where there are fewer."""
+        """Return (labels, similarities) of the k nearest to a query (d,), best first; fewer if there are fewer."""
         vectors, usable = coded(query[None])
         if not usable[0] or k < 1:
             return np.empty(0, np.int64), np.empty(0, np.float32)
@@ -46,9 +46,9 @@ class View:
 
 
 class Index:
-    """Vectors by label, to which vectors can be added and removed while others search. One thread at a time changes it.
+    """Vectors by label. Vectors can be added and removed while others search. Only one thread at a time may change it.
 
-    `view` is what it holds: whoever took it searches on in what was there then.
+    `view` is its current content. A search continues in the view that it has taken.
     """
 
     def __init__(self, base: Flat | HnswGraph, dimensions: int, alive: Mask | None = None) -> None:
@@ -65,7 +65,7 @@ class Index:
         return self.view.search(query, k)
 
     def change(self, removed: RowLabels, labels: RowLabels, vectors: NDArray[np.float32]) -> None:
-        """Remove what has a label of `removed` or `labels`, then add `vectors` (n, d) under `labels` (n,)."""
+        """Remove the labels in `removed` and `labels`, then add `vectors` (n, d) under `labels` (n,)."""
         gone = np.union1d(removed, labels)
         view = self.view
         base_alive = _without(view.base_alive, self._in_base(gone), len(view.base))
@@ -77,9 +77,10 @@ class Index:
         self.view = View(view.base, base_alive, tail, tail_alive)
 
     def replace_base(self, before: View, base: Flat | HnswGraph, *, holds_dead: bool = False) -> None:
-        """Put a base in that holds what was alive in `before`, in its order. No other may have been put in since.
+        """Replace the base with one that holds what was alive in `before`, in order. The base must not have been
+        replaced since.
 
-        With `holds_dead` it holds all of the base of `before`, dead or alive: a graph that was added to.
+        With `holds_dead` it holds the whole base of `before`, dead or alive: a graph that was extended.
         """
         now = self.view
         assert now.base is before.base, "one base is made at a time"
@@ -99,33 +100,33 @@ class Index:
         """Return the positions in the base of those labels that are in it."""
         of_base = self.view.base.labels
         if self._order is None:
-            self._order = np.argsort(of_base, kind="stable")  # nearly sorted as a rule: quick
+            self._order = np.argsort(of_base, kind="stable")  # usually nearly sorted, so fast
         first = np.searchsorted(of_base, labels, side="left", sorter=self._order)
         counts = np.searchsorted(of_base, labels, side="right", sorter=self._order) - first
-        # A graph that was added to has a label twice where a row has changed.
+        # An extended graph has a label twice if its row has changed.
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return self._order[np.repeat(first, counts) + within]
 
     def _appended(self, tail: Flat, labels: RowLabels, vectors: Coded) -> Flat:
-        """Return `tail` with rows after its last, in the same memory while there is room behind it."""
+        """Return `tail` with rows appended, in the same memory while there is room."""
         count, total = len(tail), len(tail) + len(labels)
         if total > len(self._room):
             self._room = empty(self.dimensions, max(1024, 2 * total))
             self._room.put(tail, 0)
-        # Those who search in a view of before see nothing behind its end.
+        # Searches in an earlier view do not see beyond its end.
         self._room.put(Flat(labels, vectors), count)
         return self._room.first(total)
 
 
 def alive_parts(view: View) -> list[Flat]:
-    """Return the vectors that are alive in a view whose base is a Flat, in their order."""
-    assert isinstance(view.base, Flat), "a graph does not give its vectors back"
+    """Return the vectors that are alive in a view whose base is a Flat, in order."""
+    assert isinstance(view.base, Flat), "a graph does not return its vectors"
     pairs = ((view.base, view.base_alive), (view.tail, view.tail_alive))
     return [part if alive is None else part.take(alive) for part, alive in pairs]
 
 
 def _still(size: int, then: Mask | None, now: Mask | None) -> Mask:
-    """Of the first `size` rows, those alive then: which are alive now."""
+    """Of the first `size` rows, those alive then: which of them are alive now."""
     still = np.ones(size, np.bool_) if now is None else now[:size]
     return still if then is None else still[then]
 

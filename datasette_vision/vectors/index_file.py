@@ -1,14 +1,14 @@
-"""Indexes on disk: one file each, written whole or not at all, and mapped into memory rather than read.
+"""Indexes on disk: one file each, written completely or not at all, and mapped into memory instead of read.
 
 ::
 
     the graph, as usearch writes it | the codes (n, d) int8
-    labels (n,) int64, scales (n,) float32, alive (n,) bool, where there are
-    a JSON object: what the caller says of the index, and place and SHA-256 of each part
-    length of that, its SHA-256, MAGIC
+    labels (n,) int64, scales (n,) float32, alive (n,) bool, if present
+    a JSON object: the caller's description of the index, and position and SHA-256 of each part
+    length of that, its SHA-256, INDEX_MAGIC
 
-Each part begins at a multiple of 64 bytes. What decides where a program reads or jumps (the links of a graph, the
-labels) is checked against its digest at opening; codes are not, which can only give wrong similarities.
+Each part begins at a multiple of 64 bytes. Parts that control where a program reads or jumps (the links of a graph, the
+labels) are checked against their digests when the file is opened. Codes are not: they can only give wrong similarities.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from datasette_vision.vectors.hnsw import HnswGraph, new_graph
 INDEX_MAGIC = b"\nvision1"
 INDEX_FORMAT = 1
 END = struct.Struct("<Q32s8s")
-# usearch writes the number of vectors and their bytes (2 x 4 bytes), the vectors, then all else.
+# usearch writes the number of vectors and their size in bytes (2 x 4 bytes), the vectors, then everything else.
 GRAPH_HEAD = 8
 
 
 class UnusableIndex(Exception):
-    """This file is not an index, is damaged, or of another version. It can be made anew."""
+    """This file is not an index, is damaged, or of another version. It can be rebuilt."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """An index as it was saved. `about` is what save_index() was given."""
+    """A saved index. `about` is what save_index() was given."""
 
     about: dict[str, Any]
     base: Flat | HnswGraph
@@ -51,7 +51,7 @@ class Saved:
 
 
 def save_index(path: Path, about: dict[str, Any], base: Flat | HnswGraph, alive: Mask | None, dimensions: int) -> None:
-    """Write an index, in place of what was there. Raises OSError; what was there stays then."""
+    """Write an index, replacing an old one. Raises OSError, and leaves the old one unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, f".{path.name}-*.tmp")
     header: dict[str, Any] = {"format": INDEX_FORMAT, "dimensions": dimensions, "about": about, "parts": {}}
@@ -60,7 +60,7 @@ def save_index(path: Path, about: dict[str, Any], base: Flat | HnswGraph, alive:
             header |= {"kind": "graph", "expansion": base.expansion}
             try:
                 base.graph.save(str(temporary))
-            except RuntimeError as error:  # what usearch makes of a disk that is full
+            except RuntimeError as error:  # usearch's error if the disk is full
                 raise OSError(f"{path}: {error}") from None
             end_of_vectors = GRAPH_HEAD + len(base) * dimensions
             size = temporary.stat().st_size
@@ -87,7 +87,7 @@ def save_index(path: Path, about: dict[str, Any], base: Flat | HnswGraph, alive:
 
 
 def open_index(path: Path) -> Saved:
-    """Open an index: it is mapped, not read. Raises UnusableIndex, and OSError where there is none."""
+    """Map an index into memory. Raises UnusableIndex, and OSError if there is none."""
     mapped = _mapped(path)
     header = _header(path, mapped)
     parts = header["parts"]
@@ -118,7 +118,7 @@ def open_index(path: Path) -> Saved:
 
 
 def verify_index(path: Path) -> None:
-    """Check every byte of an index. Raises UnusableIndex, and OSError where there is none."""
+    """Check every byte of an index. Raises UnusableIndex, and OSError if there is none."""
     with contextlib.closing(_mapped(path)) as mapped:
         parts = _header(path, mapped)["parts"]
         if wrong := _wrong(mapped, parts, list(parts)):
@@ -126,7 +126,7 @@ def verify_index(path: Path) -> None:
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """Map a file into memory. Raises UnusableIndex for an empty one, and OSError where there is none."""
+    """Map a file into memory. Raises UnusableIndex for an empty one, and OSError if there is none."""
     with path.open("rb") as file:
         try:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -136,7 +136,7 @@ def _mapped(path: Path) -> mmap.mmap:
 
 def _header(path: Path, mapped: mmap.mmap) -> dict[str, Any]:
     if len(mapped) < END.size or mapped[-len(INDEX_MAGIC) :] != INDEX_MAGIC:
-        raise UnusableIndex(f"{path} is not an index, or not a whole one")
+        raise UnusableIndex(f"{path} is not an index, or is incomplete")
     length, digest, _ = END.unpack(mapped[-END.size :])
     text = mapped[max(0, len(mapped) - END.size - length) : len(mapped) - END.size]
     if len(text) != length or hashlib.sha256(text).digest() != digest:
@@ -148,7 +148,7 @@ def _header(path: Path, mapped: mmap.mmap) -> dict[str, Any]:
 
 
 def _wrong(mapped: mmap.mmap, parts: dict[str, Any], names: list[str]) -> list[str]:
-    """Return the names of those parts whose digest is another."""
+    """Return the names of the parts whose digest does not match."""
     with memoryview(mapped) as whole:
         return [
             name

@@ -1,8 +1,8 @@
 """Zero-shot classification: from similarities between an image and texts to scores for labels.
 
 The scores follow CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020): softmax(logit_scale * cosine). With
-`multi_label`, and for models trained so, they follow SigLIP (Zhai et al. 2023, https://arxiv.org/abs/2303.15343):
-sigmoid(logit_scale * cosine + logit_bias), each label on its own.
+`multi_label`, and for models trained that way, they follow SigLIP (Zhai et al. 2023, https://arxiv.org/abs/2303.15343):
+sigmoid(logit_scale * cosine + logit_bias), for each label independently.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class LabelSet:
-    """What to choose from: each label with the text that stands for it, and how scores are made."""
+    """The labels to choose from, each with its prompt, and how to compute scores."""
 
     labels: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -38,8 +38,8 @@ def parse_labels(text: str, max_labels: int = 1000) -> LabelSet:
     """Read the `labels` argument of the SQL functions.
 
     A JSON array of strings, or of {"label", "prompt"} objects; or an object {"labels": […], "template": "a photo of a
-    {}", "multi_label": false, "temperature": 1.0}. A string's prompt is the template with {} replaced by it,
-    or the string itself. Raises InvalidLabels when it is anything else.
+    {}", "multi_label": false, "temperature": 1.0}. A string's prompt is the template with {} replaced by the string, or
+    the string itself. Raises InvalidLabels for anything else.
     """
     if len(text) > MAX_LABELS_CHARS:
         raise InvalidLabels(f"expected at most {MAX_LABELS_CHARS:,} characters of labels, found {len(text):,}")
@@ -96,7 +96,7 @@ def _entries(value: object, template: str, max_labels: int) -> tuple[tuple[str, 
         if not label.strip() or not prompt.strip():
             raise InvalidLabels(f"labels: number {position} is empty")
         if SURROGATE.search(label):
-            raise InvalidLabels(f"labels: number {position} holds half a character (a lone surrogate)")
+            raise InvalidLabels(f"labels: number {position} contains a lone surrogate")
         if label in seen:
             raise InvalidLabels(f"labels: {excerpt(label)} is there twice")
         seen.add(label)
@@ -107,7 +107,7 @@ def _entries(value: object, template: str, max_labels: int) -> tuple[tuple[str, 
 
 def _template(value: object) -> str:
     if not isinstance(value, str) or value.count("{}") != 1:
-        raise InvalidLabels('labels: expected a template with {} in it once, such as "a photo of a {}"')
+        raise InvalidLabels('labels: expected a template that contains {} once, such as "a photo of a {}"')
     return value
 
 
@@ -134,7 +134,7 @@ def scores(
     """Turn similarities of shape (n,) into scores of shape (n,), each a probability.
 
     Softmax, so that they sum to 1; with `multi_label` a sigmoid each. `temperature` divides the logits: above 1 makes
-    the scores more even, below 1 more decided.
+    the scores more even, below 1 more extreme.
     """
     logits = (logit_scale * np.asarray(similarities, dtype=np.float64) + logit_bias) / temperature
     return sigmoid(logits) if multi_label else softmax(logits)
@@ -153,7 +153,7 @@ def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def top_k(labels: tuple[str, ...], values: NDArray[np.float64], k: int | None = None) -> list[dict[str, object]]:
-    """Return [{"label", "score"}], best first, the k best (all when k is None). Ties keep the order of the labels."""
+    """Return the k best [{"label", "score"}], best first (all if k is None). Ties keep the order of the labels."""
     order = np.argsort(-values, kind="stable")[:k]
     return [{"label": labels[i], "score": _rounded(float(values[i]))} for i in order]
 

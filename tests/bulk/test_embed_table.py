@@ -121,7 +121,7 @@ def test_bad_rows_are_named_and_tried_again(photos: Database) -> None:
     summary = photos.embed("photos")
     assert numbers(summary) == (24, 0, 6, 0)
     assert sorted(summary.failures) == [
-        ("id 11", "this text is no image: expected a data: URI or base64, found 'no image'"),
+        ("id 11", "this text is not an image: expected a data: URI or base64, found 'no image'"),
         ("id 13", "an image of 0.1 MB is more than the 0.1 MB allowed (max_image_mb)"),
         ("id 3", "an image of 0 bytes is empty"),
         ("id 5", summary_of(photos, 5)),

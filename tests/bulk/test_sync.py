@@ -403,7 +403,9 @@ def test_a_text_among_pictures_is_no_text(photos: Place) -> None:
     """What a column holds is told by the column, not by the one row that is new."""
     photos.insert("photos", (100, "new", "hello"))
     photos.settle(kept := photos.kept("photos"))
-    assert kept.report.failures == [("id 100", "this text is no image: expected a data: URI or base64, found 'hello'")]
+    assert kept.report.failures == [
+        ("id 100", "this text is not an image: expected a data: URI or base64, found 'hello'")
+    ]
 
 
 def test_paths_need_a_folder(place: Place, tmp_path: Path) -> None:

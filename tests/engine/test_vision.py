@@ -128,7 +128,9 @@ def test_an_embedding_is_recognised_among_images(fake_vision: Vision) -> None:
     np.testing.assert_array_equal(fake_vision.embed_image_or_embedding(vector.tobytes()), vector)
     np.testing.assert_allclose(fake_vision.embed_image_or_embedding((3 * vector).tobytes()), vector, atol=1e-6)
     np.testing.assert_array_equal(fake_vision.embed_image_or_embedding(pictures.png()), vector)
-    with pytest.raises(InvalidImage, match="expected an image, or an embedding of 32 bytes, found 33 bytes of neither"):
+    with pytest.raises(
+        InvalidImage, match="expected an image, or an embedding of 32 bytes, found 33 bytes that are neither"
+    ):
         fake_vision.embed_image_or_embedding(vector.tobytes() + b"\0")
 
 

@@ -101,7 +101,7 @@ def test_an_image_above_the_whole_budget_is_refused_before_anything_is_decoded()
     with pytest.raises(InvalidImage) as caught:
         decoder(DecodeBudget(ENOUGH)).decode(truncated, lambda picture: picture)
     assert str(caught.value) == (
-        "this PNG image of 4000x1000 pixels takes 20 MB of memory to decode, more than the 10 MB that there are for it"
+        "this PNG image of 4000x1000 pixels takes 20 MB of memory to decode, more than the 10 MB that are allowed"
         " (image_memory_mb)"
     )
 

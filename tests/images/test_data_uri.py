@@ -94,7 +94,7 @@ def test_a_server_answers_hostile_text_in_an_address_in_json_and_in_sql() -> Non
 
         asyncio.run(main())
     """
-    assert in_a_process(program).splitlines() == ["400", "400", "this text is no image"]
+    assert in_a_process(program).splitlines() == ["400", "400", "this text is not an image"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -187,7 +187,7 @@ def test_the_bundled_one(folder: Path) -> None:
 # Bad ones: (path, key as it is named, values that are refused, what is expected instead)
 
 TEXT = "a string that is not empty"
-NUMBERS = "three numbers in range, one a channel"
+NUMBERS = "three numbers in range, one per channel"
 FLAWS: list[tuple[str, str, list[Any], str]] = [
     ("name", "name", [..., None, 1, "", "Clip", "../x", "a/b", ".x", "-x", "é", "x" * 65, "x\n", "x y"],
      "a name of lower-case letters, digits, '.', '_' and '-'"),

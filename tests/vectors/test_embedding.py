@@ -49,7 +49,7 @@ def test_decoded_is_float32_and_cannot_be_written() -> None:
 def test_size_that_is_not_of_whole_floats(size: int) -> None:
     with pytest.raises(InvalidVector) as caught:
         vectors.from_blob(bytes(size))
-    assert str(caught.value) == f"expected an embedding, a BLOB of 4 bytes a float, found {size} bytes"
+    assert str(caught.value) == f"expected an embedding, a BLOB of 4 bytes per float, found {size} bytes"
 
 
 @pytest.mark.parametrize("size", [0, 4, 2044, 2047, 2049, 2052])
@@ -330,10 +330,10 @@ def test_what_is_an_embedding_among_images() -> None:
         (
             vectors.to_blob([6, 8]),
             InvalidImage,
-            "expected an image, or an embedding of 12 bytes, found 8 bytes of neither",
+            "expected an image, or an embedding of 12 bytes, found 8 bytes that are neither",
         ),
-        (b"nothing", InvalidImage, "expected an image, or an embedding of 12 bytes, found 7 bytes of neither"),
-        (b"", InvalidImage, "expected an image, or an embedding of 12 bytes, found 0 bytes of neither"),
+        (b"nothing", InvalidImage, "expected an image, or an embedding of 12 bytes, found 7 bytes that are neither"),
+        (b"", InvalidImage, "expected an image, or an embedding of 12 bytes, found 0 bytes that are neither"),
         (bytes(12), InvalidVector, "expected an embedding with a direction, found one that is zero everywhere"),
         (vectors.to_blob([math.nan, 1, 1]), InvalidImage, "expected an image, or an embedding of 12 bytes, found 12"),
     ],

@@ -147,7 +147,7 @@ async def test_a_bad_input_is_reported_in_its_place(api: Api) -> None:
         ["error", "status"],
         ["embedding"],
     ]
-    assert results[1]["error"].startswith("this text is no image")
+    assert results[1]["error"].startswith("this text is not an image")
     assert results[3] == {
         "error": "expected at most 100,000 characters of text (max_text_chars), found 100,001",
         "status": 400,
@@ -158,7 +158,7 @@ async def test_a_bad_input_is_reported_in_its_place(api: Api) -> None:
 async def test_nothing_but_bad_inputs_is_an_error(api: Api) -> None:
     response = await api.post("embed", {"image": ["nonsense", pictures.png()[:-10].hex()]})
     message = error(response, 400)
-    assert message.count("this text is no image") == 2
+    assert message.count("this text is not an image") == 2
     assert [result["status"] for result in response.json()["results"]] == [400, 400]
     assert "truncated" in error(await api.post("embed", files={"image": ("x", PICTURE[:200])}), 400)
 
@@ -272,7 +272,7 @@ async def test_models(api: Api) -> None:
         ("zero-shot", {"image": BASE64, "labels": 5}, "labels: expected labels"),
         ("zero-shot", {"image": BASE64, "labels": "ant"}, "labels: expected labels"),
         ("zero-shot", {"image": BASE64, "labels": []}, "labels: expected at least one label, found an empty array"),
-        ("zero-shot", {"image": BASE64, "labels": ["a", "a"]}, "labels: 'a' is there twice"),
+        ("zero-shot", {"image": BASE64, "labels": ["a", "a"]}, "labels: 'a' occurs twice"),
         ("zero-shot", {"embedding": "?", "labels": ["a"]}, "embedding: expected an embedding"),
         ("zero-shot", {"embedding": [1, "a"], "labels": ["a"]}, "embedding: expected an embedding"),
         ("zero-shot", {"embedding": [10**400], "labels": ["a"]}, "embedding: expected numbers that fit a float32"),

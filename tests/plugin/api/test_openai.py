@@ -127,7 +127,7 @@ REFUSED: list[tuple[dict[str, Any], type[openai.APIStatusError], str, str | None
     (
         {"model": "fake", "input": "a cat", "extra_body": {"modality": "image"}},
         openai.BadRequestError,
-        "input: this text is no image",
+        "input: this text is not an image",
         "input",
     ),
     (

@@ -147,7 +147,7 @@ async def test_mistakes(datasette: Datasette, picture: bytes, fields: dict[str, 
 @pytest.mark.asyncio
 async def test_malformed_labels_are_told_beside_the_answers(datasette: Datasette) -> None:
     text = html.unescape(await ask(datasette, await emoji(datasette, "pizza"), labels='["a", "a"]'))
-    assert "tiny-emoji: labels: 'a' is there twice" in text
+    assert "tiny-emoji: labels: 'a' occurs twice" in text
 
 
 @pytest.mark.asyncio

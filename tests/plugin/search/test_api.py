@@ -166,7 +166,7 @@ async def test_mistakes_in_json(datasette: Datasette, path: str, status: int, me
 @pytest.mark.parametrize(
     ("sent", "message"),
     [
-        ({"json": {"image": "bm90IGFuIGltYWdl"}}, "this text is no image: expected a data: URI or base64"),
+        ({"json": {"image": "bm90IGFuIGltYWdl"}}, "this text is not an image: expected a data: URI or base64"),
         ({"json": {"image": ["a", "b"]}}, "expected one image or embedding, found 2"),
         ({"json": {"text": "cat"}}, "expected image, embedding or inputs, found none"),
     ],

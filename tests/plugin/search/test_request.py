@@ -102,7 +102,7 @@ def test_the_largest_page() -> None:
         ("_like=a%3A1e9", "_like: expected a number"),
         ("_q_weight=inf", "_q_weight: expected a number"),
         ("_embedding=%C3%A4", "_embedding: expected base64 of float32 values, found text that is not base64"),
-        ("_embedding=AAAA", "_embedding: expected an embedding, a BLOB of 4 bytes a float, found 3 bytes"),
+        ("_embedding=AAAA", "_embedding: expected an embedding, a BLOB of 4 bytes per float, found 3 bytes"),
         (f"_embedding={encode_embedding(struct.pack('<f', float('nan')))}", "_embedding: expected an embedding of fin"),
         ("&".join(f"_like={number}" for number in range(33)), "expected at most 32 examples, found 33"),
     ],
