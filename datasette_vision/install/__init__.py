@@ -1,4 +1,4 @@
-"""Bringing a model to disk: from the hub, a folder or a file; recognising what it is; proving that it answers.
+"""Installs models from the hub, a folder or a file: recognises what a source holds, and checks that it works.
 
-PyTorch is not needed here: exporting weights is bake/, which whoever installs hands over.
+PyTorch is not needed here: exporting weights is in bake/, and is passed in by the caller.
 """

@@ -1,4 +1,4 @@
-"""Finds out how a graph made by others is to be fed and read, by its names and shapes and by running it."""
+"""Determines the inputs and outputs of a third-party graph, from names and shapes and by running it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from datasette_vision.errors import EngineFailure, InstallFailed
 from datasette_vision.install.prove import Run
 from datasette_vision.models.manifest import TextTower
 
-# Names that exporters give to the embedding in the shared space, best first. "pooler_output" is it for SigLIP, but for
-# CLIP it is what comes before the projection: those graphs have image_embeds or text_embeds as well.
+# Names that exporters give to the embedding in the shared space, best first. For SigLIP this is "pooler_output", but
+# for CLIP that is the value before the projection: CLIP graphs also have image_embeds or text_embeds.
 EMBEDDINGS = (
     "image_embeds",
     "text_embeds",
@@ -37,7 +37,7 @@ DEFAULT_SIDE = 224
 
 @dataclass(frozen=True)
 class ImagePorts:
-    """The input and output of an image tower or classifier; `side`: pixels, where the graph fixes them."""
+    """The input and output of an image tower or classifier; `side`: pixels, if the graph fixes them."""
 
     input: str
     output: str
@@ -46,7 +46,7 @@ class ImagePorts:
 
 @dataclass(frozen=True)
 class TextPorts:
-    """The inputs and output of a text tower; `length`: tokens, where the graph fixes them."""
+    """The inputs and output of a text tower; `length`: tokens, if the graph fixes them."""
 
     input_ids: str
     attention_mask: str | None
@@ -55,38 +55,40 @@ class TextPorts:
 
 
 def image_ports(path: Path, outputs: tuple[str, ...] = EMBEDDINGS) -> ImagePorts:
-    """Return how a graph is given pixels. Raises InstallFailed when it takes something else."""
+    """Return the input for pixels and the output of a graph. Raises InstallFailed if it takes something else."""
     inputs, found = ports(path)
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         both = len(inputs) > 1 and any("input_ids" in port.name for port in inputs)
         raise InstallFailed(
             f"{path.name}: expected one input, of shape (n, 3, height, width); found {_listed(inputs)}"
-            + (": both towers in one graph: each is needed by itself" if both else "")
+            + (": both towers in one graph: separate towers are needed" if both else "")
         )
     channels, height, width = inputs[0].shape[1:]
     if channels not in {3, None}:
         kind = "channels last: export it with channels first" if width == 3 else f"{channels} channels"
         raise InstallFailed(f"{path.name}: expected pixels of shape (n, 3, height, width), found {kind}")
     if height != width:
-        raise InstallFailed(f"{path.name}: expected square pictures, found {height} x {width}")
+        raise InstallFailed(f"{path.name}: expected square images, found {height} x {width}")
     return ImagePorts(inputs[0].name, _output(path, found, outputs), height)
 
 
 def text_ports(path: Path) -> TextPorts:
-    """Return how a graph is given tokens. Raises InstallFailed when it takes something else."""
+    """Return the inputs for tokens and the output of a graph. Raises InstallFailed if it takes something else."""
     inputs, outputs = ports(path)
     masks = [port for port in inputs if "mask" in port.name]
     ids = [port for port in inputs if "int" in port.type and port not in masks]
     if len(ids) != 1 or len(masks) > 1 or len(inputs) != len(ids) + len(masks):
         raise InstallFailed(
-            f"{path.name}: expected the inputs input_ids and, if need be, attention_mask; found {_listed(inputs)}"
+            f"{path.name}: expected the inputs input_ids and, optionally, attention_mask; found {_listed(inputs)}"
         )
     length = ids[0].shape[1] if len(ids[0].shape) == 2 else None
     return TextPorts(ids[0].name, masks[0].name if masks else None, _output(path, outputs, EMBEDDINGS), length)
 
 
 def _output(path: Path, outputs: tuple[Port, ...], preferred: tuple[str, ...]) -> str:
-    """Choose the output of shape (n, d). One whose shape is not stated comes into question too: it will be run."""
+    """Choose the output of shape (n, d). One without a stated shape is a candidate too, because the graph will be
+    run.
+    """
     flat = [port.name for port in outputs if len(port.shape) in {0, 2} and port.name not in HIDDEN_STATES]
     for name in preferred:
         if name in flat:
@@ -126,9 +128,9 @@ def _rows(path: Path, session: OnnxSession, feeds: Mapping[str, NDArray[Any]], o
     try:
         result = session.run(feeds)
     except EngineFailure:
-        raise InstallFailed(f"{path.name}: the graph failed on {shapes}; the log says why") from None
+        raise InstallFailed(f"{path.name}: the graph failed on {shapes}; see the log") from None
     if result.ndim != 2 or len(result) != count:
         raise InstallFailed(f"{path.name}: {output}: expected shape ({count}, d) for {shapes}, found {result.shape}")
     if not np.isfinite(result).all():
-        raise InstallFailed(f"{path.name}: {output}: the graph gives values that are not numbers")
+        raise InstallFailed(f"{path.name}: {output}: the graph returns values that are not numbers")
     return result

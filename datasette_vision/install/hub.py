@@ -1,9 +1,9 @@
 """Downloads from the Hugging Face hub, or from another server that HF_ENDPOINT names.
 
-By `huggingface_hub`, which the dependency `tokenizers` brings: its addresses, tokens, retries and cache. What is in its
-cache already is used from there. What is not is written to files of our own, named by what they must contain, so that
-a download goes on where a killed one stopped (huggingface_hub itself starts again), and checked against the digest
-that the hub states before anything else sees it.
+Uses `huggingface_hub`, a dependency of `tokenizers`: its addresses, tokens, retries and cache. Files that are in its
+cache are used from there. Others are downloaded to our own files, named by their expected content, so that a download
+resumes where a killed one stopped (huggingface_hub itself starts again), and are checked against the hub's digest
+before use.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from datasette_vision.models.manifest import is_inside
 from datasette_vision.util.progress import OnProgress
 
 CONNECT_SECONDS = 20
-# Any of these in the cache tells where its snapshot of a repository is.
+# Any of these files in the cache shows where its snapshot of a repository is.
 LANDMARKS = ("config.json", "preprocessor_config.json", "tokenizer.json", "model.onnx", "modules.json", "manifest.json")
 
 
 def endpoint() -> str:
     """Return the server: HF_ENDPOINT, by default https://huggingface.co."""
-    from huggingface_hub import constants  # heavy: loaded when something is installed
+    from huggingface_hub import constants  # heavy: imported on install only
 
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def open_repository(repository: str, revision: str | None, downloads: Path, on_progress: OnProgress[str]) -> Origin:
-    """List a repository at a revision, "main" by default, fixed to the commit that it is now.
+    """List a repository at a revision, "main" by default, pinned to its current commit.
 
-    With HF_HUB_OFFLINE, or when the server cannot be reached, what huggingface_hub's cache holds of it is taken.
-    Raises SourceNotFound or DownloadFailed.
+    With HF_HUB_OFFLINE, or if the server cannot be reached, uses huggingface_hub's cache. Raises SourceNotFound or
+    DownloadFailed.
     """
     import huggingface_hub
     from huggingface_hub import constants
@@ -56,7 +56,7 @@ def open_repository(repository: str, revision: str | None, downloads: Path, on_p
                 found = _cached(repository, wanted, "the network failed")
             except DownloadFailed:
                 raise explained from None
-            on_progress(f"{endpoint()} cannot be reached: using what the cache holds of {repository}")
+            on_progress(f"{endpoint()} cannot be reached: using the cache of {repository}")
             return found
         raise explained from None
     return HubRepository(repository, info, downloads, on_progress)
@@ -83,7 +83,7 @@ class HubRepository:
                 other.unlink(missing_ok=True)
 
     def file(self, name: str) -> Path:
-        """Return the path of a file, downloaded if need be, its digest checked. Raises InstallFailed."""
+        """Return the path of a file, downloaded if necessary, with its digest checked. Raises InstallFailed."""
         import huggingface_hub
 
         sibling = self._siblings.get(name)
@@ -95,7 +95,7 @@ class HubRepository:
             return Path(cached)
         key = lfs or sibling.blob_id or hashlib.sha256(f"{self.revision}/{name}".encode()).hexdigest()
         whole, partial = self._downloads / key, self._downloads / f"{key}.part"
-        # Two installs may want the same file, as the image tower that two models share.
+        # Two installs may need the same file, such as an image tower that two models share.
         with exclusive(
             self._downloads / f"{key}.lock", f"{name} is being downloaded by another install", self._on_progress
         ):
@@ -106,21 +106,21 @@ class HubRepository:
                     partial.unlink()
                     raise DownloadFailed(
                         f"{self.location}: {name}: expected the digest {(lfs or sibling.blob_id)[:12]}…, downloaded"
-                        f" {found[:12]}…: what was downloaded is thrown away. {ADVICE}"
+                        f" {found[:12]}…: the download was discarded. {ADVICE}"
                     )
                 partial.replace(whole)
         self._used.append(whole)
         return whole
 
     def _download(self, name: str, partial: Path, size: int | None) -> None:
-        """Fetch a file into `partial`, going on where it ends, and again for as long as it grows."""
+        """Download a file into `partial`, resuming at its end, and retrying as long as it grows."""
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
         if not sys.stderr.isatty():
             disable_progress_bars()
         partial.touch()
         had = partial.stat().st_size
-        resumed = f", going on from {_size(had)}" if had else ""
+        resumed = f", resuming at {_size(had)}" if had else ""
         self._on_progress(f"Downloading {self.location}/{name} ({_size(size)}{resumed})")
         while True:
             try:
@@ -133,7 +133,7 @@ class HubRepository:
                 # Versions of huggingface_hub differ in what they retry by themselves.
                 elif _status(error) is None and now > had:
                     had = now
-                    self._on_progress(f"  interrupted at {_size(now)}: going on from there")
+                    self._on_progress(f"  interrupted at {_size(now)}: resuming")
                     continue
                 raise explain(error, self.location, self.revision, name) from None
 
@@ -156,7 +156,7 @@ class HubRepository:
 
 
 def _cached(repository: str, revision: str, reason: str) -> Origin:
-    """Return the snapshot that huggingface_hub's cache has of a revision. Raises DownloadFailed."""
+    """Return the snapshot of a revision in huggingface_hub's cache. Raises DownloadFailed."""
     import huggingface_hub
 
     for landmark in LANDMARKS:
@@ -167,7 +167,7 @@ def _cached(repository: str, revision: str, reason: str) -> Origin:
 
 
 class Snapshot(LocalFolder):
-    """What huggingface_hub's cache holds of a repository at one commit."""
+    """A repository at one commit in huggingface_hub's cache."""
 
     def __init__(self, repository: str, folder: Path) -> None:
         super().__init__(folder)
@@ -175,7 +175,7 @@ class Snapshot(LocalFolder):
         self.revision = folder.name  # type: ignore[assignment]
 
     def file(self, name: str) -> Path:
-        """Return the path of a file. A blob in the cache is named by its digest: that is checked too."""
+        """Return the path of a file. A blob in the cache is named by its digest, which is checked too."""
         if name not in self.names:
             raise DownloadFailed(
                 f"{self.location}: {name} is not in the cache of huggingface_hub, and cannot be downloaded. {ADVICE}"
@@ -183,18 +183,18 @@ class Snapshot(LocalFolder):
         blob = (self.folder / name).resolve()
         lfs, git = (blob.name if len(blob.name) == length else None for length in (64, 40))
         if not _is_as_announced(blob, lfs, git):
-            raise DownloadFailed(f"{blob}: the content is not what its name says: remove it, and try again")
+            raise DownloadFailed(f"{blob}: the content does not match its name: remove it, and try again")
         return blob
 
 
 ADVICE = (
-    "To install without the hub: copy the repository's files to a folder here, and give the folder to"
+    "To install without the hub: copy the repository's files to a folder on this machine, and pass the folder to"
     " `datasette vision install FOLDER --name NAME`"
 )
 
 
 def explain(error: Exception, repository: str, revision: str, name: str | None = None) -> Exception:
-    """Turn what huggingface_hub raises into an error that says what was tried and what can be done."""
+    """Turn errors of huggingface_hub into an error that says what was tried and what to do."""
     from huggingface_hub import errors
 
     what = f"{repository}/{name}" if name else repository
@@ -212,15 +212,15 @@ def explain(error: Exception, repository: str, revision: str, name: str | None =
     if isinstance(error, errors.EntryNotFoundError):
         return SourceNotFound(f"{tried}: there is no such file")
     if isinstance(error, errors.RepositoryNotFoundError) or status in {401, 404}:
-        # The hub answers 401 for a repository that is not there, so as not to tell which private ones are.
+        # The hub returns 401 for a missing repository, so as not to reveal private ones.
         hint = "is HF_TOKEN right?" if status == 401 else "is the name right?"
         return SourceNotFound(
-            f"{tried}: not found, or closed to you: {hint} A private repository needs HF_TOKEN. {ADVICE}"
+            f"{tried}: not found, or not accessible: {hint} A private repository needs HF_TOKEN. {ADVICE}"
         )
     if isinstance(error, OSError) and error.errno is not None and status is None and not _is_network(error):
         return DownloadFailed(f"{tried}: cannot be written: {error.strerror or error}")
     detail = f"HTTP {status}" if status else (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    kept = " What is downloaded stays: the next install goes on from there." if name else ""
+    kept = " The partial download is kept: the next install resumes it." if name else ""
     return DownloadFailed(f"{tried}: the download failed: {detail}.{kept} {ADVICE}")
 
 
@@ -242,7 +242,7 @@ def _licence(info: Any) -> str:
 
 
 def _is_as_announced(path: Path, lfs: str | None, git: str | None) -> bool:
-    """Whether a file is what the hub says: a SHA-256 for large files, git's SHA-1 for small ones."""
+    """Whether a file matches the hub's digest: a SHA-256 for large files, git's SHA-1 for small ones."""
     if lfs is None and git is None:
         return True
     return _digest(path, lfs is None) == (lfs or git)

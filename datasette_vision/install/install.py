@@ -1,4 +1,4 @@
-"""Installs, checks and removes models. Everything happens in a staging folder that is renamed when it is whole."""
+"""Installs, checks and removes models. All work is done in a staging folder, which is renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Bake = Callable[..., dict[str, Any]]
 
 @dataclass(frozen=True)
 class Installed:
-    """An installed model, and whether it was there already."""
+    """An installed model, and whether it was installed before."""
 
     model: InstalledModel
     already_there: bool
@@ -36,7 +36,7 @@ class Installed:
 
 @dataclass(frozen=True)
 class Installer:
-    """Installs into one models folder. `bake` exports PyTorch weights: without it, those are refused."""
+    """Installs into one models folder. `bake` exports PyTorch weights; without it, they are refused."""
 
     models_dir: Path
     on_progress: OnProgress[str]
@@ -47,7 +47,9 @@ class Installer:
         object.__setattr__(self, "store", ModelStore(self.models_dir))
 
     def install(self, request: Request) -> Installed:
-        """Install a model, or do nothing when it is there from the same source. Raises InstallFailed and others."""
+        """Install a model, or do nothing if it is already installed from the same source. Raises InstallFailed and
+        others.
+        """
         row = None if is_path(request.source) else catalog.catalog_row(request.source)
         name = request.name or (row.name if row else name_of(request.source))
         if not NAME_PATTERN.fullmatch(name):
@@ -58,12 +60,12 @@ class Installer:
             raise SourceNotFound(f"{request.source}: no such folder or file")
         if not (is_path(request.source) or row or REPOSITORY.fullmatch(request.source)):
             raise SourceNotFound(
-                f"{request.source!r}: not a folder or file here, not a repository owner/name, and not in the catalogue"
+                f"{request.source!r}: not a local folder or file, not a repository owner/name, and not in the catalogue"
                 f" ({', '.join(row.name for row in catalog.CATALOG)})"
             )
         target = self.models_dir / name
         whole = (target / "manifest.json").is_file() and not leftovers(self.models_dir, name)
-        if whole and not request.force:  # also where nothing can be written, as in a container
+        if whole and not request.force:  # also if nothing can be written, as in a container
             with contextlib.suppress(InstallFailed), staging.writing(self.models_dir):
                 staging.clear_up(self.models_dir, self.on_progress)
             return Installed(self._already_there(name, request, row), already_there=True)
@@ -83,11 +85,11 @@ class Installer:
         return Installed(self.store.find(name), already_there=False)
 
     def remove(self, name: str) -> None:
-        """Remove an installed model. Raises UnknownModel, or InvalidArgument for one that comes with the package."""
+        """Remove an installed model. Raises UnknownModel, or InvalidArgument for a bundled one."""
         target = check_removable(self.models_dir, name)
         with staging.held(self.models_dir, name, self.on_progress):
             if not target.exists():
-                raise UnknownModel(f"{name} is not there any more")
+                raise UnknownModel(f"{name} no longer exists")
             staging.take_away(target)
 
     def _already_there(self, name: str, request: Request, row: catalog.CatalogRow | None) -> InstalledModel:
@@ -95,7 +97,7 @@ class Installer:
             model = self.store.find(name)
         except (UnknownModel, ModelCorrupt) as error:
             raise InstallFailed(
-                f"{self.models_dir / name} is there but damaged ({error}): --force replaces it"
+                f"{self.models_dir / name} exists but is damaged ({error}): --force replaces it"
             ) from None
         origin, precision = model.manifest.source, model.manifest.precision
         wanted = row.source if row else location(request.source)
@@ -103,7 +105,7 @@ class Installer:
         commit = request.revision if request.revision and COMMIT.fullmatch(request.revision) else ""
         if not same or request.precision not in {"auto", precision} or not (origin.revision or "").startswith(commit):
             raise InstallFailed(
-                f"{name} is installed already, from {origin.location} ({precision}): --force replaces it, --name gives"
+                f"{name} is already installed from {origin.location} ({precision}): --force replaces it, --name gives"
                 " this one another name"
             )
         return model
@@ -115,9 +117,9 @@ class Installer:
         layout = sources.recognise(origins.first, task, origins.open, origins.text)
         wishes = manifest_drafts.Wishes(request.precision, request.calibration, request.labels, request.preprocess, row)
         if request.labels and not isinstance(layout, sources.Classifier):
-            raise InvalidArgument("--labels: only a classifier's graph is given labels")
+            raise InvalidArgument("--labels: only for a classifier's graph")
         if request.preprocess and isinstance(layout, sources.Finished | sources.Weights):
-            raise InvalidArgument("--preprocess: this source says itself how pictures are prepared")
+            raise InvalidArgument("--preprocess: this source defines its own preprocessing")
         if isinstance(layout, sources.Finished):
             return _copy_finished(layout.origin, folder, request.precision)
         if isinstance(layout, sources.Towers):
@@ -153,10 +155,10 @@ class Installer:
         return {**draft, "source": head["source"], "description": draft.get("description") or head["description"]}
 
     def _finish(self, draft: manifest_drafts.Draft, name: str, folder: Path) -> None:
-        """Try the model in the staging folder, record what it answers, and write its manifest, last of all."""
+        """Test the model in the staging folder, record its results, and write its manifest last."""
         value = {**draft, "name": name, "files": list_files(folder), "canonical": draft.get("canonical") or {}}
         model = InstalledModel(manifest.parse_manifest(value, f"{name}: manifest"), folder)
-        self.on_progress("Checking that it loads and answers")
+        self.on_progress("Checking that it loads and works")
         trial.verify(model)
         value["canonical"] = {**trial.answers(model), **value["canonical"]}
         path = folder / "manifest.json"
@@ -165,7 +167,7 @@ class Installer:
 
 
 class _Origins:
-    """The origins of one install: opened when asked for, their downloads forgotten when it is done."""
+    """The origins of one install: opened when needed; their downloads are removed when it is done."""
 
     def __init__(self, installer: Installer, request: Request, row: catalog.CatalogRow | None) -> None:
         self._installer = installer
@@ -176,7 +178,7 @@ class _Origins:
             try:
                 self.first = self._open_hub(row.source, request.revision)
             except SourceNotFound as error:
-                # Conversions come and go; what they were made of stays.
+                # Conversions may disappear; the original stays.
                 raise SourceNotFound(
                     f"{error}. The original can be exported: datasette vision install {row.original} --name {row.name}"
                 ) from None
@@ -191,13 +193,13 @@ class _Origins:
     _beside: Path | None = None
 
     def open(self, location: str) -> Origin:
-        """Open the repository, or the folder beside the first one, where the other tower is."""
+        """Open the repository, or the folder beside the first one, that holds the other tower."""
         if self._beside is not None:
             return LocalFolder(self._beside / location)
         return self._open_hub(location, None)
 
     def forget(self) -> None:
-        """Remove downloads that are in their place now."""
+        """Remove downloads that are in the model's folder now."""
         for origin in self._opened:
             if isinstance(origin, hub.HubRepository):
                 origin.forget()
@@ -225,7 +227,7 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
 
 
 def _copy_finished(origin: Origin, folder: Path, precision: str) -> manifest_drafts.Draft:
-    """Take a model over as it stands, each file checked against its manifest. Raises ModelCorrupt."""
+    """Copy a finished model, each file checked against its manifest. Raises ModelCorrupt."""
     value = read_json(origin, "manifest.json")
     found = manifest.parse_manifest(value, f"{origin.location}: manifest.json")
     if precision not in {"auto", found.precision}:
@@ -243,11 +245,11 @@ def _without(folder: Path, message: str) -> str:
 def check_removable(models_dir: Path, name: str) -> Path:
     """Return the folder of a model that can be removed.
 
-    Raises UnknownModel, or InvalidArgument for one that comes with the package.
+    Raises UnknownModel, or InvalidArgument for a bundled model.
     """
     if NAME_PATTERN.fullmatch(name) and (models_dir / name).is_dir():
         return models_dir / name
     model = ModelStore(models_dir).find(name)
     if model.folder.parent != models_dir:
-        raise InvalidArgument(f"{name} comes with the package, and is removed with it")
-    return models_dir / name  # found half-way through a replacement
+        raise InvalidArgument(f"{name} is bundled with the package and cannot be removed by itself")
+    return models_dir / name  # interrupted in the middle of a replacement

@@ -10,7 +10,7 @@ from datasette_vision.errors import InvalidArgument
 
 
 def read_labels(path: Path) -> list[str]:
-    """Read labels: a line each, a JSON array, or a JSON object of numbers to labels. Raises InvalidArgument."""
+    """Read labels: one per line, a JSON array, or a JSON object of numbers to labels. Raises InvalidArgument."""
     try:
         text = path.read_text("utf-8-sig")
     except OSError as error:
@@ -31,7 +31,7 @@ def read_labels(path: Path) -> list[str]:
 
 
 def labels_of(config: dict[str, Any]) -> list[str]:
-    """Return the labels in a config.json of transformers, none where there are none."""
+    """Return the labels in a config.json of transformers, or none."""
     try:
         return [str(label) for label in _by_number(config.get("id2label") or {})]
     except ValueError:

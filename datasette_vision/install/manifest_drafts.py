@@ -1,4 +1,4 @@
-"""From a recognised source to files in the staging folder and a manifest that lacks only name, files and canonical."""
+"""From a recognised source to files in the staging folder, and a manifest without name, files and canonical results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from datasette_vision.util.progress import OnProgress
 
 Draft = dict[str, Any]
 
-# Where preprocessing is written: beside the graph, or at the root.
+# The files with the preprocessing: beside the graph, or at the root.
 PREPROCESS_FILES = ("preprocessor_config.json", "processor_config.json", "preprocess_cfg.json")
 # Enough to see whether a graph gives probabilities.
 FEW_IMAGES = 4
@@ -40,7 +40,7 @@ PACKAGES = ("datasette-vision", "onnxruntime", "tokenizers", "pillow")
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the person said about the model, and what the catalogue knows of it."""
+    """The user's options for the model, and its row in the catalogue."""
 
     precision: str = "auto"
     calibration: Path | None = None
@@ -93,7 +93,7 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, on_progress: OnPr
     dimensions, text_dimensions = load_image(image_path)(canonical).shape[1], load_text(text_path)(texts[0]).shape[1]
     if dimensions != text_dimensions:
         raise InstallFailed(
-            f"{layout.image.origin.location}: the image tower gives {dimensions} dimensions ({used.output}), the text"
+            f"{layout.image.origin.location}: the image tower has {dimensions} dimensions ({used.output}), the text"
             f" tower {text_dimensions} ({tower.output}): at least one of them lacks its projection"
         )
     return {
@@ -119,7 +119,7 @@ def from_classifier(layout: Classifier, wishes: Wishes, staging: Path, on_progre
     labels = read_labels(wishes.labels) if wishes.labels else labels_of(config)
     if not labels:
         raise InvalidArgument(
-            f"{origin.location}: nothing says what the classes are: give --labels FILE, a label a line or JSON"
+            f"{origin.location}: the classes are unknown: pass --labels FILE, with one label per line or JSON"
         )
     files = _fetch(layout.graphs, wishes.precision, staging, "image")
     found = graphs.image_ports(next(iter(files.values())), graphs.LOGITS)
@@ -137,7 +137,7 @@ def from_classifier(layout: Classifier, wishes: Wishes, staging: Path, on_progre
     rows = np.concatenate([run({"pixel_values": preprocess(picture)[None]}) for picture in few])
     if rows.shape[1] != len(labels):
         raise InstallFailed(
-            f"{origin.location}: {path.name} gives {rows.shape[1]} scores, but there are {len(labels)} labels"
+            f"{origin.location}: {path.name} returns {rows.shape[1]} scores, but there are {len(labels)} labels"
         )
     multi_label = config.get("problem_type") == "multi_label_classification"
     return {
@@ -154,17 +154,17 @@ def from_classifier(layout: Classifier, wishes: Wishes, staging: Path, on_progre
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions that make the model."""
+    """Return the versions of the packages that make the model."""
     return {"python": platform.python_version(), **{package: metadata.version(package) for package in PACKAGES}}
 
 
 def _fetch(tower: Graphs, precision: str, staging: Path, name: str) -> dict[str, Path]:
-    """Put the graphs that come into question into the staging folder: precision -> path there."""
+    """Put the candidate graphs into the staging folder: returns precision -> path there."""
     chosen = choose_precisions(tower, precision)
     found = {}
     for kind, source in chosen.items():
         data = weights_beside(source, tower.origin.names)
-        # A graph names the files of its weights: they keep theirs, in a folder where no other graph's can be.
+        # A graph refers to its weights by file name. They keep their names, in a folder without other graphs.
         target = staging / name / kind / Path(source).name if data else staging / f"{name}-{kind}.onnx"
         if len(chosen) == 1 and not data:
             target = staging / f"{name}.onnx"
@@ -176,7 +176,7 @@ def _fetch(tower: Graphs, precision: str, staging: Path, name: str) -> dict[str,
 
 
 def _keep(staging: Path, files: dict[str, Path], precision: str, name: str) -> Path:
-    """Remove the graphs that were not chosen; return where the one that was is now."""
+    """Remove the graphs that were not chosen; return the path of the chosen one."""
     for kind, path in files.items():
         if kind != precision:
             path.unlink() if path.parent == staging else shutil.rmtree(path.parent)
@@ -185,13 +185,13 @@ def _keep(staging: Path, files: dict[str, Path], precision: str, name: str) -> P
 
 
 def _beside(tower: Graphs, names: tuple[str, ...]) -> str:
-    """Return the first of these files that there is: beside the graph, or at the root."""
+    """Return the first of these files that exists: beside the graph, or at the root."""
     folder = next(iter(tower.by_precision.values())).rpartition("/")[0]
     for name in names:
         for candidate in (f"{folder}/{name}", name):
             if candidate in tower.origin.names:
                 return candidate
-    raise InstallFailed(f"{tower.origin.location}: expected {' or '.join(names)}, which is not there")
+    raise InstallFailed(f"{tower.origin.location}: expected {' or '.join(names)}, found none")
 
 
 def _preprocess(tower: Graphs, wishes: Wishes, side: int) -> dict[str, Any]:
@@ -203,8 +203,7 @@ def _preprocess(tower: Graphs, wishes: Wishes, side: int) -> dict[str, Any]:
         name = _beside(tower, PREPROCESS_FILES)
     except InstallFailed as error:
         raise InstallFailed(
-            f"{error}: say how pictures are prepared with --preprocess ({', '.join(preprocessors.PRESETS)},"
-            " or a JSON file)"
+            f"{error}: specify the preprocessing with --preprocess ({', '.join(preprocessors.PRESETS)}, or a JSON file)"
         ) from None
     config = read_json(tower.origin, name)
     # transformers 5 writes one file for image processor and tokenizer.
@@ -242,7 +241,7 @@ def _with_ports(tower: TextTower, path: Path) -> TextTower:
 
 
 def _are_probabilities(rows: Rows) -> bool:
-    """Whether a graph ends with its own softmax: a second one would even all scores out."""
+    """Whether a graph includes its own softmax: a second one would even out all scores."""
     return bool(rows.shape[1] > 1 and (rows >= 0).all() and np.allclose(rows.sum(1), 1, atol=1e-3))
 
 
@@ -259,7 +258,7 @@ def _scale(layout: Towers, row: CatalogRow | None, on_progress: OnProgress[str])
         }
     if config.get("model_type") in text_towers.SIGLIP:
         on_progress(
-            "  its trained scale and bias are not among these files: scores over labels will be a softmax, as CLIP's"
+            "  its trained scale and bias are not in these files: scores over labels will be a softmax, as for CLIP"
         )
     return {
         "logit_scale": float(config.get("logit_scale") or CLIP_LOGIT_SCALE),
@@ -269,7 +268,7 @@ def _scale(layout: Towers, row: CatalogRow | None, on_progress: OnProgress[str])
 
 
 def head(task: str, origins: list[Origin], row: CatalogRow | None) -> Draft:
-    """Return what a manifest says of itself and of its source."""
+    """Return the head of a manifest: the model and its source."""
     unique = list(dict.fromkeys(origins))
     licences = list(dict.fromkeys(origin.licence for origin in unique if origin.licence != UNKNOWN_LICENCE))
     revisions = [origin.revision for origin in unique if origin.revision]

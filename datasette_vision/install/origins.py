@@ -1,4 +1,4 @@
-"""Where files of a model come from: a folder here, or a repository on the hub. Both list names and hand out paths."""
+"""The sources of a model's files: a local folder, or a repository on the hub. Both list names and return paths."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Protocol
 from datasette_vision.errors import InstallFailed, SourceNotFound, VisionError
 
 UNKNOWN_LICENCE = "not stated"
-# Beyond this depth there is nothing of a model, but perhaps somebody's whole home.
+# A model has no files below this depth, but the folder may be somebody's home.
 MAX_DEPTH = 3
 MAX_FILES = 10_000
 
 
 class Origin(Protocol):
-    """Files by name ("onnx/model.onnx"), with what the manifest says of their source."""
+    """Files by name ("onnx/model.onnx"), with the information about their source for the manifest."""
 
     @property
     def location(self) -> str:
@@ -24,18 +24,18 @@ class Origin(Protocol):
 
     @property
     def revision(self) -> str | None:
-        """The commit, where there is one."""
+        """The commit, if there is one."""
 
     @property
     def licence(self) -> str:
-        """The licence as the source states it."""
+        """The licence according to the source."""
 
     @property
     def names(self) -> frozenset[str]:
-        """The files there are."""
+        """The names of the files."""
 
     def file(self, name: str) -> Path:
-        """Return the path of a file, fetched and checked if need be. Raises InstallFailed."""
+        """Return the path of a file, downloaded and checked if necessary. Raises InstallFailed."""
 
 
 class LocalFolder:
@@ -44,7 +44,7 @@ class LocalFolder:
     revision = None
 
     def __init__(self, folder: Path) -> None:
-        """Look into the folder. Raises SourceNotFound when it cannot be read."""
+        """Read the folder. Raises SourceNotFound if it cannot be read."""
         self.folder = folder
         self.location = folder.name
         try:
@@ -69,10 +69,10 @@ class LocalFolder:
 
 
 class OneGraph(LocalFolder):
-    """A graph on this machine, and of its folder only what describes it."""
+    """A local graph, and the files in its folder that describe it."""
 
     def __init__(self, path: Path) -> None:
-        """Look at what is beside it. Raises SourceNotFound when it is no graph."""
+        """Find the files beside it. Raises SourceNotFound if it is not a graph."""
         if path.suffix != ".onnx":
             raise SourceNotFound(f"{path}: expected a folder, or a graph that ends in .onnx")
         super().__init__(path.parent)
@@ -96,7 +96,7 @@ def _walk(folder: Path, root: Path, depth: int) -> list[str]:
 
 
 def read_json(origin: Origin, name: str) -> dict[str, Any]:
-    """Return the object in a JSON file, or an empty one when there is no such file. Raises InstallFailed."""
+    """Return the object in a JSON file, or an empty one if there is no such file. Raises InstallFailed."""
     if name not in origin.names:
         return {}
     return read_object(origin.file(name), f"{origin.location}: {name}", InstallFailed)

@@ -1,6 +1,6 @@
-"""Preprocessing as others write it down, turned into a manifest's `preprocess`.
+"""Translates preprocessing from other formats into a manifest's `preprocess`.
 
-Three dialects: preprocessor_config.json of transformers, preprocess_cfg.json of open_clip, and presets by name.
+The formats are preprocessor_config.json of transformers, preprocess_cfg.json of open_clip, and presets by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HALF, ZERO, ONE = [0.5, 0.5, 0.5], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
 
-# name -> (shorter edge over crop; None: resized to exactly the crop), resample, mean, std
+# name -> (shorter edge / crop, or None to resize to exactly the crop), resample, mean, std
 PRESETS: dict[str, tuple[float | None, str, list[float], list[float]]] = {
     "imagenet": (256 / 224, "bilinear", IMAGENET_MEAN, IMAGENET_STD),
     "clip": (1.0, "bicubic", CLIP_MEAN, CLIP_STD),
@@ -32,7 +32,7 @@ PRESETS: dict[str, tuple[float | None, str, list[float], list[float]]] = {
 # PIL.Image.Resampling, which transformers writes as numbers.
 PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
-# Processors that resize to a square when `size` is one number: the others keep the aspect ratio.
+# Processors that resize to a square if `size` is one number. The others keep the aspect ratio.
 SHORTEST_EDGE = ("CLIP", "ConvNext", "Levit", "MobileNet", "Bit", "ChineseCLIP", "Poolformer")
 CHANGES_COLOURS = {"do_flip_channel_order": "BGR order", "rescale_offset": "an offset after rescaling"}
 
@@ -47,7 +47,7 @@ def preset(name: str, size: int = 224) -> Spec:
 
 
 def from_file(path: Path) -> Spec:
-    """Read a JSON file in any of the dialects, or in a manifest's own. Raises InvalidArgument."""
+    """Read a JSON file in any of the formats, or in a manifest's own. Raises InvalidArgument."""
     value = read_object(path, str(path), InvalidArgument)
     if {"resize", "crop", "resample", "mean", "std"} <= set(value):
         return value
@@ -57,15 +57,15 @@ def from_file(path: Path) -> Spec:
 def from_config(config: Mapping[str, Any], where: str) -> Spec:
     """Translate a preprocessor_config.json or an open_clip preprocess_cfg.json.
 
-    Raises InstallFailed, naming `where`, for a step that this package does not have.
+    Raises InstallFailed, naming `where`, for an unsupported step.
     """
     try:
         return _from_open_clip(config) if "interpolation" in config else _from_transformers(config)
     except _Unsupported as error:
-        raise InstallFailed(f"{where}: {str(error)[:150]}; say how pictures are prepared with --preprocess") from None
+        raise InstallFailed(f"{where}: {str(error)[:150]}; specify the preprocessing with --preprocess") from None
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InstallFailed(
-            f"{where}: cannot be understood ({str(error)[:100]}); say how pictures are prepared with --preprocess"
+            f"{where}: cannot be understood ({str(error)[:100]}); specify the preprocessing with --preprocess"
         ) from None
 
 
@@ -92,8 +92,8 @@ def _from_transformers(config: Mapping[str, Any]) -> Spec:
         raise _Unsupported("image_mean: expected three numbers")
     size = _transformers_size(config.get("size", config.get("crop_size", 224)), kind, config)
     crops = bool(config.get("do_center_crop", "crop_size" in config and "do_center_crop" not in config))
-    # ConvNeXt (and transformers' ResNet) below 384: enlarge by 1 / crop_pct, then cut out the centre; above: squash.
-    # transformers, image_processing_convnext.py. These name no do_center_crop.
+    # ConvNeXt (and transformers' ResNet) below 384: enlarge by 1 / crop_pct, then crop the centre; above: squash.
+    # transformers, image_processing_convnext.py. These configurations have no do_center_crop.
     if "crop_pct" in config or kind.startswith("ConvNext"):
         edge = _edge(size)
         if edge >= 384:
@@ -109,7 +109,7 @@ def _from_transformers(config: Mapping[str, Any]) -> Spec:
         height, width = (crop, crop) if isinstance(crop, int) else (_side(crop, "height"), _side(crop, "width"))
         return _spec(size, height, width, resample, mean, std)
     if "shortest_edge" in size:
-        raise _Unsupported("size: expected a height and a width where nothing is cropped")
+        raise _Unsupported("size: expected a height and a width without cropping")
     return _spec(size, size["height"], size["width"], resample, mean, std)
 
 

@@ -1,4 +1,4 @@
-"""What is asked for: a source as a person writes it, and the name that the model gets."""
+"""Install requests: a source as the user writes it, and the name of the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be installed, as the command line says it."""
+    """An install request from the command line."""
 
     source: str
     name: str | None = None
@@ -28,7 +28,7 @@ class Request:
 
 
 def location(source: str) -> str:
-    """Return what a manifest says of a source: the name of a folder, or what a model in it was made of."""
+    """Return the source for the manifest: the name of a folder, or the original source of a model in it."""
     if not is_path(source):
         return source
     folder = Path(source).expanduser().resolve()
@@ -38,14 +38,14 @@ def location(source: str) -> str:
 
 
 def is_path(source: str) -> bool:
-    """Whether a source means something here: it is written as a path, or there is one and no catalogue name."""
+    """Whether a source is local: it is written as a path, or it exists and is not a name in the catalogue."""
     if source.startswith((".", "/", "~")) or "\\" in source:
         return True
     return catalog.catalog_row(source) is None and Path(source).exists()
 
 
 def name_of(source: str) -> str:
-    """Make a name of a repository, folder or file: Qdrant/clip-ViT-B-32-vision -> clip-vit-b-32."""
+    """Derive a name from a repository, folder or file: Qdrant/clip-ViT-B-32-vision -> clip-vit-b-32."""
     path = Path(source)
     last = (path.resolve() if is_path(source) else path).name.removesuffix(".onnx")
     plain = re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._")

@@ -73,7 +73,7 @@ SAMPLE_TEXTS = (
 
 
 def canonical_picture() -> Image.Image:
-    """Return CANONICAL_PICTURE: 160 x 120 pixels of gradients with two discs on them, in whole numbers throughout."""
+    """Return CANONICAL_PICTURE: 160 x 120 pixels of gradients with two discs, computed with whole numbers."""
     row, column = np.mgrid[0:120, 0:160].astype(np.int64)
     pixels = np.stack([column * 255 // 159, row * 255 // 119, (row + column) * 2 % 256], axis=2)
     for across, down, radius, colour in ((47, 39, 14, (0, 200, 30)), (78, 82, 25, (90, 140, 30))):
@@ -101,7 +101,7 @@ def sample_images(folder: Path | None = None) -> Iterator[Image.Image]:
         if found == MAX_SAMPLE_IMAGES:
             break
     if not found:
-        raise InvalidArgument(f"--calibration: {folder}: no image that can be read")
+        raise InvalidArgument(f"--calibration: {folder}: no readable image")
 
 
 def drawings(first: int = 0, count: int = DRAWING_COUNT) -> Iterator[Image.Image]:
@@ -157,5 +157,5 @@ def imitated_photograph(size: tuple[int, int], generator: np.random.Generator) -
 
 
 def rounded(values: Sequence[float] | NDArray[np.floating]) -> list[float]:
-    """Return floats with seven digits after the point, for a manifest."""
+    """Return floats with seven decimal places, for a manifest."""
     return [round(float(value), 7) for value in values]

@@ -11,8 +11,8 @@ from datasette_vision.errors import InstallFailed
 from datasette_vision.install.origins import Origin, read_json
 from datasette_vision.models.tasks import DUAL_ENCODER, IMAGE_CLASSIFICATION
 
-# Names of graphs without ".onnx": (image tower, text tower). Those of Xenova and onnx-community come first, then
-# Immich's, then what people choose who export their own.
+# Names of graphs without ".onnx": (image tower, text tower). First those of Xenova and onnx-community, then Immich's,
+# then common names of private exports.
 TOWERS = (
     ("onnx/vision_model", "onnx/text_model"),
     ("vision_model", "text_model"),
@@ -24,17 +24,17 @@ TOWERS = (
     ("image_encoder", "text_encoder"),
 )
 ONE_GRAPH = ("onnx/model", "model")
-# What is appended to the name of a graph for each precision, the first found being taken.
+# The suffix of a graph's name for each precision. The first match is used.
 PRECISIONS = {"fp32": ("",), "int8": ("_quantized", "_int8", "_uint8"), "fp16": ("_fp16",)}
 WEIGHTS = ("*.safetensors", "*pytorch_model*.bin", "modules.json")
-# What an export needs besides weights. Other formats of the same weights are left where they are.
+# The files that an export needs besides weights. Other formats of the same weights are not downloaded.
 BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.py", "*.jinja")
 OTHER_FORMATS = ("onnx/*", "openvino/*", "*.onnx*", "*.h5", "*.msgpack", "*.ot", "*.gguf", "*.mlpackage/*", ".*")
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """One graph in the precisions there are: {"fp32": "onnx/model.onnx"}."""
+    """One graph in the available precisions: {"fp32": "onnx/model.onnx"}."""
 
     origin: Origin
     by_precision: dict[str, str]
@@ -49,7 +49,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Towers:
-    """A dual encoder as two graphs, maybe from two repositories."""
+    """A dual encoder as two graphs, possibly from two repositories."""
 
     image: Graphs
     text: Graphs
@@ -75,10 +75,10 @@ Layout: TypeAlias = Finished | Towers | Classifier | Weights
 def recognise(
     origin: Origin, task: str | None, partner: Callable[[str], Origin], text_origin: Origin | None = None
 ) -> Layout:
-    """Say what an origin holds.
+    """Return what an origin holds.
 
-    `partner` opens another origin by its location, for a dual encoder in two repositories; `text_origin` is that one
-    where it is known already. Raises InstallFailed when there is nothing that can be installed.
+    `partner` opens another origin by its location, for a dual encoder in two repositories. `text_origin` is that origin
+    if it is already known. Raises InstallFailed if there is nothing that can be installed.
     """
     if "manifest.json" in origin.names:
         return Finished(origin)
@@ -100,18 +100,18 @@ def recognise(
         if lonely:
             missing = text if _graphs(origin, image) else image
             there = ", ".join(sorted(lonely.by_precision.values()))
-            raise InstallFailed(f"{origin.location}: there is {there}, but no {missing}.onnx")
+            raise InstallFailed(f"{origin.location}: found {there}, but no {missing}.onnx")
     if one is not None:
         return _with_partner(origin, one, partner)
     raise InstallFailed(
-        f"{origin.location}: nothing here that can be installed: expected ONNX towers (onnx/vision_model.onnx and"
+        f"{origin.location}: found nothing that can be installed: expected ONNX towers (onnx/vision_model.onnx and"
         " onnx/text_model.onnx), a classifier (model.onnx), PyTorch weights (model.safetensors), or a model installed"
         f" before (manifest.json); found {_shown(origin)}"
     )
 
 
 def needed_for_export(origin: Origin) -> list[str]:
-    """Return the files that an export of PyTorch weights reads: one format of them, and what is beside."""
+    """Return the files that an export of PyTorch weights reads: one format of weights, and the files beside them."""
     names = sorted(
         name for name in origin.names if not any(fnmatch.fnmatch(name, pattern) for pattern in OTHER_FORMATS)
     )
@@ -123,9 +123,9 @@ def needed_for_export(origin: Origin) -> list[str]:
 
 
 def choose_precisions(graphs: Graphs, wanted: str) -> dict[str, str]:
-    """Return the graphs that come into question: for "auto" fp32 and int8 where both are there.
+    """Return the candidate graphs: for "auto", fp32 and int8 if both exist.
 
-    Raises InstallFailed when there is none of the wanted precision.
+    Raises InstallFailed if there is none of the wanted precision.
     """
     found = graphs.by_precision
     if wanted == "auto":
@@ -133,7 +133,7 @@ def choose_precisions(graphs: Graphs, wanted: str) -> dict[str, str]:
     if wanted in found:
         return {wanted: found[wanted]}
     raise InstallFailed(
-        f"{graphs.origin.location}: no graph of precision {wanted}: there is {', '.join(sorted(found.values()))}"
+        f"{graphs.origin.location}: no graph of precision {wanted}; found {', '.join(sorted(found.values()))}"
     )
 
 
@@ -162,7 +162,7 @@ def _classifies(config: dict[str, Any]) -> bool:
 
 
 def _pair(origin: Origin, text_origin: Origin) -> Towers:
-    """Take the image tower of one origin and the text tower of another."""
+    """Combine the image tower of one origin with the text tower of another."""
     image, text = _graphs(origin, TOWERS[0][0]) or _one_graph(origin), _one_graph(text_origin)
     for found, place in ((image, origin), (text, text_origin)):
         if found is None:
@@ -173,14 +173,14 @@ def _pair(origin: Origin, text_origin: Origin) -> Towers:
 
 
 def _with_partner(origin: Origin, graphs: Graphs, partner: Callable[[str], Origin]) -> Towers:
-    """Find the other tower of a dual encoder whose towers are two repositories, as those of Qdrant."""
+    """Find the other tower of a dual encoder in two repositories, like those of Qdrant."""
     reads_text, reads_images = "tokenizer.json" in origin.names, "preprocessor_config.json" in origin.names
     own, other = ("text", "vision") if reads_text else ("vision", "text")
     head, mark, tail = origin.location.rpartition(f"-{own}")
     if reads_text == reads_images or not mark:
         raise InstallFailed(
-            f"{origin.location}: one graph, and nothing says what it is. A classifier: give --task"
-            " image-classification, --labels and --preprocess. A dual encoder needs its towers apart, as"
+            f"{origin.location}: one graph of unknown kind. For a classifier, pass --task"
+            " image-classification, --labels and --preprocess. For a dual encoder, provide separate towers, as"
             " onnx/vision_model.onnx and onnx/text_model.onnx, or as two repositories NAME-vision and NAME-text"
         )
     found = partner(f"{head}-{other}{tail}")

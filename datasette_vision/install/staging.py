@@ -1,14 +1,14 @@
-"""Folders that appear whole or not at all: locks, staging, replacing, and clearing up after what was killed.
+"""Folders that appear completely or not at all: locks, staging, replacing, and cleaning up after killed processes.
 
-In the models folder, besides one folder a model::
+In the models folder, besides one folder per model::
 
-    .install-<name>-<8 hex digits>   a model in the making; renamed to <name> when it is whole
-    .old-<name>-<8 hex digits>       what --force replaces, until the new one is in its place
-    .locks/<name>                    held by the install, the removal or the clearing up of <name>
-    .downloads/                      files from the hub, whole or to be resumed
+    .install-<name>-<8 hex digits>   a model being installed; renamed to <name> when it is complete
+    .old-<name>-<8 hex digits>       what --force replaces, until the new one is in place
+    .locks/<name>                    held while <name> is installed, removed or cleaned up
+    .downloads/                      files from the hub, complete or to be resumed
 
-Killed at any moment: a staging folder is removed by the next install; an old one whose successor never came is put
-back by it, and meanwhile serves (store.py).
+After a kill at any moment, the next install removes a staging folder, and restores an old folder without a successor.
+Until then the old one is used (store.py).
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ from datasette_vision.install.origins import Origin
 from datasette_vision.models.leftovers import all_leftovers, leftovers
 from datasette_vision.util.progress import OnProgress
 
-# A download that nobody came back for.
+# An abandoned download.
 STALE_SECONDS = 7 * 24 * 3600
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, waiting_for: str, on_progress: OnProgress[str], *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file `path`. When another holds it: say so and wait, or yield False where `wait` is False."""
-    import filelock  # comes with huggingface_hub
+    """Hold the lock file `path`. If another process holds it: report that and wait, or yield False if `wait` is
+    False.
+    """
+    import filelock  # a dependency of huggingface_hub
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
@@ -44,7 +46,7 @@ def exclusive(path: Path, waiting_for: str, on_progress: OnProgress[str], *, wai
         if not wait:
             yield False
             return
-        on_progress(f"{waiting_for}: waiting for it to end")
+        on_progress(f"{waiting_for}: waiting for it to finish")
         lock.acquire()
     try:
         yield True
@@ -54,13 +56,13 @@ def exclusive(path: Path, waiting_for: str, on_progress: OnProgress[str], *, wai
 
 @contextlib.contextmanager
 def held(models_dir: Path, name: str, on_progress: OnProgress[str]) -> Iterator[None]:
-    """Hold the name of a model, with what was left half-done put right first.
+    """Hold the name of a model, after cleaning up unfinished work on it.
 
-    Raises InstallFailed when the folder cannot be written.
+    Raises InstallFailed if the folder cannot be written.
     """
     with (
         writing(models_dir),
-        exclusive(models_dir / ".locks" / name, f"{name} is being installed by another", on_progress),
+        exclusive(models_dir / ".locks" / name, f"{name} is being installed by another process", on_progress),
     ):
         recover_install(models_dir, name)
         yield
@@ -68,7 +70,7 @@ def held(models_dir: Path, name: str, on_progress: OnProgress[str]) -> Iterator[
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn the system's refusals into one clear line: no space, no permission, a read-only file system.
+    """Turn the system's errors into one clear line: no space, no permission, a read-only file system.
 
     Raises InstallFailed.
     """
@@ -78,14 +80,14 @@ def writing(folder: Path) -> Iterator[None]:
         where = str(error.filename or folder)
         hint = ""
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            hint = ": make room there, and install again: what was downloaded is kept"
+            hint = ": free some space, and install again: downloads are kept"
         elif where.startswith(str(folder)):
-            hint = ": another folder can be chosen with --models-dir or DATASETTE_VISION_MODELS"
+            hint = ": choose another folder with --models-dir or DATASETTE_VISION_MODELS"
         raise InstallFailed(f"{where}: {error.strerror or error}{hint}") from None
 
 
 def recover_install(models_dir: Path, name: str) -> None:
-    """Put right what killed installs of `name` left. The lock of the name is held."""
+    """Clean up after killed installs of `name`. The lock of the name is held."""
     for entry, kind in leftovers(models_dir, name):
         if kind == "old" and not (models_dir / name).exists() and (entry / "manifest.json").is_file():
             entry.rename(models_dir / name)
@@ -94,9 +96,9 @@ def recover_install(models_dir: Path, name: str) -> None:
 
 
 def clear_up(models_dir: Path, on_progress: OnProgress[str]) -> None:
-    """Put right what killed installs of any name left, unless they are at work.
+    """Clean up after killed installs of any name, except running ones.
 
-    Downloads are dropped that are in place, or that nobody came back for.
+    Deletes downloads that are installed or abandoned.
     """
     for name in sorted({match["name"] for match, _ in all_leftovers(models_dir)}):
         with exclusive(models_dir / ".locks" / name, "", on_progress, wait=False) as mine:
@@ -107,7 +109,8 @@ def clear_up(models_dir: Path, on_progress: OnProgress[str]) -> None:
     for path in sorted(downloads.iterdir()) if downloads.is_dir() else []:
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
-            # A download with another name is in a model's folder: who put it there was killed before it came to this.
+            # A download with another hard link is in a model's folder: the process was killed before it could remove it
+            # here.
             is_in_place = status.st_nlink > 1 and not at_work
             if is_in_place or time.time() - status.st_mtime > STALE_SECONDS:
                 path.unlink()
@@ -115,7 +118,7 @@ def clear_up(models_dir: Path, on_progress: OnProgress[str]) -> None:
 
 @contextlib.contextmanager
 def staged(models_dir: Path, name: str) -> Iterator[Path]:
-    """Make a folder to build the model in. It is gone afterwards, unless put_in_place() moved it."""
+    """Make a folder to build the model in. It is removed at the end, unless put_in_place() moved it."""
     folder = models_dir / f".install-{name}-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
     try:
@@ -125,8 +128,8 @@ def staged(models_dir: Path, name: str) -> Iterator[Path]:
 
 
 def put_in_place(staging: Path, target: Path) -> None:
-    """Rename a finished staging folder to its name, replacing what is there. The lock of the name is held."""
-    # Some exporters write files for their user alone, but whoever may read the folder is to read the model.
+    """Rename a finished staging folder to its name, replacing the old one. The lock of the name is held."""
+    # Some exporters write files for their user only, but everyone who may read the folder needs to read the model.
     readable = staging.stat().st_mode & 0o444
     for path in sorted(staging.rglob("*"), reverse=True):
         if path.is_file() and path.stat().st_mode & readable != readable:
@@ -144,7 +147,7 @@ def put_in_place(staging: Path, target: Path) -> None:
 
 
 def take_away(target: Path) -> None:
-    """Remove a model's folder: out of sight first, so that none is ever seen half-removed. The lock is held."""
+    """Remove a model's folder. It is renamed first, so that it is never visible half-removed. The lock is held."""
     gone = target.with_name(f".install-{target.name}-{secrets.token_hex(4)}")
     target.rename(gone)
     flush(target.parent)
@@ -152,12 +155,12 @@ def take_away(target: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
+    """Make the system write a file, or a folder's entries, to disk."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
     except PermissionError:
-        if path.is_dir():  # Windows opens no folders, and writes their entries by itself
+        if path.is_dir():  # Windows cannot open folders, and writes their entries by itself
             return
         raise
     try:
@@ -170,11 +173,11 @@ def flush(path: Path) -> None:
 
 
 def link_or_copy(origin: Origin, name: str, target: Path) -> None:
-    """Put a file of an origin into the staging folder: a link to a download, so that it is on the disk once.
+    """Put a file of an origin into the staging folder. A download is linked, so that it is on disk once.
 
-    A person's own file is copied: they may write to it later.
+    A user's own file is copied, because they may write to it later.
     """
-    source = origin.file(name).resolve()  # the cache of huggingface_hub holds links
+    source = origin.file(name).resolve()  # the cache of huggingface_hub holds symbolic links
     target.parent.mkdir(parents=True, exist_ok=True)
     if origin.revision is not None:
         with contextlib.suppress(OSError):  # another disk, or a file system without links

@@ -1,4 +1,4 @@
-"""How the text tower of others is used: context length, padding, and the tokenizer as the model was trained with it."""
+"""How to use a third-party text tower: context length, padding, and the tokenizer as the model was trained with it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from datasette_vision.install.origins import Origin, read_json
 from datasette_vision.install.prove import compare
 from datasette_vision.models.manifest import TextTower
 
-# Where neither graph nor configuration says: CLIP and SigLIP as they were trained (their papers and configurations).
+# If neither graph nor configuration says: CLIP and SigLIP as trained (their papers and configurations).
 CONTEXT_LENGTH = {"clip": 77, "siglip": 64, "siglip2": 64}
 SIGLIP = ("siglip", "siglip2", "siglip_text_model")
-# Tokenizers write a huge number where they know of no limit.
+# Tokenizers write a huge number if they have no limit.
 NO_LIMIT = 100_000
-# Of a text with padding and without: a causal or masked tower gives the same, up to the noise of quantised activations.
+# The minimum cosine between the embeddings of a text with and without padding: a causal or masked tower returns the
+# same, up to the noise of quantised activations.
 SAME = 0.99
 PROBE_TEXT = "a dog"
 
@@ -28,7 +29,7 @@ PROBE_TEXT = "a dog"
 def describe_text_tower(
     origin: Origin, tokenizer_name: str, graph: Path, found: TextPorts, tokenizer: Path, context_length: int | None
 ) -> TextTower:
-    """Work out how a text graph is fed; `tokenizer` is the tokenizer.json that it will be used with.
+    """Determine the inputs of a text graph. `tokenizer` is the tokenizer.json that it will be used with.
 
     Raises InstallFailed.
     """
@@ -55,8 +56,8 @@ def describe_text_tower(
 def write_tokenizer(origin: Origin, name: str, target: Path) -> bool:
     """Write tokenizer.json as the model needs it; return whether it had to be changed.
 
-    SigLIP 2 was trained on lower-case text, which its Gemma tokenizer does not know: transformers lower-cases in a
-    class of its own (huggingface/transformers#43101).
+    SigLIP 2 was trained on lower-case text, which its Gemma tokenizer does not do: transformers lower-cases in a
+    separate class (huggingface/transformers#43101).
     """
     content = origin.file(name).read_bytes()
     settings = read_json(origin, "tokenizer_config.json")
@@ -94,7 +95,7 @@ def _context_length(config: dict[str, Any], settings: dict[str, Any], written: d
     if kind in CONTEXT_LENGTH:
         return CONTEXT_LENGTH[kind]
     raise InstallFailed(
-        f"{location}: neither the graph nor config.json nor tokenizer_config.json says how many tokens a text may have"
+        f"{location}: the context length is in neither the graph, config.json nor tokenizer_config.json"
     )
 
 
@@ -115,7 +116,7 @@ def _pad_token_id(settings: dict[str, Any], written: dict[str, Any]) -> int:
 
 
 def _padding_changes_nothing(graph: Path, tower: TextTower) -> bool:
-    """Try it: whether a text gives the same embedding at its own length as padded to the whole context."""
+    """Test whether a text gives the same embedding at its own length as padded to the whole context."""
     tokenizer = Tokenizer(graph.with_name(tower.tokenizer), tower)
     ids = tokenizer.encode(PROBE_TEXT)
     padded = tokenizer.pad([ids])
@@ -125,5 +126,5 @@ def _padding_changes_nothing(graph: Path, tower: TextTower) -> bool:
     try:
         own = run({"input_ids": alone, "attention_mask": np.ones_like(alone)})
     except InstallFailed:
-        return False  # made for one length only, without saying so in its shape
+        return False  # made for one length only, although its shape does not say so
     return bool(compare(whole, own)[0][0] > SAME)

@@ -16,15 +16,15 @@ from datasette_vision.install import samples
 from datasette_vision.install.prove import Rows, compare
 from datasette_vision.models.store import InstalledModel
 
-# What a recorded embedding may differ by (1 - cosine): quantised graphs round differently from processor to processor.
+# The allowed difference of a recorded embedding (1 - cosine): quantised graphs round differently on different CPUs.
 TOLERANCE = {"fp32": 0.001}
 TOLERANCE_QUANTISED = 0.02
 
 
 def answers(model: InstalledModel) -> dict[str, Any]:
-    """Return what the model makes of the canonical text and picture: the manifest's `canonical`.
+    """Return the model's results for the canonical text and image: the manifest's `canonical`.
 
-    Every file is read and every graph loaded for it. Raises ModelCorrupt, InstallFailed or EngineFailure.
+    Reads every file and loads every graph. Raises ModelCorrupt, InstallFailed or EngineFailure.
     """
     result: dict[str, Any] = {"picture": samples.CANONICAL_PICTURE}
     for check in _checks(model, samples.CANONICAL_TEXT):
@@ -35,7 +35,7 @@ def answers(model: InstalledModel) -> dict[str, Any]:
 
 
 def verify(model: InstalledModel) -> list[str]:
-    """Check every digest, then what the model answers against what is recorded; return a line for each check.
+    """Check every digest, then the model's results against the recorded ones; return a line for each check.
 
     Raises ModelCorrupt, naming the file.
     """
@@ -66,7 +66,7 @@ def _same(path: Path, what: str, recorded: Any, found: Rows, tolerance: float) -
         fits = False
     if not fits:
         raise ModelCorrupt(f"{path}: the recorded embedding of the canonical {what} is not one of this model")
-    # A recorded embedding may be the beginning of it: the bundled model's manifest has eight values.
+    # The recorded embedding may be a prefix: the bundled model's manifest has eight values.
     cosine = float(compare(found[None, : len(expected)], expected[None])[0][0])
     if not cosine >= 1 - tolerance:
         raise ModelCorrupt(

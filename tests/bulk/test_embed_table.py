@@ -260,7 +260,7 @@ def test_where_chooses_rows_and_loses_none(photos: Database) -> None:
 def test_views(photos: Database, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "CHUNK_ROWS", 4)
     photos.execute(f"create view v as {view}")
-    with pytest.raises(InvalidArgument, match="v is a view: --key has to name"):
+    with pytest.raises(InvalidArgument, match="v is a view: name the column"):
         photos.embed("v")
     assert numbers(photos.embed("v", key=["K"])) == (27, 0, 0, 0)
     assert len(photos.side("v")) == 27

@@ -72,7 +72,7 @@ def test_install_a_classifier(models_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("nonsense",), 9, "'nonsense': not a folder or file here, not a repository owner/name, and not in the"),
+        (("nonsense",), 9, "'nonsense': not a local folder or file, not a repository owner/name, and not in the"),
         (("./nonsense",), 9, "./nonsense: no such folder or file"),
         (("{source}", "--name", "A B"), 2, "--name: expected lower-case letters, digits"),
         (("{source}", "--preprocess", "photo"), 2, "--preprocess: expected one of imagenet, clip"),
@@ -165,7 +165,7 @@ def test_remove(models_dir: Path, source: Path) -> None:
     vision("install", str(source))
     assert vision("remove", "my-clip", "--yes").stdout == "my-clip is removed\n"
     assert "Error: no model 'my-clip' is installed" in vision("remove", "my-clip", "--yes", code=4).stderr
-    assert "tiny-emoji comes with the package" in vision("remove", "tiny-emoji", "--yes", code=2).stderr
+    assert "tiny-emoji is bundled with the package" in vision("remove", "tiny-emoji", "--yes", code=2).stderr
 
 
 def test_models(models_dir: Path, source: Path) -> None:

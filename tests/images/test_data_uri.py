@@ -90,7 +90,7 @@ def test_a_server_answers_hostile_text_in_an_address_in_json_and_in_sql() -> Non
             answer = await datasette.client.get("/_memory/-/query.json", params={"sql": sql, "_shape": "array"})
             if answer.status_code != 200:  # before Datasette 1.0
                 answer = await datasette.client.get("/_memory.json", params={"sql": sql, "_shape": "array"})
-            print(answer.json()[0]["error"][:21])
+            print(answer.json()[0]["error"][:25])
 
         asyncio.run(main())
     """

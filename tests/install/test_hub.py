@@ -89,7 +89,7 @@ def test_a_revision(hub: Hub, machine: Machine) -> None:
     assert hub.log[0][1] == "/api/models/owner/clip/revision/v1"
     assert machine.install(revision="v1").already_there
     assert machine.install(revision=COMMIT[:8]).already_there
-    with pytest.raises(InstallFailed, match="clip is installed already"):
+    with pytest.raises(InstallFailed, match="clip is already installed"):
         machine.install(revision="abcdef0")
 
 
@@ -181,7 +181,7 @@ def test_offline_from_the_cache(
     else:
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     found = machine.fails(DownloadFailed)
-    assert "To install without the hub: copy the repository's files to a folder here" in found
+    assert "To install without the hub: copy the repository's files to a folder on this machine" in found
     if how == "HF_HUB_OFFLINE":
         assert found.startswith("owner/clip (main) is not in the cache of huggingface_hub, and HF_HUB_OFFLINE is set. ")
     else:
@@ -196,11 +196,11 @@ def test_offline_with_half_a_cache(hub: Hub, machine: Machine, tmp_path: Path, m
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     snapshot = tmp_path / "cache" / "models--owner--clip" / "snapshots" / COMMIT
     (snapshot / "tokenizer.json").resolve().write_bytes(b"damaged")
-    assert "the content is not what its name says" in machine.fails(DownloadFailed)
+    assert "the content does not match its name" in machine.fails(DownloadFailed)
     (snapshot / "tokenizer.json").unlink()
-    assert "expected tokenizer.json, which is not there" in machine.fails(InstallFailed)
+    assert "expected tokenizer.json, found none" in machine.fails(InstallFailed)
     (snapshot / "onnx" / "text_model.onnx").unlink()
-    expected = "owner/clip: there is onnx/vision_model.onnx, but no onnx/text_model.onnx"
+    expected = "owner/clip: found onnx/vision_model.onnx, but no onnx/text_model.onnx"
     assert machine.fails(InstallFailed) == expected
 
 
@@ -234,7 +234,7 @@ def test_an_interrupted_download_goes_on_at_the_next_install(hub: Hub, machine: 
     (partial / f"{key}.part").write_bytes((hub.repositories["owner/clip"] / name).read_bytes()[:60_000])
     machine.install()
     assert hub.ranges(name) == ["bytes=60000-"]
-    assert any("going on from 60.0 kB" in line for line in machine.said)
+    assert any("resuming at 60.0 kB" in line for line in machine.said)
 
 
 def test_a_server_that_fails_in_the_middle(hub: Hub, machine: Machine) -> None:
@@ -242,7 +242,7 @@ def test_a_server_that_fails_in_the_middle(hub: Hub, machine: Machine) -> None:
     found = machine.fails(DownloadFailed)
     assert found.startswith(
         f"{hub.url}: owner/clip/onnx/text_model.onnx ({COMMIT}): the download failed: HTTP 500."
-        " What is downloaded stays: the next install goes on from there."
+        " The partial download is kept: the next install resumes it."
     )
     del hub.status["onnx/text_model.onnx"]
     hub.log.clear()
@@ -258,7 +258,7 @@ def test_a_wrong_digest(hub: Hub, machine: Machine, name: str) -> None:
     hub.altered[name] = bytes([content[0] ^ 1]) + content[1:]
     found = machine.fails(DownloadFailed)
     assert found.startswith(f"owner/clip: {name}: expected the digest ")
-    assert "what was downloaded is thrown away" in found
+    assert "the download was discarded" in found
     del hub.altered[name]
     assert machine.install().model.manifest.name == "clip"
 
@@ -274,7 +274,7 @@ def test_a_wrong_size(hub: Hub, machine: Machine, extra: int) -> None:
 
 def test_a_missing_file(hub: Hub, machine: Machine) -> None:
     (hub.repositories["owner/clip"] / "tokenizer.json").unlink()
-    assert machine.fails(InstallFailed) == "owner/clip: expected tokenizer.json, which is not there"
+    assert machine.fails(InstallFailed) == "owner/clip: expected tokenizer.json, found none"
 
 
 def test_a_file_that_is_listed_and_not_there(hub: Hub, machine: Machine) -> None:
@@ -295,9 +295,9 @@ def test_names_that_lead_outside_are_not_there(hub: Hub, machine: Machine, monke
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
-        ((401, "RepoNotFound"), SourceNotFound, "not found, or closed to you: is HF_TOKEN right?"),
-        ((401, ""), SourceNotFound, "not found, or closed to you: is HF_TOKEN right?"),
-        ((404, "RepoNotFound"), SourceNotFound, "not found, or closed to you: is the name right?"),
+        ((401, "RepoNotFound"), SourceNotFound, "not found, or not accessible: is HF_TOKEN right?"),
+        ((401, ""), SourceNotFound, "not found, or not accessible: is HF_TOKEN right?"),
+        ((404, "RepoNotFound"), SourceNotFound, "not found, or not accessible: is the name right?"),
         ((403, "GatedRepo"), DownloadFailed, "access is restricted: accept its terms on {url}/owner/clip, then set"),
         ((403, ""), DownloadFailed, "access is restricted: accept its terms on {url}/owner/clip, then set HF_TOKEN"),
         ((500, ""), DownloadFailed, "the download failed: HTTP 500"),

@@ -105,10 +105,10 @@ def test_what_is_there_needs_no_writing(installer: Installer, source: Path, mode
 def test_wishes_that_a_source_cannot_fulfil(installer: Installer, source: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("a\n")
-    with pytest.raises(InvalidArgument, match="--labels: only a classifier"):
+    with pytest.raises(InvalidArgument, match="--labels: only for a classifier"):
         installer.install(request(source, labels=labels))
     model = installer.install(request(source)).model
-    with pytest.raises(InvalidArgument, match="--preprocess: this source says itself"):
+    with pytest.raises(InvalidArgument, match="--preprocess: this source defines its own"):
         installer.install(request(model.folder, preprocess="clip", name="other"))
     with pytest.raises(InstallFailed, match="clip: no graph of precision int8: it is fp32"):
         installer.install(request(model.folder, precision="int8", name="other"))
@@ -120,9 +120,9 @@ def test_another_source_of_the_same_name_is_refused(installer: Installer, source
     with pytest.raises(InstallFailed) as caught:
         installer.install(request(other, name=NAME))
     assert str(caught.value) == (
-        "clip is installed already, from clip (fp32): --force replaces it, --name gives this one another name"
+        "clip is already installed from clip (fp32): --force replaces it, --name gives this one another name"
     )
-    with pytest.raises(InstallFailed, match="installed already"):
+    with pytest.raises(InstallFailed, match="already installed"):
         installer.install(request(source, precision="int8"))
     assert installer.install(request(other, name=NAME, force=True)).model.manifest.dimensions == 12
     assert is_clean(installer.models_dir)
@@ -131,11 +131,11 @@ def test_another_source_of_the_same_name_is_refused(installer: Installer, source
 def test_a_damaged_model_is_replaced_by_force(installer: Installer, source: Path, models_dir: Path) -> None:
     installer.install(request(source))
     (models_dir / NAME / "manifest.json").write_text("{}")
-    with pytest.raises(InstallFailed, match=r"is there but damaged .*: --force replaces it"):
+    with pytest.raises(InstallFailed, match=r"exists but is damaged .*: --force replaces it"):
         installer.install(request(source))
     assert installer.install(request(source, force=True)).model.manifest.name == NAME
     (models_dir / "stray").mkdir()
-    with pytest.raises(InstallFailed, match="is there but damaged"):
+    with pytest.raises(InstallFailed, match="exists but is damaged"):
         installer.install(request(source, name="stray"))
 
 
@@ -222,10 +222,10 @@ FLAWS: list[tuple[Callable[[Path], None], str]] = [
     (broken_graph, "clip cannot be used: text.onnx: expected a graph that ONNX Runtime can load"),
     (broken_tokenizer, "clip cannot be used: tokenizer.json: expected a tokenizer"),
     (not_json, "clip: config.json: expected JSON, found something else"),
-    (unequal_towers, "clip: the image tower gives 12 dimensions (image_embeds), the text tower 8 (text_embeds)"),
+    (unequal_towers, "clip: the image tower has 12 dimensions (image_embeds), the text tower 8 (text_embeds)"),
     (
         no_preprocessing,
-        "clip: expected preprocessor_config.json or processor_config.json or preprocess_cfg.json, which is not",
+        "clip: expected preprocessor_config.json or processor_config.json or preprocess_cfg.json, found none",
     ),
 ]
 
@@ -278,13 +278,13 @@ def test_weights_are_exported(models_dir: Path, tmp_path: Path, said: list[str])
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs a user whom permissions stop")
 def test_a_folder_that_cannot_be_written(installer: Installer, source: Path, models_dir: Path) -> None:
     models_dir.mkdir(mode=0o500)
-    with pytest.raises(InstallFailed, match=r"another folder can be chosen with --models-dir"):
+    with pytest.raises(InstallFailed, match=r"choose another folder with --models-dir"):
         installer.install(request(source))
 
 
 def test_a_models_folder_that_is_a_file(installer: Installer, source: Path, models_dir: Path) -> None:
     models_dir.write_text("")
-    with pytest.raises(InstallFailed, match=r"models.*: another folder can be chosen with --models-dir"):
+    with pytest.raises(InstallFailed, match=r"models.*: choose another folder with --models-dir"):
         installer.install(request(source))
 
 
@@ -293,7 +293,7 @@ def test_a_full_disk(models_dir: Path, source: Path, said: list[str], monkeypatc
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr("datasette_vision.install.manifest_drafts.link_or_copy", full)
-    with pytest.raises(InstallFailed, match=r"No space left on device: make room there, and install again"):
+    with pytest.raises(InstallFailed, match=r"No space left on device: free some space, and install again"):
         Installer(models_dir, said.append).install(request(source))
     assert entries(models_dir) == {".locks"}
 
@@ -392,7 +392,7 @@ def test_two_installs_of_one_name(models_dir: Path, source: Path) -> None:
         thread.join()
     assert errors == []
     assert sorted(outcomes) == [False, True]
-    assert said.count("clip is being installed by another: waiting for it to end") == 1
+    assert said.count("clip is being installed by another process: waiting for it to finish") == 1
     assert is_clean(models_dir)
 
 
@@ -426,7 +426,7 @@ def test_remove(installer: Installer, source: Path, models_dir: Path) -> None:
     assert entries(models_dir) == {".locks"}
     with pytest.raises(UnknownModel):
         installer.remove(NAME)
-    with pytest.raises(InvalidArgument, match="tiny-emoji comes with the package"):
+    with pytest.raises(InvalidArgument, match="tiny-emoji is bundled with the package"):
         installer.remove("tiny-emoji")
     with pytest.raises(UnknownModel):
         installer.remove("../source")

@@ -103,7 +103,7 @@ def test_without_normalisation() -> None:
         ({"rescale_factor": 0.01}, "rescale_factor: expected 1/255"),
         ({"resample": 5}, "resample: expected one of 0, 1, 2, 3, found 5"),
         ({"size": {"longest_edge": 224}}, 'size: expected shortest_edge, or height and width, found {"longest_edge"'),
-        ({"size": {"shortest_edge": 224}}, "size: expected a height and a width where nothing is cropped"),
+        ({"size": {"shortest_edge": 224}}, "size: expected a height and a width without cropping"),
         ({"size": "large"}, "cannot be understood"),
         ({"image_mean": None}, "cannot be understood"),
         ({"image_mean": []}, "cannot be understood"),
@@ -120,7 +120,7 @@ def test_what_is_not_supported_is_named(changes: dict[str, Any], message: str) -
     with pytest.raises(InstallFailed) as caught:
         from_config(config, "owner/model: preprocessor_config.json")
     assert str(caught.value).startswith(f"owner/model: preprocessor_config.json: {message}")
-    assert str(caught.value).endswith("; say how pictures are prepared with --preprocess")
+    assert str(caught.value).endswith("; specify the preprocessing with --preprocess")
     assert len(str(caught.value)) < 300
 
 

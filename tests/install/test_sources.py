@@ -81,13 +81,13 @@ def test_nothing_to_recognise(machine: Machine, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "cat.jpg").write_bytes(b"")
-    assert machine.fails(folder).startswith("photos: nothing here that can be installed: expected ONNX towers")
+    assert machine.fails(folder).startswith("photos: found nothing that can be installed: expected ONNX towers")
     assert machine.fails(folder).endswith("found cat.jpg")
     (folder / "vision_model.onnx").write_bytes(b"")
-    assert machine.fails(folder) == "photos: there is vision_model.onnx, but no text_model.onnx"
+    assert machine.fails(folder) == "photos: found vision_model.onnx, but no text_model.onnx"
     (folder / "vision_model.onnx").rename(folder / "model.onnx")
     assert "model.onnx" not in machine.fails(folder).partition(":")[0]
-    assert "one graph, and nothing says what it is" in machine.fails(folder)
+    assert "one graph of unknown kind" in machine.fails(folder)
 
 
 def test_what_an_export_reads(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_siglip(machine: Machine, tmp_path: Path) -> None:
         "pooler_output",
     )
     assert (manifest.activation, manifest.logit_scale) == ("softmax", 100.0)
-    assert "its trained scale and bias are not among these files" in machine.said[0]
+    assert "its trained scale and bias are not in these files" in machine.said[0]
     cutter = DualEncoder(model, load_on(1)).tokenizer.get()
     assert cutter.encode("A Cat") == cutter.encode("a cat")
     assert manifest.parity == {"tokenizer": "lower-cases, as trained"}
@@ -249,7 +249,7 @@ def test_graphs_that_cannot_be_used(machine: Machine, tmp_path: Path) -> None:
     )
     vision.write_bytes(good[0])
     text.write_bytes(good[0])
-    assert machine.fails(folder).startswith("text.onnx: expected the inputs input_ids and, if need be, attention_mask")
+    assert machine.fails(folder).startswith("text.onnx: expected the inputs input_ids and, optionally, attention_mask")
 
 
 def test_pictures_with_channels_last(machine: Machine, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_the_precision_is_proved(
 
 def test_a_precision_that_is_not_there(machine: Machine, tmp_path: Path) -> None:
     assert machine.fails(repositories.xenova(tmp_path / "clip"), precision="int8") == (
-        "clip: no graph of precision int8: there is onnx/vision_model.onnx"
+        "clip: no graph of precision int8; found onnx/vision_model.onnx"
     )
 
 
@@ -357,10 +357,10 @@ def test_a_bare_graph(machine: Machine, tmp_path: Path) -> None:
     path = bare(tmp_path)
     labels = tmp_path / "labels.txt"
     labels.write_text("ant\nbee\n\n  cat  \n")
-    assert "one graph, and nothing says what it is" in machine.fails(path)
-    assert "nothing says what the classes are: give --labels FILE" in machine.fails(path, task="image-classification")
+    assert "one graph of unknown kind" in machine.fails(path)
+    assert "the classes are unknown: pass --labels FILE" in machine.fails(path, task="image-classification")
     given: dict[str, Any] = {"task": "image-classification", "labels": labels}
-    assert "say how pictures are prepared with --preprocess (imagenet, clip" in machine.fails(path, **given)
+    assert "specify the preprocessing with --preprocess (imagenet, clip" in machine.fails(path, **given)
     assert "expected one of imagenet, clip, siglip, half, unit, or a JSON file" in machine.fails(
         path, preprocess="imagnet", **given
     )
@@ -375,7 +375,7 @@ def test_a_bare_graph(machine: Machine, tmp_path: Path) -> None:
     assert machine.install(path, preprocess=str(spec), name="other", **given).manifest.preprocess.resample == "bicubic"
     labels.write_text("ant\nbee\n")
     assert machine.fails(path, preprocess="half", name="third", **given) == (
-        "my-model.onnx: image.onnx gives 3 scores, but there are 2 labels"
+        "my-model.onnx: image.onnx returns 3 scores, but there are 2 labels"
     )
 
 

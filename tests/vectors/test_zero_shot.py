@@ -42,7 +42,7 @@ def test_labels(text: str, expected: LabelSet) -> None:
 
 
 NEITHER = 'labels: expected each to be a string or {"label": …, "prompt": …}, number %d is neither'
-TEMPLATE = 'labels: expected a template with {} in it once, such as "a photo of a {}"'
+TEMPLATE = 'labels: expected a template that contains {} once, such as "a photo of a {}"'
 TEMPERATURE = "labels: expected temperature to be a number from 0.001 to 1000"
 NOT_JSON = 'expected labels as a JSON array such as ["cat", "dog"], found '
 

@@ -20,7 +20,7 @@ SMALL_VALUE_BYTES = 64 * 1024
 class EmbeddedTable:
     """A table with embeddings.
 
-    `path_key` holds the columns that identify its rows in addresses, `key` those that its embeddings use, `side_key` the
+    `path_key` holds the columns that identify rows in addresses, `key` those that its embeddings use, `side_key` the
     same in the side table (tables/keys.py). `rowid` is the name of its rowid, if it has one. `pairs` are the (model,
     column) pairs of its embeddings, by name. `image_columns` are the columns that hold images, `blob_columns` those
     that hold any BLOBs. With `is_large` there are too many embeddings to compare all of them each time.
