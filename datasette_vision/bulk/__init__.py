@@ -1,4 +1,4 @@
-"""Whole tables and folders: embedding a table, loading photos, keeping both in step with what changes.
+"""Whole tables and folders: embeds a table, loads photos, and keeps both in sync with changes.
 
-Files that go into Parquet instead of a database are files/.
+Writing embeddings to Parquet instead of a database is in files/.
 """

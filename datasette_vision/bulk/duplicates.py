@@ -1,4 +1,4 @@
-"""Groups the photos of a table that look the same: see perceptual_hash.py for what that means."""
+"""Groups the photos of a table that look the same: see perceptual_hash.py."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from datasette_vision.util.transactions import Transactions, Writer
 
 
 def write_groups(reader: sqlite3.Connection, writer: Writer, table: str) -> int:
-    """Write near_duplicate_group anew where it has changed, and return the number of photos that are not the first.
+    """Update near_duplicate_group where it has changed, and return the number of photos that are not the first of their
+    group.
 
-    What is gone, or could not be read, is in no group.
+    Files that are gone or could not be read are in no group.
     """
     name = quote(table)
     ids, hashes, noted = [], [], {}
@@ -29,7 +30,7 @@ def write_groups(reader: sqlite3.Connection, writer: Writer, table: str) -> int:
         if hashed is not None:
             ids.append(key)
             hashes.append(bytes.fromhex(hashed))
-        elif digest is not None:  # no detail: only the same file is a duplicate
+        elif digest is not None:  # no detail: only identical files are duplicates
             equal.setdefault(digest, []).append(key)
     gone = {
         key

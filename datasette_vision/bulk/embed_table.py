@@ -1,4 +1,4 @@
-"""Embeds a whole table or view into its side table: what is new or changed, stopped or killed and run again at will.
+"""Embeds a whole table or view into its side table: new and changed rows only, and it can be stopped and run again.
 
 ::
 
@@ -30,7 +30,7 @@ from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import Transactions, Writer, writer_on
 
 GONE_AT_A_TIME = 10_000
-# Inferences. Pictures of all sizes leave holes in the heaps of the threads: a job would grow by a fifth in 20,000.
+# Inferences. Images of different sizes fragment the threads' heaps: a job would grow by a fifth in 20,000.
 TRIM_EVERY = 200
 
 
@@ -55,28 +55,29 @@ def embed_table(
     on_failure: Callable[[KeyValues, str], None] = lambda key, reason: None,
     stop: threading.Event | None = None,
 ) -> Summary:
-    """Embed what is new or changed of a column into `_vision_<table>`, remove what is gone, and say what was done.
+    """Embed new and changed rows of a column into `_vision_<table>`, remove embeddings of deleted rows, and return the
+    counts.
 
     `column` holds images (BLOBs, data: URIs or base64), texts, or, with the folder `base`, paths of image files below
-    it: `kind` says which, in the words of columns.py; without it its first values do. Without `column` the one is taken
-    that was embedded before, or holds images. Rows are known by the table's key; for a view, `key` names the columns.
-    `where` is SQL. The column `digest`, if there is one, holds the SHA-256 of each content: where it is noted already,
-    nothing is read. `force` embeds all anew; without `prune` nothing is removed, which is quicker where `where` chooses
-    a few rows of a large table.
+    it. `kind` says which, as in columns.py; by default the first values decide. Without `column`, the column that was
+    embedded before or that holds images is used. Rows are identified by the table's key; for a view, `key` names the
+    columns. `where` is SQL. The column `digest`, if there is one, holds the SHA-256 of each content: values whose
+    digest is stored already are not read. `force` embeds all rows again. Without `prune` nothing is removed, which is
+    faster if `where` selects a few rows of a large table.
 
-    A row that fails has its reason in the side table, and is tried again each time: the reason may be gone. What cannot
-    even be read keeps the embedding it had.
+    For a row that fails, the side table has the reason, and each run tries it again, because the cause may be gone. A
+    value that cannot even be read keeps its embedding.
 
-    `database` is a path, or a function that opens connections, in autocommit mode and usable on any thread, where a
-    process has to go through an SQLite of its choice; `writer` writes, by default on one more of them. Nothing is
-    locked while inference runs: a transaction takes what is ready, some times a second. `on_progress` gets the summary,
-    ever the same object, after each row, and `on_failure` the key of each row that failed, with the reason. When `stop`
-    is set, what is ready is written and the summary says `stopped`; what is ready is also written when an exception
-    passes, be it KeyboardInterrupt.
+    `database` is a path, or a function that opens connections, in autocommit mode and usable on any thread, if a
+    process must use a certain SQLite. `writer` writes, by default on a separate connection. Nothing is locked during
+    inference: transactions write finished rows a few times a second. `on_progress` gets the summary, always the same
+    object, after each row, and `on_failure` the key of each failed row, with the reason. When `stop` is set, finished
+    rows are written and the summary says `stopped`. Finished rows are also written if an exception passes, including
+    KeyboardInterrupt.
 
-    Raises InvalidArgument for a table, column, key or `where` that cannot be used, DimensionMismatch when the side
-    table has embeddings of another size by this model, Unreadable for the database or the folder, UnknownModel,
-    WrongTask, ModelCorrupt, Busy and sqlite3.Error, or what `writer` raises.
+    Raises InvalidArgument for an invalid table, column, key or `where`, DimensionMismatch if the side table has
+    embeddings of another size from this model, Unreadable for the database or the folder, UnknownModel, WrongTask,
+    ModelCorrupt, Busy and sqlite3.Error, or the errors of `writer`.
     """
     summary = Summary()
     tally = Tally(summary, on_progress, stop)
@@ -88,12 +89,12 @@ def embed_table(
         folder = None if base is None else Base(Path(base))
         chosen = source.column(column) if column else columns.choose_column(source, folder, _embedded(reader, source))
         if folder is None and chosen == "path" and (loaded := photos.base_of(reader, source.name)) is not None:
-            # A table that load made: it knows its folder and the digests, and which files are there.
+            # A table made by load: load knows its folder, the digests, and which files exist.
             folder, digest = Base(Path(loaded)), "digest"
             where = f"gone_at is null and ({where or 1}\n)"
         summary.total = source.count(chosen, where)
         kind = kind or columns.kind(source, chosen, folder, where)
-        tower = vision.text_tower(model)  # of a classifier this raises WrongTask: scores are no embeddings
+        tower = vision.text_tower(model)  # raises WrongTask for a classifier: scores are not embeddings
         if kind != columns.TEXTS:
             tower = vision.image_tower(model)
         side = source.side
@@ -133,10 +134,10 @@ def embed_table(
 def prepare_side_table(
     connection: sqlite3.Connection, side: SideTable, tower: BulkTower, *, force: bool = False
 ) -> None:
-    """Have the side table ready for the embeddings of a tower.
+    """Prepare the side table for the embeddings of a tower.
 
-    Raises InvalidArgument when its rows are known by another key, DimensionMismatch when it has embeddings of this
-    model of another size, unless they are all made anew.
+    Raises InvalidArgument if its rows have another key, DimensionMismatch if it has embeddings of another size from
+    this model, unless all are replaced.
     """
     side.create(connection)
     found = connection.execute("select name from pragma_table_info(?)", (side.name,)).fetchall()
@@ -145,10 +146,12 @@ def prepare_side_table(
         names = ", ".join(name for (name,) in found)
         raise InvalidArgument(
             f"{side.name} has other columns than a side table: expected {', '.join((*side.key_columns, *OWN_COLUMNS))},"
-            f" found {names}. Put them right, or drop it and embed {side.table} again"
+            f" found {names}. Fix them, or drop the table and embed {side.table} again"
         )
     if key != side.key_columns:
-        raise InvalidArgument(f"{side.name} knows the rows of {side.table} by {', '.join(key)}: give that as --key")
+        raise InvalidArgument(
+            f"{side.name} identifies the rows of {side.table} by {', '.join(key)}: pass that as --key"
+        )
     side.index_contents(connection)
     found = connection.execute(
         f"select length(embedding) / 4 from {quote(side.name)} where model = ? and embedding is not null limit 1",
@@ -157,12 +160,12 @@ def prepare_side_table(
     if found is not None and found[0] != tower.dimensions and not force:
         raise DimensionMismatch(
             f"{side.name} has embeddings of {tower.model} of {found[0]} floats, and the installed {tower.model} makes"
-            f" {tower.dimensions}: --force embeds all anew"
+            f" {tower.dimensions}: --force embeds all again"
         )
 
 
 def _to_read(rows: Iterator[SourceRow], tally: Tally, keyless: list[str]) -> Iterator[SourceRow]:
-    """Yield the rows that have to be read, and name those whose key cannot be used."""
+    """Yield the rows that must be read, and report those whose key cannot be used."""
     for row in rows:
         if row.same_digest:
             tally.skip()
@@ -177,7 +180,7 @@ def _is_unchanged(row: SourceRow, content_hash: str) -> bool:
 
 
 def _usable(key: KeyValues) -> bool:
-    """Whether a row can be known by its key: SQLite lets parts of a primary key be NULL."""
+    """Whether a key identifies a row: SQLite allows NULL in parts of a primary key."""
     try:
         return all(part is not None and (not isinstance(part, str) or part.encode() is not None) for part in key)
     except UnicodeEncodeError:
@@ -194,7 +197,7 @@ def _embedded(connection: sqlite3.Connection, source: SourceTable) -> list[str]:
 
 
 def remove_gone(writer: Writer, source: SourceTable, column: str) -> int:
-    """Remove the embeddings of rows that are gone, and of this column where its value is; return their number."""
+    """Remove embeddings of deleted rows, and of this column if its value is gone; return their number."""
     side = source.side
     this_row = " and ".join(f"{quote(name)} = ?" for name in side.key_columns)
     removed = 0

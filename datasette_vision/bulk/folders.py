@@ -1,4 +1,4 @@
-"""Finds the image files in folders, as they are named on a command line. Follows no links."""
+"""Finds the image files in folders, as named on a command line. Does not follow links."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class FoundImage:
 
 @dataclass
 class Walk:
-    """A walk over folders, files and globs (util/listing.py): iterate it for the image files.
+    """A walk over folders, files and globs (util/listing.py). Iterate it for the image files.
 
-    A file without a suffix is looked into. What is hidden, and what is a link, is passed over: a link within the
-    folders leads to what is found anyway, and no other is followed. Meanwhile `skipped` counts the files that are no
-    images, `links` the links, and `unreadable` names folders and files that could not be read, with the reason.
+    A file without a suffix is checked by its content. Hidden files and links are skipped: a link within the folders
+    leads to files that are found anyway, and others are not followed. During the walk, `skipped` counts other files,
+    `links` the links, and `unreadable` lists folders and files that could not be read, with the reason.
 
-    Raises Unreadable, when it is made, for a path at which there is nothing.
+    The constructor raises Unreadable for a path that does not exist.
     """
 
     paths: Sequence[str]
@@ -51,12 +51,12 @@ class Walk:
                 yield from self._folder(root)
 
     def count(self) -> int:
-        """Count the files that look like images, by their names alone: quick, and about right."""
+        """Count the files that look like images, by name only: fast, and approximate."""
         walk = Walk(self.paths)
         return sum(1 for root in walk.roots for _ in ([None] if root.is_file else walk._names(root)))
 
     def covers(self, path: str) -> bool:
-        """Whether a file of this absolute path would have been found, were it there."""
+        """Whether a file with this absolute path would be found if it existed."""
         hidden = any(path == place or path.startswith(place + os.sep) for place, _ in self.unreadable)
         return not hidden and any(root.covers(path) for root in self.roots)
 
@@ -100,7 +100,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class Root:
-    """Where to look: a folder, a file, or the part of a folder that a pattern describes."""
+    """A place to search: a folder, a file, or the part of a folder that a pattern describes."""
 
     folder: str
     is_file: bool = False
@@ -108,7 +108,7 @@ class Root:
 
     @classmethod
     def of(cls, path: str) -> Root:
-        """Read what a person typed. The links on the way there are the person's own, and are followed."""
+        """Parse a path as typed by the user. Links in the path itself are followed."""
         place = Path(path).expanduser()
         if place.is_file():
             return cls(str(place.resolve()), is_file=True)
@@ -120,7 +120,7 @@ class Root:
         return cls(str(Path(folder).resolve()), pattern=re.compile(glob_regex(pattern)))
 
     def covers(self, path: str) -> bool:
-        """Whether an absolute path is one to be found here."""
+        """Whether an absolute path would be found here."""
         if self.is_file:
             return path == self.folder
         above = self.folder.rstrip(os.sep) + os.sep
@@ -129,7 +129,7 @@ class Root:
 
 
 def _without_nested(roots: list[Root]) -> list[Root]:
-    """Leave out what is in a folder that is walked as a whole anyway."""
+    """Leave out roots inside a folder that is walked completely anyway."""
     whole = {root.folder for root in roots if not root.is_file and root.pattern is None}
     kept: dict[tuple[str, str], Root] = {}
     for root in roots:

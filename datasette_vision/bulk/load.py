@@ -1,5 +1,4 @@
-"""Loads folders of image files into a table, and embeds them on the way: each file is read once, and again only when
-it has changed.
+"""Loads folders of image files into a table, and embeds them: each file is read once, and again only if it has changed.
 
 ::
 
@@ -36,10 +35,10 @@ FILES_PER_CHUNK = 5000
 
 @dataclass
 class LoadSummary(Summary):
-    """What came of loading; `unchanged` are the files that are as they were.
+    """The result of loading. `unchanged` counts the files that have not changed.
 
-    `gone` counts the files that were there before, and `duplicates` the photos that look like an earlier one. `skipped`
-    files are no images, `links` were not followed, `unreadable` names folders and files, with the reason.
+    `gone` counts files that no longer exist, and `duplicates` photos that look like an earlier one. `skipped` files are
+    not images, `links` were not followed, `unreadable` lists folders and files, with the reason.
     """
 
     gone: int = 0
@@ -62,22 +61,22 @@ def load(
     on_progress: OnProgress[LoadSummary] = no_progress,
     stop: threading.Event | None = None,
 ) -> LoadSummary:
-    """Bring the image files in `paths` (folders, files, globs) into a table, which is made if need be, and embed them.
+    """Load the image files in `paths` (folders, files, globs) into a table, created if missing, and embed them.
 
-    Files whose size and time are those of the table are not read; those of the same content are not embedded again,
-    wherever they have moved. What was there and is gone is marked in `gone_at`. `near_duplicate_group` is the id of the
-    first photo that looks the same.
+    Files with the same size and time as in the table are not read. Files with known content are not embedded again,
+    wherever they have moved. Files that no longer exist are marked in `gone_at`. `near_duplicate_group` is the id of
+    the first photo that looks the same.
 
-    Paths in the table are relative to `base`: by default the folder that is loaded first, or what several have in
-    common. Files elsewhere have absolute paths. A `base` given later says where the folder is now.
+    Paths in the table are relative to `base`: by default the folder that is loaded first, or the common folder of
+    several. Files elsewhere have absolute paths. A `base` given later says where the folder is now.
 
-    `on_progress` and `stop` are as for embed_table(). Raises Unreadable for a path where there is nothing,
-    InvalidArgument for a table that load() did not make, and what embed_table() raises.
+    `on_progress` and `stop` are as for embed_table(). Raises Unreadable for a path that does not exist, InvalidArgument
+    for a table that load() did not make, and the errors of embed_table().
     """
     summary = LoadSummary()
     tally = Tally(summary, on_progress, stop)
     walk = Walk(paths)
-    tower = vision.text_tower(model)  # of a classifier this raises WrongTask: scores are no embeddings
+    tower = vision.text_tower(model)  # raises WrongTask for a classifier: scores are not embeddings
     tower = vision.image_tower(model)
     connect = _creating(database)
     with contextlib.ExitStack() as stack:
@@ -112,7 +111,7 @@ def load(
 
 
 class _Load:
-    """The files on their way in, and what becomes of them."""
+    """The files of one call of load(), and their results."""
 
     def __init__(
         self,
@@ -142,7 +141,7 @@ class _Load:
     # On the threads of the pipeline
 
     def to_read(self) -> Iterator[FileToRead]:
-        """Yield the files that have to be read."""
+        """Yield the files that must be read."""
         for found in self._walk:
             path = photos.stored(photos.relative(found.path, self._base))
             noted = self._photos.noted(self._reader, path)
@@ -168,7 +167,7 @@ class _Load:
     # On the thread of the caller
 
     def write(self, writer: sqlite3.Connection, outcomes: list[Outcome[FileToRead]]) -> None:
-        """Write the rows of photos, and of their embeddings, in the transaction that is open."""
+        """Write the rows of photos, and of their embeddings, in the open transaction."""
         rows = []
         for outcome in outcomes:
             noted = outcome.item.noted
@@ -180,7 +179,7 @@ class _Load:
         self._side.write(writer, rows)
 
     def mark_gone(self, writer: Writer) -> int:
-        """Mark the files that were not found, unmark those that are back, and return how many are gone."""
+        """Mark files that were not found, unmark files that are back, and return the number of missing files."""
 
         def mark(connection: sqlite3.Connection, rows: list[tuple[str | None, int]]) -> None:
             connection.executemany(f"update {self._table} set gone_at = ? where id = ?", rows)
@@ -205,7 +204,7 @@ class _Load:
 
 
 def _common(walk: Walk) -> str:
-    """Return the folder that all roots of a walk are in."""
+    """Return the folder that contains all roots of a walk."""
     folders = [os.path.dirname(root.folder) if root.is_file else root.folder for root in walk.roots]  # noqa: PTH120
     try:
         return os.path.commonpath(folders)
@@ -214,5 +213,5 @@ def _common(walk: Walk) -> str:
 
 
 def _creating(database: Path | str) -> Callable[[], sqlite3.Connection]:
-    """Return what opens connections to a database, which is made if need be."""
+    """Return a function that opens connections to a database, and creates it if necessary."""
     return lambda: sqlite3.connect(database, timeout=60, isolation_level=None, check_same_thread=False)

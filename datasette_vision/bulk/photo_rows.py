@@ -1,4 +1,4 @@
-"""What the table of photos notes of each file, and how a file's row is written."""
+"""The recorded state of each file in the table of photos, and how a file's row is written."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from datasette_vision.bulk.pipeline import Outcome
 from datasette_vision.tables.schema import SideTable
 from datasette_vision.util.sql_names import quote
 
-# What embeddings of files are noted as being of, as if the column of paths had been embedded.
+# The source column of embeddings of files, as if the column of paths had been embedded.
 COLUMN = "path"
 
 
 @dataclass(frozen=True)
 class RecordedFile:
-    """What the tables have for a file."""
+    """The recorded state of a file."""
 
     id: int
     size: int
@@ -37,7 +37,7 @@ class RecordedFile:
 
 @dataclass
 class FileToRead:
-    """A file that has to be read. `same` says, once it is read, that its content is what was noted."""
+    """A file that must be read. `same` says afterwards whether its content is the recorded one."""
 
     found: FoundImage
     path: str | bytes
@@ -46,7 +46,7 @@ class FileToRead:
 
 
 class PhotoTable:
-    """The table that load fills, beside its side table."""
+    """The table that load fills, with its side table."""
 
     def __init__(self, side: SideTable, model: str, storage: ImageStorage) -> None:
         self._side = side
@@ -55,8 +55,8 @@ class PhotoTable:
         self._storage = storage
 
     def noted(self, reader: sqlite3.Connection, path: str | bytes) -> RecordedFile | None:
-        """Return what there is for a path, as the table holds it."""
-        # The plus takes the column's affinity away: without it SQLite looks through the whole side table.
+        """Return the recorded state of a path, as the table holds it."""
+        # The plus removes the column's affinity: otherwise SQLite searches the whole side table.
         row = reader.execute(
             f"select p.id, p.size, p.modified, p.digest, p.format, p.error, p.gone_at, s.content_hash, s.error"
             f" from {self._table} p left join {quote(self._side.name)} s on s.id = +p.id and s.source_column = ?"
@@ -66,7 +66,7 @@ class PhotoTable:
         return None if row is None else RecordedFile(*row)
 
     def write(self, writer: sqlite3.Connection, outcome: Outcome[FileToRead]) -> int:
-        """Write what became of a file, in the transaction that is open, and return the row's id."""
+        """Write the result of a file, in the open transaction, and return the row's id."""
         file, photo = outcome.item, outcome.inspected
         values: dict[str, object] = {
             "size": file.found.size,

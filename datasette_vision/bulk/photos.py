@@ -1,4 +1,4 @@
-"""The table that `datasette vision load` fills: a row for each image file, and what is found out of its content."""
+"""The table that `datasette vision load` fills: a row for each image file, with facts from its content."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from datasette_vision.tables.schema import LOADS
 from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import in_transaction
 
-# Which tables were made by load, from which folder, with what pictures.
+# The tables made by load, with their folder and what they keep of each image.
 CREATE_LOADS = f"create table if not exists {LOADS} (name text primary key, base not null, pictures text not null)"
 
-# The picture comes last: SQLite reads past it to what stands behind.
+# The image is the last column, so that SQLite reads the columns before it without reading the image.
 PHOTO_COLUMNS = ("format", "width", "height", "taken_at", "latitude", "longitude", "digest", "perceptual_hash")
 CREATE_PHOTOS = (
     "create table {table} (id integer primary key, path text not null unique, name text not null,"
@@ -33,14 +33,14 @@ HASH_TARGET = 64
 
 @dataclass(frozen=True)
 class ImageStorage:
-    """What is kept of a picture: a thumbnail of so many pixels, the file itself, or nothing but its path."""
+    """What to keep of an image: a thumbnail of so many pixels, the file itself, or only its path."""
 
     pixels: int = 0
     originals: bool = False
 
     @property
     def column(self) -> str | None:
-        """The column that holds it."""
+        """The column for the image."""
         return "thumbnail" if self.pixels else "image" if self.originals else None
 
     def __str__(self) -> str:
@@ -49,21 +49,21 @@ class ImageStorage:
 
 @dataclass(frozen=True)
 class Photo:
-    """What a file's content says, by the table's columns."""
+    """The facts about a file's content, by column."""
 
     described: dict[str, Any]
     image: bytes | None
 
 
 def describe_photo(content: bytes, storage: ImageStorage, decoder: Decoder) -> Photo:
-    """Find out what the table says of an image. Raises InvalidImage."""
+    """Determine the facts about an image. Raises InvalidImage."""
     info = images.info(content)
     taken = exif.read_exif(images.exif(content))
     image = content if storage.originals else None
     seen = content
     if storage.pixels:
         image = seen = decoder.thumbnail(content, storage.pixels)
-    # Of the thumbnail where there is one: decoding twelve megapixels again takes longer than all the rest.
+    # Of the thumbnail if there is one: decoding twelve megapixels again takes longer than everything else.
     hashed = decoder.decode(seen, perceptual_hash.perceptual_hash, HASH_TARGET)
     return Photo(
         {
@@ -82,10 +82,10 @@ def describe_photo(content: bytes, storage: ImageStorage, decoder: Decoder) -> P
 def prepare_photo_table(
     connection: sqlite3.Connection, table: str, base: str, storage: ImageStorage, *, move: bool
 ) -> str:
-    """Have the table ready, and return the folder below which its paths are: `base`, unless it had another.
+    """Prepare the table, and return the folder that its paths are relative to: `base`, unless it had another.
 
-    With `move` it is `base` from now on. Raises InvalidArgument when there is such a table that load did not make, or
-    made with other ImageStorage.
+    With `move` it is `base` from now on. Raises InvalidArgument for an existing table that load did not make, or made
+    with another ImageStorage.
     """
     connection.execute(CREATE_LOADS)
     found = connection.execute(f"select base, pictures from {LOADS} where name = ? collate nocase", (table,)).fetchone()
@@ -115,7 +115,7 @@ def prepare_photo_table(
 
 
 def base_of(connection: sqlite3.Connection, table: str) -> str | None:
-    """Return the folder below which the paths of a table are that load made; None for another table."""
+    """Return the folder that the paths in a table made by load are relative to; None for another table."""
     try:
         row = connection.execute(f"select base from {LOADS} where name = ? collate nocase", (table,)).fetchone()
     except connection.OperationalError:  # nothing was ever loaded
@@ -124,7 +124,7 @@ def base_of(connection: sqlite3.Connection, table: str) -> str | None:
 
 
 def stored(path: str) -> str | bytes:
-    """Return a path as a table holds it: text, or bytes where a name is not UTF-8."""
+    """Return a path as a table holds it: text, or bytes if the name is not UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -133,23 +133,23 @@ def stored(path: str) -> str | bytes:
 
 
 def relative(path: str, base: str) -> str:
-    """Return a path as it stands in the table: below its folder, or absolute."""
+    """Return a path as written in the table: relative to its folder, or absolute."""
     prefix = base.rstrip(os.sep) + os.sep
     return path[len(prefix) :] if path.startswith(prefix) else path
 
 
 def absolute(path: str | bytes, base: str) -> str:
-    """Return where a path of the table leads."""
+    """Return the absolute path of a path in the table."""
     return os.path.join(base, os.fsdecode(path))  # noqa: PTH118
 
 
 def moment(nanoseconds: int) -> str:
-    """Write a file's time: ISO 8601 in UTC, to the nanosecond, so that none is taken for another."""
+    """Write a file's time in ISO 8601, in UTC, to the nanosecond, so that different times stay different."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     whole = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
     return f"{whole.isoformat()}.{rest:09d}Z"
 
 
 def readable_path(path: str | bytes) -> str:
-    """Return a path as a person reads it."""
+    """Return a path as text for people."""
     return path if isinstance(path, str) else path.decode("utf-8", "replace")

@@ -1,16 +1,15 @@
-"""Bulk work: reading, decoding and inference overlap, memory stays bounded, and every item gets its outcome.
+"""Bulk work: reading, decoding and inference overlap, memory stays bounded, and every item gets an outcome.
 
 ::
 
     vision = Vision(config_for_bulk())
-    for outcome in embed(vision.image_tower("clip"), paths, Path.read_bytes):
+    for outcome in embed_all(vision.image_tower("clip"), paths, Path.read_bytes):
         if outcome.error is None:
             save(outcome.item, outcome.content_hash, outcome.vector)
 
-One thread each reads, digests and decodes; the queue of the model's tower, which a server may share, computes. What
-several items have in common, byte for byte, is computed once. A bad item has an `error` and stops nobody. Neither the
-pixels (`ahead` of the queue) nor the outcomes that wait (`WINDOW`) grow with the number of items, and an item is let go
-of when it is handed out.
+Threads read, digest and decode; the queue of the model's tower, which a server may share, computes. Identical content
+is computed once. A bad item has an `error` and does not stop the others. Neither the pixels (`ahead` of the queue) nor
+the waiting outcomes (`WINDOW`) grow with the number of items, and an item is released when it is yielded.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from datasette_vision.engine.services import BulkTower
 
 __all__ = ["BATCH_SIZE", "Outcome", "config_for_bulk", "embed_all"]
 
-# Larger batches gain nothing on a processor (CLIP int8: 29 ms an image for 1, 27 for 8, 30 for 32) and cost memory.
+# Larger batches gain nothing on a CPU (CLIP int8: 29 ms per image for 1, 27 for 8, 30 for 32) and cost memory.
 BATCH_SIZE = 8
 
 
 def config_for_bulk(
     config: Config | None = None, *, workers: int | None = None, batch_size: int | None = None
 ) -> Config:
-    """Return a configuration for a process that does nothing but bulk work on `workers` cores (all of them).
+    """Return a configuration for a process that does only bulk work, on `workers` cores (all by default).
 
-    Each core computes batches of its own, on one thread: no core ever waits for another half of a product, and what
-    decodes beside it takes the turns that are left.
+    Each core computes its own batches on one thread, so no core waits for another's half of a product. Decoding runs on
+    the same cores in the remaining time.
     """
     config = config or Config()
     return dataclasses.replace(
@@ -68,21 +67,21 @@ def embed_all(
 ) -> Generator[Outcome[Item], None, None]:
     """Yield the outcome of each item, in order or as they come. Closing the iterator stops the work.
 
-    `items` is iterated on the worker threads, one at a time, a little ahead. All functions run on them too, several at
-    once:
+    `items` is iterated on the worker threads, one at a time, slightly ahead. All functions run on these threads too,
+    several at a time:
 
-    - `read(item)` returns the content: an image file, or a text in UTF-8. What it raises of OSError, InvalidInput or
-      StorageFailed is the item's error.
-    - `unchanged(item, content_hash)`: whether nothing is to be done for it.
-    - `known(content_hash)`: the vector, if it is there from before.
-    - `inspect(item, content)`: something else to be found out of the content, for each item that is not unchanged. What
-      it raises of InvalidInput is the item's error.
+    - `read(item)` returns the content: an image file, or a text in UTF-8. OSError, InvalidInput and
+      StorageFailed become the item's error.
+    - `unchanged(item, content_hash)`: whether there is nothing to do for it.
+    - `known(content_hash)`: the vector, if it was computed before.
+    - `inspect(item, content)`: computes something else from the content, for each item that is not unchanged.
+      InvalidInput becomes the item's error.
 
-    `workers` (one a core, and two that wait for the disk) read and decode; at most `max_queued` of the items (`ahead`
-    of the queue) are decoded or in the queue at a time, so that others who use the model are served in between.
+    `workers` threads (one per core, and two that wait for the disk) read and decode. At most `max_queued` items (or
+    `ahead` of the queue) are decoded or in the queue at a time, so that other users of the model are served in between.
 
-    Raises what is not an item's fault: ModelCorrupt, Busy when the model's queue is closed, and whatever `items` and
-    the functions raise of other kinds.
+    Raises errors that are not an item's fault: ModelCorrupt, Busy if the model's queue is closed, and other exceptions
+    of `items` and the functions.
     """
     run = Pipeline(tower, iter(items), read, in_order, unchanged, known, inspect)
     yield from run.outcomes(workers or default_threads() + 2, max_queued)

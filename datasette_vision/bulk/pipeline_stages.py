@@ -1,4 +1,6 @@
-"""How the bulk pipeline works inside: threads that read and decode, the queue that computes, and the way between."""
+"""The inside of the bulk pipeline: threads that read and decode, the queue that computes, and the connections
+between them.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,19 @@ from datasette_vision.errors import EngineFailure, InvalidInput, StorageFailed, 
 
 Item = TypeVar("Item")
 
-# Items between their reading and their delivery: a 100-megapixel picture takes seconds, and others go on meanwhile.
+# Items between reading and delivery: a 100-megapixel image takes seconds, and others continue meanwhile.
 WINDOW = 512
-# Results kept for duplicates that come soon after; `known` finds the others.
+# Results kept for duplicates that follow soon; `known` finds the others.
 RECENT = 2048
 JOIN_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[Item]):
-    """What became of an item: a `vector`, an `error`, or neither where it is `unchanged`.
+    """The outcome of an item: a `vector`, an `error`, or neither if it is `unchanged`.
 
-    `content_hash` is the SHA-256 of its content in hexadecimal, None where it could not be read. `computed` says that
-    inference ran for this item, and not for another of the same content. `inspected` is what `inspect` returned.
+    `content_hash` is the SHA-256 of its content in hexadecimal, None if it could not be read. `computed` says that
+    inference ran for this item, and not for another with the same content. `inspected` is the result of `inspect`.
     """
 
     item: Item
@@ -53,7 +55,9 @@ class _Claim(Generic[Item]):
 
 @dataclass(eq=False, repr=False)
 class Pipeline(Generic[Item]):
-    """The items of one call of pipeline.embed_all(), whose arguments these are: where each is, and who moves it."""
+    """The items of one call of pipeline.embed_all(), which has the same arguments: tracks each item through the
+    stages.
+    """
 
     tower: BulkTower
     items: Iterator[Item]
@@ -78,7 +82,7 @@ class Pipeline(Generic[Item]):
         self._failure: BaseException | None = None
 
     def outcomes(self, workers: int, max_queued: int | None) -> Iterator[Outcome[Item]]:
-        """Start the threads, yield what comes of the items, and end the threads."""
+        """Start the threads, yield the outcomes of the items, and stop the threads."""
         self._room = max_queued or self.tower.queue.ahead
         threads = [
             threading.Thread(target=self._work, name=f"datasette-vision-read-{number}", daemon=True)
@@ -98,7 +102,7 @@ class Pipeline(Generic[Item]):
                 futures = list(self._futures)
             for future in futures:
                 future.cancel()
-            deadline = time.monotonic() + JOIN_TIMEOUT_S  # one may wait for a disk that does not answer
+            deadline = time.monotonic() + JOIN_TIMEOUT_S  # one may wait for a disk that does not respond
             for thread in started:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -164,7 +168,7 @@ class Pipeline(Generic[Item]):
             self._claim(digest, content, _Claim(position, item, inspected))
 
     def _claim(self, digest: str, content: bytes, claim: _Claim[Item]) -> None:
-        """Have the content's result delivered for this item: that of an equal one, or one that is computed now."""
+        """Have the content's result delivered for this item: that of an identical one, or one that is computed now."""
         with self._changed:
             result = self._recent.get(digest)
             first = result is None and digest not in self._claims
@@ -225,7 +229,7 @@ class Pipeline(Generic[Item]):
     def _settle(self, digest: str, result: NDArray[Any] | VisionError, computed: bool) -> None:
         """Deliver a content's result for all items that wait for it."""
         if isinstance(result, VisionError) and not isinstance(result, (InvalidInput, EngineFailure)):
-            self._fail(result)  # not for what this item is: no other would fare better
+            self._fail(result)  # not because of this item: any other would fail too
             return
         if isinstance(result, VisionError):
             result = _bare(result)
@@ -256,6 +260,6 @@ def _outcome(claim: _Claim[Item], digest: str, result: NDArray[Any] | VisionErro
 
 
 def _bare(error: VisionError) -> VisionError:
-    """Return an error without the frames it came through: they hold the picture."""
+    """Return an error without its traceback, whose frames hold the image."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error

@@ -1,9 +1,9 @@
-"""Keeps one embedded column in step with its table: when to look, when to read, and what to embed.
+"""Keeps one embedded column in sync with its table: decides when to look, when to read, and what to embed.
 
-A look compares keys, and embeds what is new. A check reads values, to find what was changed in place. Both rest 19
-times as long as they used the processor, and at least as long as they took: together they use a twentieth of a core,
-however large the table, and look as often on a busy machine as on a quiet one. What they find is embedded at once, a
-few rows at a time in the queue, so that others who use the model are served in between.
+A look compares keys, and embeds new rows. A check reads values, to find those that were changed in place. Both rest 19
+times as long as they used the CPU, and at least as long as they took. Together they use a twentieth of a core, however
+large the table, and look as often on a busy machine as on an idle one. Rows that they find are embedded at once, a few
+at a time in the queue, so that other users of the model are served in between.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from datasette_vision.tables.rows import Connect, SourceTable
 from datasette_vision.tables.side_tables import EmbeddedSource
 from datasette_vision.util.transactions import Writer
 
-RESTS = 19.0  # seconds, for each second of the processor's that looking or checking takes
+RESTS = 19.0  # seconds, for each second of CPU time that looking or checking takes
 SLICE_S = 0.1
 KEYS_AT_A_TIME = 200  # in one SQL statement, and embedded together
 SHOWN_FAILURES = 20
@@ -36,11 +36,12 @@ IN_STEP, EMBEDDING, FAILED, WAITING = "in step", "embedding", "failed", "waiting
 
 @dataclass
 class Report:
-    """How it goes. `queued` are the rows that are known to wait; `embedded` and `removed` count since the start.
+    """The state of a column. `queued` is the number of rows known to be waiting; `embedded` and `removed` count since
+    the start.
 
-    `failed` are the rows that have no embedding but a reason, of which `failures` holds the first, as (name of the row,
-    reason). `error` is why the column as a whole is not kept in step, and `checked` whether each value has been read
-    since the table last changed.
+    `failed` is the number of rows with an error instead of an embedding; `failures` holds the first ones, as (name of
+    the row, reason). `error` is why the column as a whole is not in sync, and `checked` whether each value has been
+    read since the table last changed.
     """
 
     state: str = WAITING
@@ -54,10 +55,10 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Means:
-    """What is needed to keep columns of a database in step.
+class SyncResources:
+    """The resources for keeping the columns of a database in sync.
 
-    `awake` is entered while there is work, and gives the event that is set when it has to stop.
+    `awake` is entered while there is work, and gives the event that is set when the work has to stop.
     """
 
     connect: Connect
@@ -72,12 +73,12 @@ class Means:
 class SyncedColumn:
     """One column of a table, embedded by one model."""
 
-    def __init__(self, source: EmbeddedSource, column: str, model: str, means: Means) -> None:
+    def __init__(self, source: EmbeddedSource, column: str, model: str, resources: SyncResources) -> None:
         self.source = source
         self.column = column
         self.model = model
         self.report = Report()
-        self._means = means
+        self._resources = resources
         self._kind: str | None = None
         self._seen: Glance | None = None
         self._look_due = True
@@ -95,24 +96,24 @@ class SyncedColumn:
 
     @property
     def impatient(self) -> bool:
-        """Whether a value is known to have changed, and only not yet which."""
+        """Whether a value is known to have changed, but not yet which one."""
         return self._urgent
 
     def changed(self) -> None:
-        """Be told that the database has changed."""
+        """Record that the database has changed."""
         self._look_due = self._check_due = True
         self.report.checked = False
 
     def rest(self, seconds: float) -> None:
-        """Do nothing for so many seconds."""
-        self._rests_until = self._means.clock() + seconds
+        """Pause for this many seconds."""
+        self._rests_until = self._resources.clock() + seconds
 
     def step(self, connection: sqlite3.Connection) -> None:
-        """Do what there is to do now, if anything: a look, or a part of a check. With both due, they take turns.
+        """Do the work that is due, if any: a look, or a part of a check. If both are due, they take turns.
 
-        Raises what embed_table() raises, and InvalidArgument for a column of names of files.
+        Raises the errors of embed_table(), and InvalidArgument for a column of file names.
         """
-        began, processor_began = self._means.clock(), self._means.processor_clock()
+        began, processor_began = self._resources.clock(), self._resources.processor_clock()
         if began < self._rests_until:
             return
         has_to_check = self._seen is not None and (self._check is not None or self._check_due)
@@ -125,8 +126,8 @@ class SyncedColumn:
             return
         self._looked_last = looks
         if not self._urgent:
-            used_s = self._means.processor_clock() - processor_began
-            self.rest(max(RESTS * used_s, self._means.clock() - began))
+            used_s = self._resources.processor_clock() - processor_began
+            self.rest(max(RESTS * used_s, self._resources.clock() - began))
         self.report.checked = not (self._look_due or self._check_due or self._check)
         if wanted is not None:
             self._embed(connection, wanted)
@@ -148,7 +149,7 @@ class SyncedColumn:
             failures(connection, self.source, self.column, self.model, SHOWN_FAILURES) if seen.failed else []
         )
         if before is not None and seen.noted > before.noted and not wrote:
-            # A job of somebody else is at it: to do the same would be done twice.
+            # Another job is embedding this table: doing the same would be done twice.
             self._look_due = True
             report.state = WAITING
             return None
@@ -162,7 +163,7 @@ class SyncedColumn:
         """Read some values, and return the condition for those that changed."""
         if self._check is None:
             assert self._kind is not None  # a look comes first
-            table, limit = SourceTable(connection, self.source.table), self._means.vision().limits.max_bytes
+            table, limit = SourceTable(connection, self.source.table), self._resources.vision().limits.max_bytes
             self._check = ContentCheck(table, self.column, self.model, self._kind, limit)
             self._check_due = False
         keys, done = self._check.run(SLICE_S, KEYS_AT_A_TIME)
@@ -181,21 +182,21 @@ class SyncedColumn:
 
         report.state = EMBEDDING
         self._wrote = True
-        with self._means.awake() as stop:
+        with self._resources.awake() as stop:
             summary = embed_table(
-                self._means.connect,
+                self._resources.connect,
                 self.source.table,
-                vision=self._means.vision(),
+                vision=self._resources.vision(),
                 column=self.column,
                 kind=self._kind,
                 model=self.model,
                 where=where,
                 workers=WORKERS,
                 max_queued=MAX_QUEUED,
-                writer=self._means.writer,
+                writer=self._resources.writer,
                 on_progress=on_progress,
                 stop=stop,
             )
-        # What was written is a change of the database, and so it is looked at again.
+        # Our own writes change the database too, so it is looked at again.
         report.state = WAITING if summary.stopped else IN_STEP
-        self._means.on_done(self, summary)
+        self._resources.on_done(self, summary)

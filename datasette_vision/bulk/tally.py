@@ -1,4 +1,4 @@
-"""What the jobs of this folder and of files/ have in common: what is counted, what is written, and when to stop."""
+"""The shared parts of the jobs in this folder and in files/: counting, writing, and stopping."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from datasette_vision.vectors import embedding as vectors
 from datasette_vision.vectors.embedding import Vector
 
 SHOWN_FAILURES = 20
-# Inferences. Images of all sizes leave holes in the heaps of the threads: a job would grow by a fifth in 20,000.
+# Inferences. Images of different sizes fragment the threads' heaps: a job would grow by a fifth in 20,000.
 TRIM_EVERY = 200
 
 
 @dataclass
 class Summary:
-    """What came of a job, and how far it is: numbers of rows with a value in the column, and seconds.
+    """The result or the progress of a job: numbers of rows with a value in the column, and seconds.
 
-    `computed` counts inferences: fewer than `embedded` where rows have the same content. `failures` are the first, as
-    (name of the row, reason).
+    `computed` counts inferences: fewer than `embedded` if rows have the same content. `failures` holds the first ones,
+    as (name of the row, reason).
     """
 
     total: int = 0
@@ -44,12 +44,12 @@ class Summary:
 
     @property
     def done(self) -> int:
-        """The rows that are dealt with."""
+        """The number of finished rows."""
         return self.embedded + self.unchanged + self.failed
 
     @property
     def per_second(self) -> float:
-        """New embeddings a second."""
+        """New embeddings per second."""
         return self.embedded / self.seconds if self.seconds > 0 else 0.0
 
     def fail(self, name: str, reason: str) -> None:
@@ -60,16 +60,16 @@ class Summary:
 
 
 class Tally:
-    """Counts what comes of items in a summary. `on_progress` gets it, ever the same object, after each of them."""
+    """Counts the outcomes of items in a summary. `on_progress` gets it, always the same object, after each item."""
 
     def __init__(self, summary: Summary, on_progress: OnProgress[Any], stop: threading.Event | None = None) -> None:
-        """When `stop` is set, counting ends after the item in hand, and the summary says `stopped`."""
+        """When `stop` is set, counting ends after the current item, and the summary says `stopped`."""
         self._summary = summary
         self._on_progress = on_progress
         self._stop = stop
         self._began = time.monotonic()
         self._unchanged = 0
-        # Counted on the threads of the pipeline, and so by itself.
+        # Counted separately, because it is counted on the threads of the pipeline.
         self._skipped = 0
 
     def skip(self) -> None:
@@ -82,7 +82,9 @@ class Tally:
         name: Callable[[Any], str],
         take: Callable[[Outcome[Any]], None],
     ) -> None:
-        """Count each outcome, and hand it to `take`, until the last or until it has to stop. `name` is of an item."""
+        """Count each outcome, and pass it to `take`, until the last one or `stop`. `name` returns the name of an
+        item.
+        """
         summary = self._summary
         with contextlib.closing(outcomes):
             for outcome in outcomes:
@@ -102,14 +104,14 @@ class Tally:
                     return
 
     def report(self) -> None:
-        """Bring the summary up to date, and show it."""
+        """Update the summary, and report it."""
         self._summary.unchanged = self._unchanged + self._skipped
         self._summary.seconds = time.monotonic() - self._began
         self._on_progress(self._summary)
 
 
 class ByContent:
-    """Finds the embeddings of a tower by the content that they were made from. Thread-safe."""
+    """Finds embeddings of a tower by the content that they were made from. Thread-safe."""
 
     def __init__(
         self, side: SideTable, connection: sqlite3.Connection, tower: BulkTower, lock: threading.Lock | None = None
@@ -121,7 +123,7 @@ class ByContent:
         self._lock = lock or threading.Lock()
 
     def __call__(self, content_hash: str) -> Vector | None:
-        """Return an embedding of this content, (d,) float32, whichever row it is of, or None."""
+        """Return an embedding of this content, (d,) float32, from any row, or None."""
         with self._lock:
             found = self._side.find(self._connection, content_hash, self._tower.model)
         return None if found is None or len(found) != 4 * self._tower.dimensions else vectors.from_blob(found)
@@ -130,9 +132,10 @@ class ByContent:
 def side_table_row(
     outcome: Outcome[Any], key: KeyValues, column: str, model: str, before: tuple[str | None, str | None]
 ) -> SideTableRow | None:
-    """Return the row to write for an outcome, None where what there is stays.
+    """Return the row to write for an outcome, None if the existing one stays.
 
-    `before` is the (content hash, error) of the row that is there. What cannot even be read keeps its embedding.
+    `before` is the (content hash, error) of the existing row. A row whose value cannot even be read keeps its
+    embedding.
     """
     digest, reason = outcome.content_hash or "", None if outcome.error is None else str(outcome.error)
     is_embedded = before[0] is not None and before[1] is None

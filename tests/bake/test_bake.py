@@ -262,7 +262,7 @@ def test_calibration_folder(clip: Path, tmp_path: Path, few: Path, baked: Baked)
     count = len(list(few.iterdir()))
     (few / "notes.txt").write_text("not a picture")
     assert baked(clip, precision="fp32", calibration=few).manifest.parity["image"]["samples"] == count
-    with pytest.raises(InvalidArgument, match=r"--calibration: .*: no image that can be read"):
+    with pytest.raises(InvalidArgument, match=r"--calibration: .*: no readable image"):
         bake(clip, tmp_path, calibration=clip)
 
 

@@ -266,7 +266,7 @@ def test_views(photos: Database, view: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(photos.side("v")) == 27
     photos.execute("delete from photos where id = 30")
     assert numbers(photos.embed("v")) == (0, 26, 0, 1)  # by the key of its side table
-    with pytest.raises(InvalidArgument, match="_vision_v knows the rows of v by k: give that as --key"):
+    with pytest.raises(InvalidArgument, match="_vision_v identifies the rows of v by k: pass that as --key"):
         photos.embed("v", key=["picture"])
 
 
@@ -278,10 +278,12 @@ def test_a_key_that_does_not_tell_rows_apart(photos: Database) -> None:
     assert numbers(photos.embed("photos", key=["name"])) == (30, 0, 0, 0)
     assert set(photos.side("photos")) == {str(number) for number in range(1, 31)}
     assert numbers(photos.embed("photos")) == (0, 30, 0, 0)  # by the same key again
-    with pytest.raises(InvalidArgument, match="_vision_photos knows the rows of photos by name: give that as --key"):
+    with pytest.raises(
+        InvalidArgument, match="_vision_photos identifies the rows of photos by name: pass that as --key"
+    ):
         photos.embed("photos", key=["id"])
     photos.execute("update photos set name = 'same' where id < 4")
-    with pytest.raises(InvalidArgument, match="--key name does not tell the rows of photos apart: 3 rows have 'same'"):
+    with pytest.raises(InvalidArgument, match="--key name does not identify the rows of photos: 3 rows have 'same'"):
         photos.embed("photos")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from datasette_vision.bulk import sync
 from datasette_vision.bulk.embed_table import embed_table
-from datasette_vision.bulk.sync import Means, SyncedColumn
+from datasette_vision.bulk.sync import SyncedColumn, SyncResources
 from datasette_vision.bulk.tally import Summary
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
@@ -86,7 +86,7 @@ class Place:
         yield self.stop
 
     def kept(self, table: str, column: str = "image", model: str = "fake") -> SyncedColumn:
-        means = Means(
+        resources = SyncResources(
             self.connect,
             self.writer,
             lambda: self.vision,
@@ -95,7 +95,7 @@ class Place:
             clock=lambda: self.now,
             processor_clock=lambda: self.processor_s,
         )
-        return SyncedColumn(self.source(table), column, model, means)
+        return SyncedColumn(self.source(table), column, model, resources)
 
     def settle(self, kept: SyncedColumn, steps: int = 20) -> None:
         """Go on, as the server's thread does, until there is nothing more to do."""

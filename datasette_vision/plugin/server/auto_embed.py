@@ -224,7 +224,7 @@ class Watched:
     def _find(self) -> None:
         """Find the columns that have been embedded."""
         from datasette_vision.bulk import photos  # heavy: NumPy, Pillow
-        from datasette_vision.bulk.sync import Means, SyncedColumn
+        from datasette_vision.bulk.sync import SyncedColumn, SyncResources
 
         sources = [each for each in side_tables.sources(self._connection) if self._is_wanted(each.table)]
         self.loaded = {each.table.lower() for each in sources if photos.base_of(self._connection, each.table)}
@@ -234,14 +234,14 @@ class Watched:
             if source.table.lower() not in self.loaded
             for model, column in side_tables.pairs(self._connection, source)
         }
-        means = Means(
+        resources = SyncResources(
             lambda: open_reader(self._database),
             self._writer,
             self._vision,
             lambda: self._activity.keep_awake(TASK_NAME),
             self._report,
         )
-        self._kept = {key: self._kept.get(key) or SyncedColumn(*key, means) for key in sorted(found, key=str)}
+        self._kept = {key: self._kept.get(key) or SyncedColumn(*key, resources) for key in sorted(found, key=str)}
 
     def _is_wanted(self, table: str) -> bool:
         tables, name = self._settings.tables, f"{self._database.name}/{table}"
