@@ -1,4 +1,4 @@
-"""The generated parts of docs/api.md, which cog writes: `make docs` writes them anew, `make lint` fails when stale."""
+"""The generated parts of docs/api.md, which cog writes: `make docs` regenerates them, `make lint` fails when stale."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class OnnxGraph:
         """Write the model, with the operator sets it uses and no others.
 
         `weights_apart` puts the weights into <path>.data, from where ONNX Runtime maps them into memory: what it lays
-        out anew for its own use is then held once, and of a table of tokens only the rows that are read.
+        out again for its own use is then held once, and of a table of tokens only the rows that are read.
         """
         self.index()
         used = {node.domain for node in self.graph.node} | {""}

@@ -16,7 +16,7 @@ SPACE = "▁"
 
 
 def backend(tokenizer: Any) -> Tokenizer:
-    """Return what does the work in a tokenizer of transformers, made anew where that is Python.
+    """Return what does the work in a tokenizer of transformers, rebuilt if it is written in Python.
 
     Raises InstallFailed for one that cannot be.
     """

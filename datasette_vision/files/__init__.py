@@ -1,4 +1,4 @@
-"""Embeddings outside of a database: Parquet files, object stores, and the way in and out. Needs the extra `parquet`.
+"""Embeddings in files: Parquet, object stores, and importing into a database. Needs the extra `parquet`.
 
 ray/ does the same work on a cluster.
 """

@@ -1,4 +1,4 @@
-"""Which of very many texts were seen before, at 16 bytes each: a hundred million paths are 1.6 GB, not 16."""
+"""A set of very many texts, at 16 bytes each: a hundred million paths take 1.6 GB, not 16."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-DIGEST_BYTES = 16  # among 10^10 texts, two with the same 128 bits are to be expected once in 10^19 such sets
+DIGEST_BYTES = 16  # among 10^10 texts, two have the same 128 bits in one of 10^19 such sets
 FEWEST_PENDING = 100_000
 
 
@@ -26,12 +26,12 @@ class DigestSet:
         return len(self._sorted) + len(self._pending)
 
     def add(self, text: str) -> bool:
-        """Add a text; say whether it is new."""
+        """Add a text; return whether it is new."""
         key = _key(text)
         if key in self._pending or self._is_sorted(key):
             return False
         self._pending.add(key)
-        # Each merge moves all there is: the more there is, the rarer.
+        # Each merge moves all entries: the more there are, the rarer it is.
         if len(self._pending) >= max(self._fewest_pending, len(self._sorted) // 8):
             self._merge()
         return True
@@ -50,7 +50,7 @@ class DigestSet:
         return self._sorted[found] == keys
 
     def __getstate__(self) -> dict[str, object]:
-        self._merge()  # once, and not wherever it arrives
+        self._merge()  # once, and not on each receiving machine
         return self.__dict__
 
     def _merge(self) -> None:
@@ -60,7 +60,7 @@ class DigestSet:
             self._pending.clear()
 
     def _is_sorted(self, key: bytes) -> bool:
-        # NumPy takes the zeros off the end of a text of bytes, of both alike.
+        # NumPy removes zeros at the end of byte strings, on both sides alike.
         at = int(np.searchsorted(self._sorted, np.bytes_(key)))
         return at < len(self._sorted) and bool(self._sorted[at] == np.bytes_(key).rstrip(b"\0"))
 

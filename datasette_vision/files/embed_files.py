@@ -1,7 +1,7 @@
-"""Embeds files into Parquet: in this process here, on a Ray cluster in ray/job.py, each image in the same way.
+"""Embeds files into Parquet, in this process. ray/job.py does it on a Ray cluster, in the same way for each image.
 
-An image whose path is in the output already, with an embedding or an error, is passed over: so a job that was stopped
-goes on when it is run again.
+Images whose path is already in the output, with an embedding or an error, are skipped: run a stopped job again to
+continue.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from datasette_vision.tables.file_content import read_image
 from datasette_vision.util.progress import OnProgress, no_progress
 
 ROWS_PER_FILE = 10_000
-# A shard is written at least so often, so that a kill loses no more work than this.
+# A shard is written at least this often, so that a kill loses no more work than this.
 SECONDS_PER_FILE = 60.0
 
 BY_PATH = "path"
@@ -38,10 +38,10 @@ BY_DIGEST = "digest"
 
 @dataclass(frozen=True)
 class Job:
-    """What to embed, and where to.
+    """What to embed, and the output.
 
-    `column` is that of Parquet inputs. `skip` says what is passed over: a path that is in the output, or a digest: an
-    image whose content is there under whatever path. With `retry_errors` those that failed are tried again.
+    `column` is for Parquet inputs. `skip` says which images to skip: those whose path is in the output, or whose
+    content is in the output under any path (digest). With `retry_errors` failed images are tried again.
     """
 
     inputs: tuple[str, ...]
@@ -55,7 +55,7 @@ class Job:
 
 @dataclass
 class EmbedFilesSummary:
-    """What a job did. `ignored` counts the files of folders that are no images."""
+    """The result of a job. `ignored` counts the files in folders that are not images."""
 
     summary: Summary
     ignored: int = 0
@@ -63,7 +63,7 @@ class EmbedFilesSummary:
 
 @dataclass
 class Prepared:
-    """A job whose model was found and whose output was looked through."""
+    """A job with its model and output."""
 
     job: Job
     output: Output
@@ -72,9 +72,9 @@ class Prepared:
 
 
 def prepare(job: Job, model: InstalledModel) -> Prepared:
-    """Make the output and find out what is there.
+    """Create the output and read what it holds.
 
-    Raises InvalidArgument when it holds other embeddings, StorageFailed, WrongTask for a classifier.
+    Raises InvalidArgument if it holds other embeddings, StorageFailed, WrongTask for a classifier.
     """
     manifest = model.manifest
     if not manifest.form.embeds:
@@ -90,9 +90,10 @@ def prepare(job: Job, model: InstalledModel) -> Prepared:
 def embed_files(
     job: Job, vision: Vision, *, workers: int | None = None, on_progress: OnProgress[Summary] = no_progress
 ) -> EmbedFilesSummary:
-    """Embed in this process, calling `on_progress` after each image. What was embedded is written, whatever passes.
+    """Embed in this process, calling `on_progress` after each image. Finished rows are written, whatever exception
+    passes.
 
-    Raises what prepare() and Inputs.units() raise, and ModelCorrupt or Busy.
+    Raises the errors of prepare() and Inputs.units(), and ModelCorrupt or Busy.
     """
     summary = Summary()
     tally = Tally(summary, on_progress)
@@ -111,8 +112,8 @@ def embed_files(
 
 
 def _count(job: Job, output: Output, summary: Summary) -> None:
-    """Find out how many images there are while the first are embedded: in a store, listing them takes its time."""
-    with contextlib.suppress(VisionError):  # who embeds will come upon it
+    """Count the images while the first ones are embedded: listing a store takes time."""
+    with contextlib.suppress(VisionError):  # the embedding will raise it too
         total = 0
         for unit in Inputs(job.inputs, column=job.column, output=output.folder).units():
             total += unit.rows
@@ -122,7 +123,7 @@ def _count(job: Job, output: Output, summary: Summary) -> None:
 def embed_images(
     vision: Vision, job: Job, wanted: Iterable[Image], known: DigestSet | None, workers: int | None
 ) -> Any:  # Generator[Outcome[Image], None, None]
-    """Embed images, in this process: yields an Outcome for each, in order; one that `known` has is unchanged."""
+    """Embed images in this process: yields an Outcome for each, in order; images in `known` are unchanged."""
     limit = vision.limits.max_bytes
     by_digest = known if job.skip == BY_DIGEST else None
     return embed_all(
@@ -152,7 +153,7 @@ def read(image: Image, max_bytes: int) -> bytes:
 
 
 def row_of(outcome: Outcome[Image]) -> ImageRow | None:
-    """Return the row of an image, None for one that is passed over."""
+    """Return the row of an image, None for a skipped one."""
     if outcome.unchanged:
         return None
     seen = outcome.inspected or {}
@@ -167,7 +168,7 @@ def row_of(outcome: Outcome[Image]) -> ImageRow | None:
 
 
 def _unseen(wanted: Iterable[Image], known: DigestSet, skip: str, tally: Tally) -> Iterator[Image]:
-    """Yield the images whose path is not known, and each path once, be it in two of the inputs."""
+    """Yield the images whose path is new, each path once, even if two inputs contain it."""
     seen = DigestSet()
     for image in wanted:
         if skip == BY_PATH and image.path in known:
@@ -177,7 +178,7 @@ def _unseen(wanted: Iterable[Image], known: DigestSet, skip: str, tally: Tally) 
 
 
 class _Writer:
-    """Gathers rows and writes them as shards."""
+    """Collects rows and writes them as shards."""
 
     def __init__(self, output: Output, rows_per_file: int) -> None:
         self._output = output

@@ -1,7 +1,7 @@
-"""Embeddings from Parquet into a table's side table: streamed, in memory that does not grow, in small transactions.
+"""Imports embeddings from Parquet into a table's side table: streamed, in bounded memory, in small transactions.
 
-A row of the Parquet files belongs to the row of the table that has its path (or its digest, or what else is matched) in
-a column. An import that was stopped is run again: what is there already is passed over.
+A row of the Parquet files belongs to the row of the table with the same path (or digest, or another matched column).
+Run a stopped import again: rows that are already imported are skipped.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import in_transaction
 from datasette_vision.vectors import embedding as vectors
 
-BATCH_ROWS = 1000  # a transaction of some 20 ms: a Datasette beside it is not kept waiting
+BATCH_ROWS = 1000  # a transaction of about 20 ms: a Datasette that uses the file does not have to wait long
 SHOWN = 20
-UNIT = 1e-4  # an embedding so close to unit length is left as it is, to the bit
+UNIT = 1e-4  # an embedding this close to unit length is stored unchanged, to the bit
 
 CREATE_TABLE = (
     "create table {} (id integer primary key, path text not null unique, digest text, width integer, height integer)"
@@ -38,11 +38,11 @@ TYPES = {"path": "text", "digest": "text", "width": "whole numbers", "height": "
 
 @dataclass(frozen=True)
 class Plan:
-    """What to import, and where to.
+    """What to import, and into which table.
 
-    Rows are found by the column `match` of the Parquet files, which is the table's column `on`; paths are taken below
-    the folder `base` when there is one. `model` is used where the files do not name theirs. With `create` the table,
-    and rows of it, are made where they are not there.
+    The column `match` of the Parquet files is compared with the table's column `on`. Paths are relative to the folder
+    `base` if there is one. `model` is used if the files do not name theirs. With `create` the table and missing rows
+    are created.
     """
 
     table: str
@@ -58,7 +58,7 @@ class Plan:
 
 @dataclass
 class ImportSummary:
-    """What came of an import: numbers of rows of the Parquet files, the first names not in the table, and seconds."""
+    """The result of an import: numbers of rows in the Parquet files, the first names not in the table, and seconds."""
 
     total: int = 0
     imported: int = 0
@@ -70,27 +70,27 @@ class ImportSummary:
 
     @property
     def done(self) -> int:
-        """The rows that have been read."""
+        """The number of rows that have been read."""
         return self.imported + self.unchanged + self.failed + self.unmatched
 
 
 @dataclass(frozen=True)
 class _Embedded:
-    """A row of the Parquet files, as it will be written."""
+    """A row of the Parquet files, ready to be written."""
 
     name: str
     content_hash: str
     embedding: bytes | None
     error: str | None
-    described: dict[str, Any]  # what a row that is made says of the image
+    described: dict[str, Any]  # columns about the image, for a row that is created
 
 
 class Importer:
-    """Imports what a plan says into one database.
+    """Runs a plan on one database.
 
-    The connection is in autocommit mode (isolation_level None). Raises InvalidArgument when the table, a column or a
-    file is not there, or a file does not say which model made it; StorageFailed when one cannot be read;
-    DimensionMismatch when embeddings of one model are of different sizes.
+    The connection is in autocommit mode (isolation_level None). Raises InvalidArgument if the table, a column or a file
+    is missing, or a file does not name its model; StorageFailed if a file cannot be read; DimensionMismatch if
+    embeddings of one model have different sizes.
     """
 
     def __init__(self, connection: sqlite3.Connection, plan: Plan) -> None:
@@ -112,11 +112,11 @@ class Importer:
 
     @property
     def column(self) -> str:
-        """The column of the table that the embeddings are noted as being of."""
+        """The column of the table that is recorded as the source of the embeddings."""
         return self.plan.source_column or self._matcher.column
 
     def run(self, on_progress: OnProgress[ImportSummary] = no_progress) -> ImportSummary:
-        """Import all there is, calling `on_progress` after each transaction."""
+        """Import everything, calling `on_progress` after each transaction."""
         began = time.monotonic()
         for shard, model in self._shards:
             for batch in self._batches(shard, model):
@@ -140,7 +140,7 @@ class Importer:
         mark = (file.schema_arrow.metadata or {}).get(MODEL_METADATA)
         model = mark.decode("utf-8", "replace") if mark else self.plan.model
         if model is None:
-            raise InvalidArgument(f"{shard.address} does not say which model made its embeddings: name it with --model")
+            raise InvalidArgument(f"{shard.address} does not name the model of its embeddings: pass it with --model")
         return str(model)
 
     def _batches(self, shard: Place, model: str) -> Iterator[list[_Embedded]]:
@@ -177,7 +177,7 @@ class Importer:
         return _Embedded(name, row.get("digest") or (content_hash(blob) if blob else ""), blob, error, described)
 
     def _check_size(self, shard: Place, model: str, size: int) -> None:
-        """Compare with what was imported before, and with what the side table has of this model."""
+        """Compare the size with earlier imports, and with the side table's embeddings of this model."""
         if model not in self._dimensions:
             found = self._connection.execute(
                 f"select length(embedding) / 4 from {quote(self._side.name)} where model = ? and embedding is not null"
@@ -192,7 +192,7 @@ class Importer:
             )
 
     def _write(self, model: str, batch: list[_Embedded], connection: sqlite3.Connection) -> ImportSummary:
-        """Write a batch, in the transaction that is open, and return the numbers of it."""
+        """Write a batch, in the open transaction, and return its counts."""
         counts = ImportSummary()
         column = self.column
         if self.plan.create:
@@ -219,7 +219,7 @@ class Importer:
         return counts
 
     def _is_there(self, key: tuple[object, ...], column: str, model: str, row: _Embedded) -> bool:
-        """Whether the side table has this row already, or an embedding where this row has none."""
+        """Whether the side table already has this row, or an embedding where this row has none."""
         matches = " and ".join(f"{quote(name)} = ?" for name in (*self._side.key_columns, "source_column", "model"))
         found = self._connection.execute(
             f"select content_hash, embedding, error from {quote(self._side.name)} where {matches}",
@@ -239,7 +239,7 @@ class Importer:
 
 
 def _holds(kind: Any, expected: str) -> bool:
-    """Say whether a pyarrow.DataType is of text or of whole numbers, or of nothing at all."""
+    """Say whether a pyarrow.DataType holds text, whole numbers, or nulls only."""
     from pyarrow import types
 
     if types.is_dictionary(kind):

@@ -1,7 +1,7 @@
-"""What `datasette vision embed-files` reads: folders, globs, files, and Parquet with images or paths in a column.
+"""The inputs of `datasette vision embed-files`: folders, globs, files, and Parquet with images or paths in a column.
 
-An input is listed as units, small enough to be sent to another machine; a unit there becomes its images. So one machine
-and a cluster go the same way.
+An input is listed as units, small enough to be sent to another machine, where a unit becomes its images. So one machine
+and a cluster work in the same way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datasette_vision.files.storage import SCHEME, Place, place, storage_errors
 from datasette_vision.images.formats import has_image_suffix
 from datasette_vision.util.listing import glob_regex, split_glob
 
-# How others call a column of images, and one of paths, the surest first.
+# Common names for a column of images, and for one of paths, most reliable first.
 CONTENT_NAMES = ("image", "bytes", "content", "img", "picture", "photo", "data", "jpg", "jpeg", "png", "webp")
 PATH_NAMES = ("path", "uri", "image_path", "file_path", "filepath", "file", "file_name", "filename", "key", "image")
 
@@ -28,9 +28,9 @@ ROWS_AT_A_TIME = 64
 
 @dataclass(frozen=True)
 class Image:
-    """An image to be embedded: its content, or where it is to be read; or why it is neither.
+    """An image to be embedded: its content, or where to read it, or an error.
 
-    `path` is what its row will be called.
+    `path` is the path in its output row.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Unit:
-    """An image file, or a row group of a Parquet file: its number, the row of the file it begins with, its rows."""
+    """An image file, or a row group of a Parquet file: its number, its first row in the file, its number of rows."""
 
     uri: str
     row_group: int | None = None
@@ -49,7 +49,7 @@ class Unit:
     rows: int = 1
 
     def images(self, column: str | None = None) -> Iterator[Image]:
-        """Yield the images, those of `column` of a Parquet file. Raises InvalidArgument, StorageFailed."""
+        """Yield the images, for a Parquet file those in `column`. Raises InvalidArgument, StorageFailed."""
         if self.row_group is None:
             yield _file(place(self.uri))
         else:
@@ -57,7 +57,7 @@ class Unit:
 
 
 class Inputs:
-    """All inputs of a job, in order. `ignored` counts the files of folders that are no images, once listed."""
+    """All inputs of a job, in order. `ignored` counts the files in folders that are not images, once listed."""
 
     def __init__(self, inputs: Sequence[str], *, column: str | None = None, output: Place | None = None) -> None:
         self.inputs = tuple(inputs)
@@ -66,10 +66,10 @@ class Inputs:
         self._output = output
 
     def units(self) -> Iterator[Unit]:
-        """Yield what there is to read.
+        """Yield the units to read.
 
-        Raises InvalidArgument for an input where there is nothing, or a Parquet file without a column of images or of
-        paths, and StorageFailed.
+        Raises InvalidArgument for an input that does not exist, or a Parquet file without a column of images or paths,
+        and StorageFailed.
         """
         self.ignored = 0
         for text in self.inputs:
@@ -96,7 +96,7 @@ class Inputs:
         if kind == "file":
             yield from self._units_of_file(where)
             return
-        # A folder of pictures may hold Parquet files of all kinds; a data set is Parquet files without pictures.
+        # A folder of images may hold Parquet files of all kinds; a data set is Parquet files without images.
         tables: list[Place] = []
         files = self._below(where)
         for file in files:
@@ -120,7 +120,7 @@ class Inputs:
         return False
 
     def _below(self, folder: Place) -> Iterator[Place]:
-        """Yield the files of a folder, but for those that this job writes."""
+        """Yield the files of a folder, except those that this job writes."""
         own = None if self._output is None else self._output.address.rstrip("/") + "/"
         for file in folder.files():
             if own is None or not file.address.startswith(own):
@@ -131,7 +131,9 @@ class Inputs:
             yield Unit(file.uri)
             return
         table = open_shard(file)
-        Column.choose(table.schema_arrow, self.column, file.address)  # a mistake shows here, not on another machine
+        Column.choose(
+            table.schema_arrow, self.column, file.address
+        )  # so that a mistake shows here, not on another machine
         first = 0
         for number in range(table.num_row_groups):
             rows = table.metadata.row_group(number).num_rows
@@ -141,16 +143,16 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Column:
-    """The column of a Parquet file that has the images, or their paths, and the one that has their names."""
+    """The column of a Parquet file with the images or their paths, and the one with their names."""
 
     name: str
     is_content: bool
-    is_struct: bool = False  # {"bytes", "path"}, as datasets of Hugging Face have it
+    is_struct: bool = False  # {"bytes", "path"}, as in datasets of Hugging Face
     names: str | None = None
 
     @staticmethod
     def choose(schema: Any, wanted: str | None, address: str) -> Column:
-        """Return the column that is wanted, or else the one that is meant. Raises InvalidArgument when there is none.
+        """Return the wanted column, or detect it. Raises InvalidArgument if there is none.
 
         `schema` is a pyarrow.Schema.
         """
@@ -170,19 +172,20 @@ class Column:
             if kinds.get(name) == "text":
                 return Column(name, False, False, name)
         raise InvalidArgument(
-            f"{address}: which column has the images, or their paths? --column names it; there are: {', '.join(kinds)}"
+            f"{address}: which column has the images, or their paths? Name it with --column; columns:"
+            f" {', '.join(kinds)}"
         )
 
 
 def folder_and_pattern(text: str) -> tuple[str, str | None]:
-    """Split an input as split_glob() does, options behind a URI aside. What is there is no pattern.
+    """Split an input as split_glob() does, keeping the options after a URI. An existing path is not a pattern.
 
-    Of a URI only * and [ make a pattern, since ? begins its options.
+    In a URI only * and [ form a pattern, because ? begins its options.
     """
     scheme = SCHEME.match(text)
     remote = scheme is not None and scheme[1].lower() != "file"
     text, mark, options = text.partition("?") if remote else (text, "", "")
-    if not remote and place(text).kind() != "nothing":  # [2024] may well be a folder's name
+    if not remote and place(text).kind() != "nothing":  # a folder may be called [2024]
         return text, None
     folder, pattern = split_glob(text, "*[" if remote else "*?[")
     return folder + mark + options, pattern
@@ -193,7 +196,7 @@ def _file(file: Place) -> Image:
         file.address.encode()
     except UnicodeEncodeError:
         name = os.fsencode(file.address).decode("utf-8", "backslashreplace")
-        return Image(name, error="its name is not UTF-8, as that of a row has to be: rename it")
+        return Image(name, error="its name is not UTF-8, which a row's path must be: rename it")
     return Image(file.address, uri=file.uri)
 
 
@@ -220,7 +223,7 @@ def _image(name: str, value: Any, column: Column, folder: Place) -> Image:
         return Image(name, error=f"the column {column.name} is null")
     if column.is_content:
         return Image(name, content=value)
-    # What is wrong with an address shows when it is read: to open a store may take its time.
+    # An invalid address shows when it is read: opening a store may take time.
     is_whole = SCHEME.match(value) or value.startswith("/")
     return Image(name, uri=value if is_whole else folder.child(value).uri)
 

@@ -1,4 +1,4 @@
-"""Models on their way to other machines: what of one its embeddings of images depend on, packed, and put down there."""
+"""Sends models to other machines: packs the parts that embedding images depends on, and unpacks them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from datasette_vision.models.weights import files_of_graph
 
 @dataclass(frozen=True)
 class Package:
-    """A model's manifest and the files of its image tower, by their paths."""
+    """A model's manifest and the files of its image tower, by path."""
 
     name: str
     fingerprint: str
@@ -27,23 +27,23 @@ class Package:
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """Return a SHA-256 of what decides the embeddings of images: the image tower's files, and how it is fed.
+    """Return a SHA-256 of everything that determines embeddings of images: the image tower's files and preprocessing.
 
-    Not of when and with what the model was installed: two machines may have installed the same one.
+    It does not depend on when and with what the model was installed: two machines may have installed the same one.
     """
     digests = {name: manifest.file(name).sha256 for name in image_files(manifest)}
     return hashlib.sha256(json.dumps([digests, repr(manifest.image), repr(manifest.preprocess)]).encode()).hexdigest()
 
 
 def image_files(manifest: Manifest) -> list[str]:
-    """Return the paths of the image tower's files: the graph, and what may hold weights for it."""
+    """Return the paths of the image tower's files: the graph, and files that may hold its weights."""
     return files_of_graph(manifest.image.file, [file.path for file in manifest.files])
 
 
 def pack(model: InstalledModel) -> Package:
-    """Read what another machine needs of a model. Raises ModelCorrupt."""
+    """Read the parts of a model that another machine needs. Raises ModelCorrupt."""
     manifest = model.manifest
-    model.path(manifest.image.file)  # checks them all
+    model.path(manifest.image.file)  # checks all of them
     names = ["manifest.json", *image_files(manifest)]
     return Package(manifest.name, fingerprint(manifest), {name: (model.folder / name).read_bytes() for name in names})
 
@@ -57,15 +57,15 @@ def has(store: ModelStore, name: str, wanted: str) -> bool:
 
 
 def default_folder() -> Path:
-    """Return where models that were sent are put: each user's own part of the folder of temporary files."""
+    """Return the folder for received models: a separate part of the temporary folder for each user."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     return Path(tempfile.gettempdir()) / f"datasette-vision-{user}"
 
 
 def unpack(package: Package, folder: Path | None = None) -> ModelStore:
-    """Put a package down below `folder` (default_folder()) unless it is there already; return where it is.
+    """Unpack a package below `folder` (default_folder()) unless it is already there; return its path.
 
-    Several processes of a machine may do so at once: each sees it whole or not at all.
+    Several processes on a machine may do this at the same time: each sees it completely or not at all.
     """
     folder = folder or default_folder()
     target = folder / package.fingerprint
@@ -78,7 +78,7 @@ def unpack(package: Package, folder: Path | None = None) -> ModelStore:
             path.write_bytes(content)
         try:
             staging.rename(target)
-        except OSError:  # another was first
+        except OSError:  # another process was first
             if not has(store, package.name, package.fingerprint):
                 raise
         finally:

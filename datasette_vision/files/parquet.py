@@ -1,15 +1,13 @@
-"""Embeddings in Parquet: a folder of shards, a row for each image, whether it could be read or not.
+"""Embeddings in Parquet: a folder of shards, with a row for each image, whether it could be read or not.
 
-====================  ==============================================================================
-path                  the address of the image, by which a row is known
-digest                SHA-256 of the file in hexadecimal; null when it could not be read
-width, height         pixels of the upright picture; null when it is not an image
-embedding             unit length, a fixed-size list of float32; null when there is none
-error                 why there is none, else null
+====================  ============================================================================== path
+the address of the image, which identifies a row digest                SHA-256 of the file in hexadecimal; null if it
+could not be read width, height         pixels of the upright image; null if it is not an image embedding
+unit length, a fixed-size list of float32; null if there is none error                 why there is none, else null
 ====================  ==============================================================================
 
-A shard is written whole or not at all, and its name is made of the paths in it: work that is done a second time, by
-a worker in the place of one that died, replaces what the first had written. pyarrow is imported when it is used.
+A shard is written completely or not at all, and its name is derived from its paths: repeated work, by a replacement for
+a worker that died, overwrites the first result. pyarrow is imported on use.
 """
 
 from __future__ import annotations
@@ -28,12 +26,12 @@ from datasette_vision.files.storage import Place, place, storage_errors
 from datasette_vision.vectors.embedding import Matrix, Vector
 
 SUFFIX = ".parquet"
-# Ours in the metadata of a shard.
+# Our keys in the metadata of a shard.
 MODEL_METADATA = b"datasette_vision.model"
 FINGERPRINT = b"datasette_vision.fingerprint"
 
-# The first pyarrow that writes and reads fixed-size lists with nulls among them. Before, and that is all there is for
-# Python 3.10, embeddings are in lists of any size.
+# The first pyarrow that writes and reads fixed-size lists with nulls. With earlier versions, the only ones for Python
+# 3.10, embeddings are in lists of variable size.
 FIXED_SIZE_LISTS = 26
 READ_BYTES = 4 << 20
 READERS = 8  # shards read at a time: in an object store each waits for the network
@@ -55,7 +53,7 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class OutputForm:
-    """What the shards of an output have in common: `fingerprint` changes when the model's embeddings may."""
+    """The common properties of an output's shards. `fingerprint` changes if the model's embeddings may."""
 
     model: str
     fingerprint: str
@@ -109,11 +107,11 @@ class Output:
 
     @property
     def folder(self) -> Place:
-        """The folder, which need not be there yet."""
+        """The folder, which need not exist yet."""
         return place(self.address)
 
     def prepare(self) -> None:
-        """Make the folder. Raises InvalidArgument when it holds embeddings of another model, StorageFailed."""
+        """Create the folder. Raises InvalidArgument if it holds embeddings of another model, StorageFailed."""
         self.folder.make_folder()
         self.folder.clear_up()
         for shard, file in self._opened():
@@ -133,7 +131,7 @@ class Output:
             )
 
     def known(self, column: str = "path") -> DigestSet:
-        """Return what stands in a column of the shards there are. Raises StorageFailed."""
+        """Return the values in a column of the existing shards. Raises StorageFailed."""
         known = DigestSet()
         for _, values in _parallel(lambda shard: _column(shard, column), self.shards()):
             for value in values:
@@ -153,14 +151,14 @@ class Output:
         import pyarrow.parquet as pq
 
         buffer = pa.BufferOutputStream()
-        # Numbers that look random get no smaller, only slower.
+        # Compressing random-looking numbers saves no space, and takes time.
         compression = dict.fromkeys(["path", "digest", "width", "height", "error"], "zstd")
         compression[EMBEDDING_VALUES] = "none"
         pq.write_table(table.cast(self.form.schema()), buffer, compression=compression, use_dictionary=["error"])
         shard.write(buffer.getvalue())
 
     def forget_errors(self) -> int:
-        """Take the rows with an error out, so that they are new again; return how many. Raises StorageFailed."""
+        """Remove the rows with an error, so that they are new again; return how many. Raises StorageFailed."""
         import pyarrow.compute as pc
 
         forgotten = 0
@@ -176,19 +174,21 @@ class Output:
         return forgotten
 
     def shards(self) -> Iterator[Place]:
-        """Yield the shards there are."""
+        """Yield the existing shards."""
         yield from shards(self.folder)
 
     def _opened(self) -> Iterator[tuple[Place, Any]]:
         yield from _parallel(open_shard, self.shards())
 
 
-# Parquet names a list's values so, unless told otherwise.
+# Parquet's default name for a list's values.
 EMBEDDING_VALUES = "embedding.list.element"
 
 
 def shards(folder: Place) -> Iterator[Place]:
-    """Yield the Parquet files of a folder, or the file itself. What begins with . or _ is other programs' own."""
+    """Yield the Parquet files of a folder, or the file itself. Names that begin with . or _ belong to other
+    programs.
+    """
     if folder.kind() == "file":
         yield folder
     elif folder.kind() == "folder":
@@ -196,20 +196,20 @@ def shards(folder: Place) -> Iterator[Place]:
 
 
 def open_shard(shard: Place) -> Any:
-    """Return a shard as a pyarrow.parquet.ParquetFile. Raises StorageFailed, naming it, when it is not one."""
+    """Return a shard as a pyarrow.parquet.ParquetFile. Raises StorageFailed, naming it, if it is not one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with storage_errors(shard.address):
         try:
-            # The columns of a row group are read a part at a time: others write row groups of gigabytes.
+            # The columns of a row group are read in parts: other programs write row groups of gigabytes.
             return pq.ParquetFile(shard.path, filesystem=shard.filesystem, buffer_size=READ_BYTES, pre_buffer=False)
         except pa.ArrowInvalid as error:
             raise StorageFailed(f"{shard.address}: not a Parquet file: {error}") from None
 
 
 def batches(shard: Place, file: Any, rows: int, **options: Any) -> Iterator[Any]:
-    """Yield the pyarrow.RecordBatches of an opened shard. Raises StorageFailed, naming it, where it is damaged."""
+    """Yield the pyarrow.RecordBatches of an opened shard. Raises StorageFailed, naming it, if it is damaged."""
     with storage_errors(shard.address):
         found = file.iter_batches(rows, **options)
     while True:
@@ -221,9 +221,9 @@ def batches(shard: Place, file: Any, rows: int, **options: Any) -> Iterator[Any]
 
 
 def vectors_of(column: Any) -> tuple[Matrix, Any]:
-    """Read a column of embeddings: pyarrow lists of any floats, n rows -> ((n, d) float32, (n,) bool: there is none).
+    """Read a column of embeddings: pyarrow lists of any floats, n rows -> ((n, d) float32, (n,) bool: missing).
 
-    Raises InvalidArgument for a column of anything else, or of lists of different lengths.
+    Raises InvalidArgument for a column of another type, or of lists with different lengths.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -242,7 +242,7 @@ def vectors_of(column: Any) -> tuple[Matrix, Any]:
     matrix = np.zeros((len(array), size), dtype=np.float32)
     if len(there):
         values = there.flatten()
-        with np.errstate(over="ignore"):  # what fits no float32 becomes an infinity, which is no embedding
+        with np.errstate(over="ignore"):  # numbers too large for a float32 become infinite, and so are not an embedding
             numbers = np.asarray(values).astype(np.float32)  # and a null a NaN
         matrix[~missing] = numbers.reshape(len(there), size)
     return matrix, missing
@@ -260,7 +260,7 @@ def _column(shard: Place, column: str) -> list[str]:
 
 
 def _parallel(work: Callable[[Place], T], places: Iterable[Place]) -> Iterator[tuple[Place, T]]:
-    """Yield (place, what `work` makes of it) in order, several at a time and only so many ahead."""
+    """Yield (place, result of `work`) in order, several at a time and only a limited number ahead."""
     with ThreadPoolExecutor(READERS) as pool:
         waiting: list[tuple[Place, Any]] = []
         for found in places:

@@ -1,7 +1,7 @@
-"""Where files are: on this machine or in an object store, one way to list, read and write them.
+"""Local files and object stores: one way to list, read and write them.
 
-A file's address is its absolute path, or a URI of any scheme that pyarrow or fsspec knows: s3://, gs://, hf://, abfs://…
-Addresses of the web are refused: nothing here fetches what a stranger's table points to.
+A file's address is its absolute path, or a URI of any scheme that pyarrow or fsspec supports: s3://, gs://, hf://,
+abfs://… Web addresses are refused: addresses in an untrusted table are not fetched.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from datasette_vision.util.listing import FILE, FOLDER, LINK, local_entries, wal
 from datasette_vision.util.partial_files import remove_leftovers, unfinished
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
-# Stores where a file appears when it is closed. Elsewhere a name shows what is half-written, and a rename mends that.
+# Stores in which a file appears when it is closed. Elsewhere partial files are visible, and a rename avoids that.
 WHOLE_WHEN_CLOSED = ("s3://", "gs://", "gcs://", "abfs://", "abfss://", "az://", "hf://")
 
-# How names end of files in the making.
+# The suffix of unfinished files.
 PARTIAL_SUFFIX = ".part"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder: the file system that holds it, and its path there.
+    """A file or folder: its file system, and its path there.
 
-    `path` begins with `base`, which is how the file system names what is called `root` in an address: "bucket" for
-    "s3://bucket". Both are empty on this machine. `options` are those of the URI, as endpoint_override=localhost:9000.
+    `path` begins with `base`, the file system's name for the `root` of an address: "bucket" for "s3://bucket". Both are
+    empty on this machine. `options` are those of the URI, such as endpoint_override=localhost:9000.
     """
 
     filesystem: Any  # pyarrow.fs.FileSystem
@@ -45,12 +45,12 @@ class Place:
 
     @property
     def address(self) -> str:
-        """Return the name by which people know the place."""
+        """Return the address as shown to people."""
         return self.root + self.path[len(self.base) :]
 
     @property
     def uri(self) -> str:
-        """Return what opens the same place again, from anywhere: the address, and the options that it needs."""
+        """Return an address that opens the same place from anywhere, including the options."""
         return f"{self.address}?{self.options}" if self.options else self.address
 
     def at(self, path: str) -> Place:
@@ -58,7 +58,7 @@ class Place:
         return dataclasses.replace(self, path=path)
 
     def child(self, name: str) -> Place:
-        """Return what is called `name` in this folder."""
+        """Return the entry `name` of this folder."""
         return self.at(f"{self.path.rstrip('/')}/{name}")
 
     def kind(self) -> str:
@@ -67,9 +67,10 @@ class Place:
             return _kind(self.filesystem.get_file_info(self.path))
 
     def files(self, hidden: tuple[str, ...] = (".",)) -> Iterator[Place]:
-        """Yield the files in this folder and below, but for names that begin as hidden ones do. Raises StorageFailed.
+        """Yield the files in this folder and below, except hidden names. Raises StorageFailed.
 
-        In the order of util/listing.py. Links to files are followed, as data sets have them; links to folders are not.
+        In the order of util/listing.py. Links to files are followed, because data sets use them; links to folders are
+        not.
         """
         for path, kind in walk(self.path, self._entries, hidden):
             if kind == FILE or (kind == LINK and os.path.isfile(path)):  # noqa: PTH113
@@ -77,23 +78,23 @@ class Place:
 
     def _entries(self, folder: str) -> list[tuple[str, str]]:
         with storage_errors(self.address):
-            if not self.root:  # not pyarrow: it takes no names that are not UTF-8
+            if not self.root:  # not pyarrow, which does not support names that are not UTF-8
                 return local_entries(folder)
             from pyarrow import fs
 
             return [(info.path, _kind(info)) for info in self.filesystem.get_file_info(fs.FileSelector(folder))]
 
     def read(self, max_bytes: int | None = None) -> bytes:
-        """Return the content; of a file larger than `max_bytes`, one byte more than that. Raises StorageFailed."""
+        """Return the content; for a file larger than `max_bytes`, one byte more than that. Raises StorageFailed."""
         with storage_errors(self.address):
-            if not self.root:  # pyarrow would take three times as long to open a local file
+            if not self.root:  # pyarrow takes three times as long to open a local file
                 with Path(self.path).open("rb", buffering=0) as file:
                     return _all(file.read, max_bytes)
             with self.filesystem.open_input_stream(self.path) as stream:
                 return _all(stream.read, max_bytes)
 
     def write(self, content: Any) -> None:
-        """Write a file that appears under its name whole or not at all, in place of what is there.
+        """Write a file that appears under its name completely or not at all, replacing an old one.
 
         `content` is bytes or a pyarrow.Buffer. Raises StorageFailed.
         """
@@ -126,33 +127,35 @@ class Place:
             self.filesystem.delete_file(self.path)
 
     def clear_up(self) -> None:
-        """Remove what killed processes had half-written in this folder, of this machine. Raises StorageFailed."""
+        """Remove partial files of killed processes in this local folder. Raises StorageFailed."""
         if not self.root:
             with storage_errors(self.address):
                 remove_leftovers(Path(self.path), f".*{PARTIAL_SUFFIX}")
 
     def make_folder(self) -> None:
-        """Make a folder, and those above it, where it is not there yet. Raises StorageFailed."""
+        """Create a folder and its parents, if missing. Raises StorageFailed."""
         with storage_errors(self.address):
-            if not self.root.startswith(WHOLE_WHEN_CLOSED):  # those have no folders, and buckets are not ours to make
+            if not self.root.startswith(WHOLE_WHEN_CLOSED):  # those have no folders, and we do not create buckets
                 self.filesystem.create_dir(self.path, recursive=True)
 
 
 def place(address: str) -> Place:
-    """Return the place that an address names, a relative path being one of the working folder.
+    """Return the place of an address. A relative path is relative to the working directory.
 
-    Raises InvalidArgument for a scheme that nothing here reads, ExtraMissing without pyarrow, StorageFailed.
+    Raises InvalidArgument for an unsupported scheme, ExtraMissing without pyarrow, StorageFailed.
     """
     match = SCHEME.match(address)
     if match is None or match[1].lower() == "file":
         path = address[match.end() :] if match else address
         if match and not path.startswith("/"):
-            raise InvalidArgument(f"{address}: expected file:///, with the path of a file of this machine")
-        # Not resolve(): a row's path is to be what the person sees, links included.
+            raise InvalidArgument(f"{address}: expected file:///, with the path of a local file")
+        # Not resolve(): a row's path keeps links, as the user sees it.
         return Place(_local(), Path(os.path.abspath(Path(path).expanduser())).as_posix())  # noqa: PTH100
     scheme = match[1].lower()
     if scheme in {"http", "https", "ftp"}:
-        raise InvalidArgument(f"{address}: addresses of the web are not fetched: download first, with img2dataset say")
+        raise InvalidArgument(
+            f"{address}: web addresses are not fetched: download them first, for example with img2dataset"
+        )
     rest, _, options = address[match.end() :].partition("?")
     root, _, below = rest.partition("/")
     filesystem, base = _remote(scheme, root, options)
@@ -167,7 +170,9 @@ def _local() -> Any:
 
 @functools.cache
 def _remote(scheme: str, root: str, options: str) -> tuple[Any, str]:
-    """Return (file system, path) of a bucket, once: a file system holds connections, and asks where a bucket is."""
+    """Return (file system, path) of a bucket, cached: a file system holds connections, and looks up a bucket's
+    location.
+    """
     fs = _pyarrow_fs()
     address = f"{scheme}://{root}" + (f"?{options}" if options else "")
     with storage_errors(address):
@@ -183,13 +188,13 @@ def _remote(scheme: str, root: str, options: str) -> tuple[Any, str]:
         except ImportError as error:
             raise ExtraMissing(f"{address}: {error}") from None
         except ValueError as error:
-            raise InvalidArgument(f"{address}: neither pyarrow ({reason}) nor fsspec ({error}) reads it") from None
+            raise InvalidArgument(f"{address}: neither pyarrow ({reason}) nor fsspec ({error}) can read it") from None
         return fs.PyFileSystem(fs.FSSpecHandler(found)), path.rstrip("/")
 
 
 def _pyarrow_fs() -> Any:
     try:
-        from pyarrow import fs  # heavy: loaded when files are listed, never at start
+        from pyarrow import fs  # heavy: imported when files are listed, never at start
     except ImportError:
         raise ExtraMissing("Parquet and object stores need pyarrow: pip install 'datasette-vision[parquet]'") from None
     return fs
@@ -197,19 +202,19 @@ def _pyarrow_fs() -> Any:
 
 @contextlib.contextmanager
 def storage_errors(address: str) -> Iterator[None]:
-    """Turn what file systems raise into one line that names the place."""
+    """Turn errors of file systems into one line that names the place."""
     try:
         yield
     except FileNotFoundError:
         raise StorageFailed(f"{address}: there is no such file") from None
     except PermissionError:
         raise StorageFailed(f"{address}: access is denied") from None
-    except OSError as error:  # pyarrow's errors of object stores too
+    except OSError as error:  # includes pyarrow's errors of object stores
         raise StorageFailed(f"{address}: {_brief(error.strerror or error)}") from None
     except Exception as error:
         if isinstance(error, VisionError):
             raise
-        # fsspec's file systems raise what their libraries raise.
+        # fsspec's file systems raise the errors of their libraries.
         raise StorageFailed(f"{address}: {type(error).__name__}: {_brief(error)}") from error
 
 

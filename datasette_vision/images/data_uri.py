@@ -53,7 +53,7 @@ def from_text(text: str) -> bytes:
         # Any word is valid base64, so the bytes of bare base64 must also be an image.
         data = _from_base64(payload) or b""
         if not sniff(data) and not foreign(data):
-            raise InvalidImage(f"this text is no image: expected a data: URI or base64, found {excerpt(text)}")
+            raise InvalidImage(f"this text is not an image: expected a data: URI or base64, found {excerpt(text)}")
     if not data:
         raise InvalidImage("this data: URI is empty")
     return data

@@ -1,4 +1,4 @@
-"""Pictures and texts over which models are proved: the same everywhere and always, or pictures of one's own."""
+"""Images and texts for comparing models: the same everywhere and always, or the user's own images."""
 
 from __future__ import annotations
 

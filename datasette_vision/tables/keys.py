@@ -1,4 +1,4 @@
-"""What the rows of a table or view are known by: in its side table, and in addresses."""
+"""The columns that identify the rows of a table or view: in its side table, and in addresses."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from datasette_vision.util.sql_names import quote, rowid_name
 
 @dataclass(frozen=True)
 class KeyedTable:
-    """A table or view: its columns, and what its rows are known by.
+    """A table or view: its columns, and the columns that identify its rows.
 
-    `key` is what its embeddings know them by: the key of its side table, where it has one that fits; else the primary
-    key, else the row number. `own_key` is what addresses know them by: the same but for the side table, though a view
-    has no other. Both are empty for a view without a side table. `side_table` is the name of the side table, `rowid`
-    that of the row number: None where there is none.
+    `key` is used for embeddings: the key of its side table, if that matches; else the primary key, else the rowid.
+    `own_key` is used in addresses: the same without the side table, except for a view, which has no other key. Both are
+    empty for a view without a side table. `side_table` is the name of the side table, `rowid` that of the rowid, None
+    if there is none.
     """
 
     name: str
@@ -30,7 +30,7 @@ class KeyedTable:
 
 
 def describe(connection: sqlite3.Connection, table: str, schema: str = "main") -> KeyedTable | None:
-    """Return the table or view of a name, as SQLite compares names; None when there is none."""
+    """Return the table or view of a name, compared as SQLite compares names; None if there is none."""
     master = f"{quote(schema)}.sqlite_master"
     row = connection.execute(
         f"select name, type from {master} where type in ('table', 'view') and name = ? collate nocase", (table,)
@@ -39,7 +39,7 @@ def describe(connection: sqlite3.Connection, table: str, schema: str = "main") -
         return None
     name, is_view = row[0], row[1] == "view"
     described = connection.execute(f"pragma {quote(schema)}.table_xinfo({quote(name)})").fetchall()
-    columns = tuple(row[1] for row in described if row[6] != 1)  # not the hidden ones of a virtual table
+    columns = tuple(row[1] for row in described if row[6] != 1)  # without the hidden ones of a virtual table
     rowid = None if is_view or _is_without_rowid(connection, name, schema) else rowid_name(list(columns))
     own_key = tuple(row[1] for row in sorted((row for row in described if row[5]), key=lambda row: row[5]))
     own_key = own_key or ((rowid,) if rowid else ())
@@ -60,13 +60,13 @@ def describe(connection: sqlite3.Connection, table: str, schema: str = "main") -
 
 
 def key_of(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
-    """Return the column(s) by which a table's rows are known.
+    """Return the column(s) that identify a table's rows.
 
-    Raises InvalidArgument when it has none: a view, say, that has not been embedded yet.
+    Raises InvalidArgument if it has none, such as a view that has not been embedded yet.
     """
     found = describe(connection, table)
     if found is None or not found.key:
-        raise InvalidArgument(f"{table} has no key by which its rows could be known")
+        raise InvalidArgument(f"{table} has no key that identifies its rows")
     return found.key
 
 
@@ -75,12 +75,12 @@ def _is_without_rowid(connection: sqlite3.Connection, table: str, schema: str) -
     for index in connection.execute(f"pragma {place}.index_list({quote(table)})").fetchall():
         if index[3] == "pk":
             stored = connection.execute(f"pragma {place}.index_xinfo({quote(index[1])})").fetchall()
-            return not any(row[1] == -1 for row in stored)  # the index of a primary key ends with the row number
+            return not any(row[1] == -1 for row in stored)  # the index of a primary key ends with the rowid
     return False
 
 
 def _side_key(connection: sqlite3.Connection, side_table: str, schema: str) -> tuple[str, ...] | None:
-    """Return the key columns of a side table; None for another table that only has a name like one."""
+    """Return the key columns of a side table; None for another table with such a name."""
     columns = [row[1] for row in connection.execute(f"pragma {quote(schema)}.table_info({quote(side_table)})")]
     own = tuple(name.lower() for name in columns[-len(OWN_COLUMNS) :])
     return tuple(columns[: -len(OWN_COLUMNS)]) if own == OWN_COLUMNS else None
@@ -89,7 +89,7 @@ def _side_key(connection: sqlite3.Connection, side_table: str, schema: str) -> t
 def _meant(
     table: str, side_key: tuple[str, ...], own_key: tuple[str, ...], columns: tuple[str, ...]
 ) -> tuple[str, ...] | None:
-    """Return the columns of a table that the key columns of its side table stand for, None when there are none."""
+    """Return the columns of a table that the key columns of its side table refer to, None if there are none."""
     if _same(SideTable(table, own_key).key_columns, side_key):
         return own_key
     by_name = {name.lower(): name for name in reversed(columns)}

@@ -1,7 +1,7 @@
-"""Which files a folder or a glob means, and in which order: on this machine and in stores.
+"""Lists the files of a folder or a glob, in a fixed order: on this machine and in stores.
 
-In a glob * and ? stay within a name, [a-z] is one of its characters, [!a-z] or [^a-z] any other, and ** in the place of
-a name means any number of folders.
+In a glob * and ? match within a name, [a-z] matches one of these characters, [!a-z] or [^a-z] any other, and ** in
+place of a name matches any number of folders.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ Entries = Iterable[tuple[str, str]]
 
 # A run of *, a ?, a class of characters, or any other character.
 TOKEN = re.compile(r"(?P<any>\*+)|(?P<one>\?)|\[(?P<no>[!^]?)(?P<class>.[^\]]*)\]|(?P<itself>.)", re.DOTALL)
-# What means something in a class of characters of a regular expression, but not in one of a glob.
+# Characters that are special in a character class of a regular expression, but not of a glob.
 CLASS_SYNTAX, BACKSLASHED = r"([\\\[\]^&~|])", r"\\\1"
 
 
 def walk(folder: str, entries: Callable[[str], Entries], hidden: tuple[str, ...] = (".",)) -> Iterator[tuple[str, str]]:
-    """Yield (path, kind) of what is in a folder and below, but for folders: HIDDEN for names that begin as those do.
+    """Yield (path, kind) of the files in a folder and below: HIDDEN for names that begin as those do.
 
-    `entries(folder)` gives them for one folder, as local_entries() does. In the order of their paths, what is in a
-    folder before what is in the folders below it. No link is followed, and nothing hidden.
+    `entries(folder)` lists one folder, as local_entries() does. Files come in the order of their paths, those of a
+    folder before those of its subfolders. Links and hidden folders are not followed.
     """
     folders = [folder]
     while folders:
@@ -39,15 +39,15 @@ def walk(folder: str, entries: Callable[[str], Entries], hidden: tuple[str, ...]
 
 
 def local_entries(folder: str) -> list[tuple[str, str]]:
-    """Return (path, kind) of what is in a folder of this machine. Raises OSError."""
+    """Return (path, kind) of the entries of a local folder. Raises OSError."""
     with os.scandir(folder) as entries:
         return [(entry.path, _kind(entry)) for entry in entries]
 
 
 def split_glob(text: str, magic: str = "*?[") -> tuple[str, str | None]:
-    """Split a path into the folder that is sure and the pattern below it: "a/*/b*.jpg" -> ("a", "*/b*.jpg").
+    """Split a path into the fixed folder and the pattern below it: "a/*/b*.jpg" -> ("a", "*/b*.jpg").
 
-    The pattern is None where there is none.
+    The pattern is None if there is none.
     """
     first = next((place for place, character in enumerate(text) if character in magic), None)
     if first is None:
@@ -57,7 +57,7 @@ def split_glob(text: str, magic: str = "*?[") -> tuple[str, str | None]:
 
 
 def glob_regex(pattern: str) -> str:
-    """Return the regular expression of a glob, for the whole of a path with / between its names."""
+    """Return the regular expression of a glob, for a whole path with / between its names."""
     *folders, name = pattern.split("/")
     above = "".join("(?:[^/]+/)*" if part == "**" else _name_regex(part) + "/" for part in folders)
     return above + ("(?s:.+)" if name == "**" else _name_regex(name))
@@ -75,7 +75,7 @@ def _token_regex(token: re.Match[str]) -> str:
     expression = f"(?!/)[{token['no'] and '^'}{re.sub(CLASS_SYNTAX, BACKSLASHED, token['class'])}]"
     try:
         re.compile(expression)
-    except re.error:  # a range from z to a: it matches nothing
+    except re.error:  # a range from z to a matches nothing
         return "(?!)"
     return expression
 

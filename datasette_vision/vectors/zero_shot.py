@@ -98,7 +98,7 @@ def _entries(value: object, template: str, max_labels: int) -> tuple[tuple[str, 
         if SURROGATE.search(label):
             raise InvalidLabels(f"labels: number {position} contains a lone surrogate")
         if label in seen:
-            raise InvalidLabels(f"labels: {excerpt(label)} is there twice")
+            raise InvalidLabels(f"labels: {excerpt(label)} occurs twice")
         seen.add(label)
         labels.append(label)
         prompts.append(prompt)

@@ -179,7 +179,7 @@ def test_what_cannot_be_read_is_a_row(run: Any, out: Path, tmp_path: Path) -> No
     assert reasons["none.jpg"] == "cannot be read: No such file or directory"
     assert reasons["folder.jpg"] == "cannot be read: it is not a regular file"
     assert reasons["large.jpg"].startswith("an image of 2.1 MB is more than the 2 MB allowed")
-    assert "addresses of the web are not fetched" in reasons["http://example.com/a.jpg"]
+    assert "web addresses are not fetched" in reasons["http://example.com/a.jpg"]
     assert "neither pyarrow" in reasons["nosuch://a/b.jpg"]
 
 

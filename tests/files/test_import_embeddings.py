@@ -280,7 +280,7 @@ def test_embeddings_of_another_making(connection: sqlite3.Connection, database: 
     assert run(database, "photos", path).exit_code == 2  # no column path
     result = run(database, "photos", path, "--key", "url", "--on", "path")
     assert result.exit_code == 2
-    assert "name it with --model" in result.output
+    assert "pass it with --model" in result.output
     arguments = (database, "photos", path, "--key", "url", "--on", "path", "--model", "other", "--column", "image")
     result = run(*arguments)
     assert "2 imported, 0 unchanged, 3 with an error" in result.output

@@ -85,7 +85,7 @@ def test_a_name_that_is_not_utf8(folder: Path) -> None:
         pytest.skip("this file system takes only names in UTF-8")
     images = [next(unit.images()) for unit in Inputs([str(folder / "2024")]).units()]
     assert images[1] == Image(
-        f"{folder}/2024/z\\xff.jpg", error="its name is not UTF-8, as that of a row has to be: rename it"
+        f"{folder}/2024/z\\xff.jpg", error="its name is not UTF-8, which a row's path must be: rename it"
     )
 
 
@@ -217,7 +217,7 @@ def test_columns_that_cannot_be_meant() -> None:
         Column.choose(schema, "c", "x.parquet")
     with pytest.raises(InvalidArgument, match="neither images nor paths in the column id"):
         Column.choose(schema, "id", "x.parquet")
-    with pytest.raises(InvalidArgument, match="--column names it; there are: id, name, a, b"):
+    with pytest.raises(InvalidArgument, match="Name it with --column; columns: id, name, a, b"):
         Column.choose(schema, None, "x.parquet")
 
 

@@ -105,7 +105,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
 
 @pytest.mark.parametrize("address", ["http://example.com/a.jpg", "https://example.com/a.jpg"])
 def test_the_web_is_not_fetched(address: str) -> None:
-    with pytest.raises(InvalidArgument, match="addresses of the web are not fetched"):
+    with pytest.raises(InvalidArgument, match="web addresses are not fetched"):
         place(address)
 
 

@@ -52,7 +52,7 @@ def test_tables_that_are_not_embedded(
     if key:
         assert key_of(connection, "t") == SourceTable(connection, "t").key == key
     else:
-        with pytest.raises(InvalidArgument, match="t has no key by which its rows could be known"):
+        with pytest.raises(InvalidArgument, match="t has no key that identifies its rows"):
             key_of(connection, "t")
         with pytest.raises(InvalidArgument, match=r"t (is a view|has no key): --key has to name"):
             SourceTable(connection, "t")

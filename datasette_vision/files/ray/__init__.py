@@ -1,1 +1,1 @@
-"""Embedding files on a Ray cluster. Needs the extra `ray`, and is the only place that imports it."""
+"""Embedding files on a Ray cluster. Needs the extra `ray`, and is the only folder that imports it."""

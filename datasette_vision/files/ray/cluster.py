@@ -1,4 +1,4 @@
-"""Connecting to a Ray cluster, or having one on this machine for a while, and what it raises in our words."""
+"""Connects to a Ray cluster, or starts one on this machine, and translates its errors."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from datasette_vision.util.cores import available_cores
 CONNECT_TIMEOUT_S = 10.0
 
 
-# Images in Parquet files are read by tasks, which wait for ever where workers hold every CPU.
+# Images in Parquet files are read by tasks, which wait forever if workers hold every CPU.
 SPARE_CPUS = 1
 
 
 @contextlib.contextmanager
 def cluster(address: str | None, quiet: bool) -> Iterator[int]:
-    """Connect to a cluster or start one, unless the process has done so, and let go of it again.
+    """Connect to a cluster or start one, unless the process has done so, and disconnect at the end.
 
-    Yields how many of its CPUs workers leave to tasks: one more than there are is declared where it is of our making.
+    Yields how many of its CPUs are left for tasks. For a cluster that we start, one CPU more than there are is
+    declared.
     """
     if ray.is_initialized():
         with _progress(quiet):
@@ -50,15 +51,15 @@ def cluster(address: str | None, quiet: bool) -> Iterator[int]:
 
 
 def settle() -> None:
-    """Set up the environment for a cluster of our own making: it tells nobody that it ran, and keeps its processes."""
+    """Set up the environment for a cluster that we start: no usage reports, and no early end of idle processes."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # By default processes above the number of cores end after a second. Where those are few, each file that is written
-    # would start one, which takes two seconds of a core.
+    # By default, processes above the number of cores end after a second. With few cores, each written file would start
+    # one, which takes two seconds of a core.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
 
 
 def _reach(address: str) -> None:
-    """See that something listens at HOST:PORT: Ray itself would wait for minutes. Raises OSError."""
+    """Check that something listens at HOST:PORT: Ray itself would wait for minutes. Raises OSError."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
@@ -66,7 +67,7 @@ def _reach(address: str) -> None:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[None]:
-    """Leave the progress to Ray, which shows it on a terminal and writes lines elsewhere; or have none."""
+    """Leave the progress to Ray, which shows it on a terminal and writes lines elsewhere; or disable it."""
     context, logger = DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, logger.level
     if quiet:
@@ -81,16 +82,16 @@ def _progress(quiet: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_errors() -> Iterator[None]:
-    """Raise what our code raised somewhere in the cluster as what it is."""
+    """Raise our errors from the cluster as their original class."""
     context = DataContext.get_current()
     before, context.raise_original_map_exception = context.raise_original_map_exception, True
     try:
         yield
     except ray.exceptions.RayError as error:
-        # Ray makes a class that is both its own error and ours, with all that was logged as its text.
+        # Ray makes a class that is both its own error and ours, with the whole log as its text.
         cause = getattr(error, "cause", None)
         if isinstance(cause, VisionError):
             raise cause from None
-        raise VisionError(f"Ray gave up: {error}") from error
+        raise VisionError(f"Ray failed: {error}") from error
     finally:
         context.raise_original_map_exception = before

@@ -1,9 +1,9 @@
 """Embeds files into Parquet on a Ray cluster, with Ray Data: the same pipeline as in one process, on many.
 
-Images flow in blocks to a pool of actors that grows and shrinks with the work, each of which holds the model: from the
-models folder of its machine, or sent by Ray where that has none. What they make is written by tasks, a shard each,
-under a name made of the paths in it: a shard that is written once more, since a machine died, takes its own place.
-Ray and Ray Data retry what dies; nothing here schedules.
+Images flow in blocks to a pool of actors that grows and shrinks with the work. Each actor holds the model: from the
+models folder of its machine, or sent by Ray if it is missing there. Tasks write the results, a shard each, under a name
+derived from its paths: a shard that is written again, because a machine died, replaces itself. Ray and Ray Data retry
+failed work and schedule it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from datasette_vision.models.store import ModelStore
 
 logger = logging.getLogger(__name__)
 
-# What is lost and done again when a worker dies: a few seconds of one core.
+# The work that is lost and repeated when a worker dies: a few seconds of one core.
 IMAGES_PER_BLOCK = 128
 IMAGES_PER_GPU_BLOCK = 2048
-# Files written at a time. Each that is has a process, which takes longer to start than the file to be written.
+# Files written at a time. Each has a process, which takes longer to start than the file to be written.
 WRITERS = 4
 CUDA = "CUDAExecutionProvider"
 GPU_BATCH_SIZE = 64
@@ -53,7 +53,7 @@ UNITS = pa.schema([("uri", pa.string()), ("row_group", pa.int64()), ("first", pa
 
 @dataclass(frozen=True)
 class Workers:
-    """How the work is spread: `minimum` to `maximum` actors (None: as many as fit), and what each of them takes."""
+    """How to distribute the work: `minimum` to `maximum` actors (None: as many as fit), and the resources of each."""
 
     minimum: int = 1
     maximum: int | None = None
@@ -64,7 +64,7 @@ class Workers:
 
     @property
     def block(self) -> int:
-        """Images that are handed out together: many more to a GPU, which is done with them as soon."""
+        """Images that are handed out together: many more for a GPU, which is as quick with them."""
         return self.images_per_block or (IMAGES_PER_GPU_BLOCK if self.gpus else IMAGES_PER_BLOCK)
 
     def config(self, config: Config) -> Config:
@@ -78,10 +78,10 @@ class Workers:
 def embed_files_on_ray(
     job: Job, config: Config, *, address: str | None = None, workers: Workers | None = None, quiet: bool = False
 ) -> EmbedFilesSummary:
-    """Embed on the cluster at `address`; without one on that of RAY_ADDRESS, else on this machine alone.
+    """Embed on the cluster at `address`; without one on that of RAY_ADDRESS, otherwise on this machine alone.
 
-    Raises what embed_files.embed_files() raises, and VisionError where Ray itself fails. What was written before an
-    error, or before Ctrl-C, stays.
+    Raises the errors of embed_files.embed_files(), and VisionError if Ray itself fails. Results written before an
+    error, or before Ctrl-C, stay.
     """
     began = time.monotonic()
     workers = workers or Workers()
@@ -90,7 +90,7 @@ def embed_files_on_ray(
     sink = Shards(prepared.output, job.rows_per_file)
     total = 0
     with cluster(address, quiet) as spare, own_errors():
-        # A reference inside a list is not fetched with the actor: only a machine without the model asks for it.
+        # A reference inside a list is not fetched with the actor: only a machine without the model requests it.
         package, known = [ray.put(pack(model))], [ray.put(prepared.known)]
         to_embedders = [] if job.skip == BY_PATH else known
         data, total = _listed(prepared, known, workers)
@@ -112,7 +112,7 @@ def embed_files_on_ray(
 
 
 class Embedder:
-    """An actor: holds the model and embeds what it gets, as a process without Ray does."""
+    """An actor: holds the model and embeds its input, as a process without Ray does."""
 
     def __init__(
         self, job: Job, form: OutputForm, workers: Workers, config: Config, package: list[Any], known: list[Any]
@@ -121,7 +121,7 @@ class Embedder:
         self._form = form
         self._cpus = workers.cpus
         self._failed: VisionError | None = None
-        # Raised here, an error would reach the person as a text within a text.
+        # An error raised here would reach the user as a text within a text.
         try:
             store = ModelStore(Path(config.models_dir) if config.models_dir else None)
             if not has(store, form.model, form.fingerprint):
@@ -133,7 +133,7 @@ class Embedder:
         self._known: DigestSet | None = ray.get(known[0]) if known else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Embed a table of images (IMAGES): a table of the output's form."""
+        """Embed a table of images (IMAGES): returns a table of the output's form."""
         if self._failed is not None:
             raise self._failed
         images = [Image(**row) for row in batch.to_pylist()]
@@ -144,7 +144,7 @@ class Embedder:
 
 
 class Shards(Datasink[Summary]):
-    """Writes blocks as shards of an output, and adds up what is in them."""
+    """Writes blocks as shards of an output, and adds up their counts."""
 
     def __init__(self, output: Output, rows_per_file: int) -> None:
         self._output = output
@@ -180,7 +180,7 @@ class Shards(Datasink[Summary]):
 
 
 def expand(batch: pa.Table, job: Job, known: list[Any], images_per_block: int) -> Iterator[pa.Table]:
-    """Make of row groups of Parquet files (UNITS) the images in them (IMAGES), but for those that are known."""
+    """Turn row groups of Parquet files (UNITS) into their images (IMAGES), without those that are known."""
     for row in batch.to_pylist():
         images = Unit(**row).images(job.column)
         while chosen := list(itertools.islice(images, images_per_block)):
@@ -188,7 +188,7 @@ def expand(batch: pa.Table, job: Job, known: list[Any], images_per_block: int) -
 
 
 def _listed(prepared: Prepared, known: list[Any], workers: Workers) -> tuple[ray.data.Dataset | None, int]:
-    """List the inputs: (the images that are new as a data set, None for none; how many there are, new or not)."""
+    """List the inputs: (the new images as a data set, None for none; how many there are, new or not)."""
     seen = DigestSet()
     files: list[Image] = []
     tables: list[Unit] = []

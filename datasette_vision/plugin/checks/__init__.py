@@ -1,1 +1,1 @@
-"""`datasette vision check`: what an operator sees to before strangers may use a server."""
+"""`datasette vision check`: a checklist for operators of public servers."""

@@ -1,7 +1,8 @@
-"""What an operator sees to before strangers may use a server: one table, which a command reads out and the docs show.
+"""The checklist for operators of public servers: one table, which the command evaluates and the docs show.
 
-Each item is a function that looks at a Deployment and says what it finds, under the texts that go with it. `datasette
-vision check` runs the functions, and docs/security.md is made of the texts, so that the two cannot differ.
+Each item is a function that examines a Deployment and returns its findings, under the texts that belong to it.
+`datasette vision check` runs the functions, and docs/security.md is generated from the texts, so that the two cannot
+differ.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from datasette_vision.plugin.checks.deployment import Deployment
 
 OK, ADVICE, PROBLEM = "ok", "advice", "problem"
 
-# What Datasette with ONNX Runtime holds besides models, measured with the bundled model, in bytes.
+# The memory of Datasette with ONNX Runtime, besides models, measured with the bundled model, in bytes.
 BARE_BYTES = 130_000_000
-# Bodies and answers that are held at a time, in largest requests: limits.py has two of each.
+# Bodies and responses held at a time, in multiples of the largest request: limits.py has two of each.
 LARGEST_REQUESTS = 4
-# Of the memory, what the cache of embeddings may take.
+# The share of the memory that the cache of embeddings may take.
 CACHE_PART = 4
 
 Finding = tuple[str, str]
@@ -28,7 +29,7 @@ Check = Callable[[Deployment], Finding]
 
 @dataclass(frozen=True)
 class ChecklistItem:
-    """A line of the checklist: what is to hold, why, and what to set where it does not."""
+    """An item of the checklist: the goal, the reason, and the setting to change."""
 
     name: str
     wanted: str
@@ -38,29 +39,29 @@ class ChecklistItem:
 
 
 @dataclass(frozen=True)
-class Line:
-    """What was found of an item: its level is OK, ADVICE or PROBLEM."""
+class ItemResult:
+    """The finding for an item. Its level is OK, ADVICE or PROBLEM."""
 
     item: ChecklistItem
     level: str
     found: str
 
     def to_json(self) -> dict[str, str]:
-        """Return what --json says of it."""
+        """Return the JSON for --json."""
         shown = {"name": self.item.name, "level": self.level, "found": self.found}
         return shown if self.level == OK else {**shown, "why": self.item.why, "setting": self.item.setting}
 
 
-def read_out(deployment: Deployment) -> Iterator[Line]:
-    """Yield what is found of each item; of a configuration that cannot be used, nothing but that."""
+def evaluate(deployment: Deployment) -> Iterator[ItemResult]:
+    """Yield the finding for each item; for an invalid configuration, only that."""
     for each in ITEMS:
-        yield Line(each, *each.check(deployment))
+        yield ItemResult(each, *each.check(deployment))
         if deployment.config_error is not None:
             return
 
 
 def item(name: str, wanted: str, why: str, setting: str) -> Callable[[Check], ChecklistItem]:
-    """Make a line of the checklist of the function that looks whether it holds."""
+    """Make an item of the checklist from the function that checks it."""
     return lambda check: ChecklistItem(name, wanted, why, setting, check)
 
 
@@ -68,7 +69,7 @@ def item(name: str, wanted: str, why: str, setting: str) -> Callable[[Check], Ch
     "configuration",
     "The configuration can be read, and the models it names are installed.",
     "A server with a mistake in its configuration does not start.",
-    "what the message names; `datasette vision verify` checks the models' files",
+    "see the message; `datasette vision verify` checks the models' files",
 )
 def _configuration(deployment: Deployment) -> Finding:
     if deployment.config_error is not None:
@@ -79,7 +80,7 @@ def _configuration(deployment: Deployment) -> Finding:
 @item(
     "databases",
     "Every database can be read.",
-    "A file that is damaged, or locked, answers every page with an error.",
+    "A damaged or locked file answers every page with an error.",
     "`sqlite3 FILE 'pragma integrity_check'`, or a backup",
 )
 def _databases(deployment: Deployment) -> Finding:
@@ -91,7 +92,7 @@ def _databases(deployment: Deployment) -> Finding:
 @item(
     "hidden-by-sql",
     "Nobody runs SQL on a database in which something is hidden from them.",
-    "SQL reads every table of its database: the permission to see a table is not asked.",
+    "SQL reads every table of its database: it does not check permissions of tables.",
     '`"databases": {"NAME": {"allow_sql": {"id": "*"}}}`, or `--setting default_allow_sql off`; on 1.0 also'
     ' `"permissions": {"execute-sql": {"id": "*"}}`',
 )
@@ -139,7 +140,7 @@ def _download(deployment: Deployment) -> Finding:
 @item(
     "default-deny",
     "Where something is hidden, what is not allowed is denied.",
-    "A list of what is hidden does not know of the table that is added tomorrow.",
+    "A list of hidden tables does not include the table that is added tomorrow.",
     '`--default-deny` on 1.0; on 0.65 `"allow": {"id": "*"}` for the database, and `"allow": true` for tables',
 )
 def _default_deny(deployment: Deployment) -> Finding:
@@ -166,7 +167,7 @@ def _originals(deployment: Deployment) -> Finding:
 @item(
     "places",
     "Coordinates are shown to those who may know them.",
-    "`datasette vision load` notes latitude and longitude, which lead to the photographer's home.",
+    "`datasette vision load` records latitude and longitude, which lead to the photographer's home.",
     "`update photos set latitude = null, longitude = null`, or an `allow` block for the table",
 )
 def _places(deployment: Deployment) -> Finding:
@@ -177,25 +178,25 @@ def _places(deployment: Deployment) -> Finding:
 
 @item(
     "who-computes",
-    "You know who may have a model compute.",
-    "Computing is what a request costs; everything else is answered from the database.",
+    "You know who may run models.",
+    "Running models is the main cost of a request; everything else is answered from the database.",
     "`allow` (the permission `vision-infer`)",
 )
 def _compute(deployment: Deployment) -> Finding:
     if deployment.access.infer:
-        return OK, "anyone may compute: the limits below are all there is between a stranger and the cores"
-    return OK, "nobody without an actor may compute"
+        return OK, "anyone may run models: only the limits below protect the cores"
+    return OK, "nobody without an actor may run models"
 
 
 @item(
     "rate-limit",
-    "Each client has only so many inputs computed.",
-    "Queues are fair to clients, and a client with a thousand addresses is a thousand clients.",
-    "`rate_limit`, and a limit of connections at the platform",
+    "The number of inputs computed for each client is limited.",
+    "Queues are fair to clients, but a client with a thousand addresses is a thousand clients.",
+    "`rate_limit`, and a limit on connections at the platform",
 )
 def _rate_limit(deployment: Deployment) -> Finding:
     if not deployment.access.infer:
-        return OK, "nobody without an actor may compute"
+        return OK, "nobody without an actor may run models"
     limit = deployment.config.rate_limit
     if limit is None:
         return PROBLEM, "one client may keep all cores busy for as long as it likes"
@@ -210,8 +211,8 @@ def _rate_limit(deployment: Deployment) -> Finding:
 
 @item(
     "proxies",
-    "Clients are told apart by addresses that they cannot make up.",
-    "Whoever may choose an address has as many rates as addresses; whoever shares a proxy's, shares its rate.",
+    "Clients are identified by addresses that they cannot forge.",
+    "A client that can choose an address has a new rate for each; clients that share a proxy's address share its rate.",
     '`trusted_proxies`: the number of proxies in front, their networks, or `"fly"`',
 )
 def _proxies(deployment: Deployment) -> Finding:
@@ -226,38 +227,38 @@ def _proxies(deployment: Deployment) -> Finding:
         where = "Fly.io says which address a client has" if on_fly else "no header counts but on Fly.io"
         return OK, where
     if isinstance(trusted, tuple) and any(ip_network(network).prefixlen == 0 for network in trusted):
-        return PROBLEM, "trusted_proxies trusts every address: a client may call itself what it likes"
+        return PROBLEM, "trusted_proxies trusts every address: a client can forge its address"
     if isinstance(trusted, int) and not is_local:
-        return ADVICE, "a client that comes past the proxies, straight to this port, may call itself what it likes"
-    return OK, "proxies that are trusted say which address a client has"
+        return ADVICE, "a client that reaches this port without the proxies can forge its address"
+    return OK, "trusted proxies report the addresses of clients"
 
 
 @item(
     "metrics",
-    "The metrics are read by those who run the server.",
-    "They say what is asked, of which models, and when.",
+    "Only operators can read the metrics.",
+    "They show what is requested, from which models, and when.",
     "`allow_metrics`",
 )
 def _metrics(deployment: Deployment) -> Finding:
     if deployment.access.metrics:
-        return ADVICE, "anyone may read the metrics: how much is asked, of which models, and when"
+        return ADVICE, "anyone may read the metrics: how much is requested, from which models, and when"
     return OK, "nobody without an actor may read the metrics"
 
 
 @item(
     "other-models",
-    "Every installed model may be loaded by a stranger.",
+    "Every installed model may be loaded by anyone.",
     "A model is loaded when its name is used, and its memory counts.",
-    "`datasette vision remove NAME`, a `models_dir` of its own, or `unload_after`",
+    "`datasette vision remove NAME`, a separate `models_dir`, or `unload_after`",
 )
 def _models(deployment: Deployment) -> Finding:
     others = sorted(set(deployment.weights) - set(deployment.config.named_models()))
     if not others or not deployment.access.infer:
-        return OK, "no model can be loaded but those that the configuration names" if not others else "nobody may"
+        return OK, "only the models that the configuration names can be loaded" if not others else "nobody may"
     needed = BARE_BYTES + sum(deployment.weights.values())
-    found = f"anyone may have these loaded too, by their names: {_names(others)}"
+    found = f"anyone may load these too, by name: {_names(others)}"
     if deployment.memory_bytes is not None and needed > deployment.memory_bytes:
-        return PROBLEM, f"{found}; all together take {_mb(needed)} of the {_mb(deployment.memory_bytes)} that there are"
+        return PROBLEM, f"{found}; all together take {_mb(needed)} of the {_mb(deployment.memory_bytes)} available"
     return OK, found
 
 
@@ -270,7 +271,7 @@ def _models(deployment: Deployment) -> Finding:
 def _memory(deployment: Deployment) -> Finding:
     config, available = deployment.config, deployment.memory_bytes
     if available is None:
-        return ADVICE, "how much memory the process may use is not known: give --memory-mb"
+        return ADVICE, "the memory of the process is unknown: pass --memory-mb"
     parts = {
         "Datasette": BARE_BYTES,
         "the models named": deployment.named_weights(),
@@ -286,7 +287,7 @@ def _memory(deployment: Deployment) -> Finding:
 
 @item(
     "cache",
-    "The cache of embeddings leaves memory for the rest.",
+    "The cache of embeddings leaves enough memory for the rest.",
     "It grows to its limit and stays there.",
     "`cache_mb`",
 )
@@ -299,8 +300,8 @@ def _cache(deployment: Deployment) -> Finding:
 
 @item(
     "sql-time",
-    "A query of a stranger ends soon.",
-    "It holds one of the few threads for SQL until then.",
+    "Queries end soon.",
+    "A query holds one of the few SQL threads until then.",
     "`--setting sql_time_limit_ms 1000`",
 )
 def _sql_time(deployment: Deployment) -> Finding:
@@ -308,30 +309,30 @@ def _sql_time(deployment: Deployment) -> Finding:
     if not deployment.access.sql:
         return OK, "nobody without an actor may run SQL"
     if limit == 0 or limit > 10_000:
-        return PROBLEM, f"a query of anyone may run for {limit / 1000:g} s" if limit else "a query may run forever"
+        return PROBLEM, f"anyone's query may run for {limit / 1000:g} s" if limit else "a query may run forever"
     if limit > 5_000:
-        return ADVICE, f"a query of anyone may run for {limit / 1000:g} s"
+        return ADVICE, f"anyone's query may run for {limit / 1000:g} s"
     return OK, f"a query runs for {limit / 1000:g} s at most"
 
 
 @item(
     "sql-threads",
-    "There are threads for SQL.",
-    "With none, queries run where requests are answered.",
+    "There are SQL threads.",
+    "Without them, queries run on the event loop and block all requests.",
     "`--setting num_sql_threads 3`",
 )
 def _sql_threads(deployment: Deployment) -> Finding:
     threads = deployment.settings["num_sql_threads"]
     if threads == 0:
-        return PROBLEM, "num_sql_threads is 0: while one query runs, nobody else is answered"
+        return PROBLEM, "num_sql_threads is 0: while one query runs, no other request is answered"
     if threads == 1:
-        return ADVICE, "there is one thread for SQL: each query waits for the one before"
+        return ADVICE, "there is one SQL thread: each query waits for the one before"
     return OK, f"{threads} threads run SQL"
 
 
 @item(
     "rows",
-    "Answers of SQL are bounded.",
+    "Results of SQL queries are limited.",
     "Rows with embeddings or images are held in memory until they are sent.",
     "`--setting max_returned_rows 1000`, `--setting max_csv_mb 100`",
 )
@@ -340,13 +341,13 @@ def _rows(deployment: Deployment) -> Finding:
     if rows > 10_000:
         return ADVICE, f"a page holds up to {rows:,} rows in memory, embeddings and all"
     if csv == 0 and deployment.settings["allow_csv_stream"]:
-        return ADVICE, "max_csv_mb is 0: a CSV of any size may be asked for"
+        return ADVICE, "max_csv_mb is 0: a CSV may have any size"
     return OK, f"a page has {rows:,} rows at most, a CSV {csv} MB"
 
 
 @item(
     "facets",
-    "Counting columns is bounded.",
+    "Facet counts are limited.",
     "A facet reads the whole table.",
     "`--setting suggest_facets off`, `--setting allow_facet off`, `--setting facet_time_limit_ms 200`",
 )
@@ -355,16 +356,16 @@ def _facets(deployment: Deployment) -> Finding:
     if not deployment.settings["allow_facet"]:
         return OK, "only the facets that are configured are counted"
     if limit > 1_000:
-        return ADVICE, f"anyone may have any column counted, for {limit / 1000:g} s each"
+        return ADVICE, f"anyone may count any column, for {limit / 1000:g} s each"
     if deployment.settings["suggest_facets"] and deployment.embedded:
         return ADVICE, "each page of a table tries which of its columns would make facets"
-    return OK, f"anyone may have any column counted, for {limit} ms at most"
+    return OK, f"anyone may count any column, for {limit} ms at most"
 
 
 @item(
     "debug",
-    "No page tells how it was made.",
-    "`?_trace=1` shows the SQL of a page, `?_context=1` all that its template knows.",
+    "No page reveals how it was made.",
+    "`?_trace=1` shows the SQL of a page, `?_context=1` the whole context of its template.",
     "`--setting trace_debug off`, `--setting template_debug off`",
 )
 def _debug(deployment: Deployment) -> Finding:
@@ -372,20 +373,20 @@ def _debug(deployment: Deployment) -> Finding:
     if "template_debug" in shown and not deployment.hides:
         shown.remove("template_debug")
     if shown:
-        return PROBLEM, f"{' and '.join(shown)} shows anyone the SQL and what templates know"
-    return OK, "no page tells how it was made"
+        return PROBLEM, f"{' and '.join(shown)} shows anyone the SQL and the context of templates"
+    return OK, "no page reveals how it was made"
 
 
 @item(
     "secret",
-    "Cookies and tokens are signed with a secret that stays, and that nobody guesses.",
-    "Whoever knows it is whoever they like.",
+    "Cookies and tokens are signed with a permanent secret that cannot be guessed.",
+    "Anyone who knows the secret can act as any user.",
     "`DATASETTE_SECRET`, 32 random bytes in hexadecimal",
 )
 def _secret(deployment: Deployment) -> Finding:
     secret = deployment.serve.get("secret")
     if not secret:
-        return ADVICE, "no secret is set: each start makes its own, and whoever is signed in is not any more"
+        return ADVICE, "no secret is set: each start makes a new one, which signs everybody out"
     if len(secret) < 16:
         return PROBLEM, f"the secret has {len(secret)} characters: cookies and tokens can be forged by guessing it"
     return OK, "a secret is set"
@@ -394,15 +395,16 @@ def _secret(deployment: Deployment) -> Finding:
 @item(
     "cors",
     "Pages of other origins read only what everyone may read.",
-    "With `--cors`, browsers let any page read answers. They send no cookie along, but a page can send a token.",
-    "no `--cors`, or tokens restricted to what they are for",
+    "With `--cors`, browsers let any page read responses. They send no cookies, but a page can send a token.",
+    "no `--cors`, or tokens restricted to their purpose",
 )
 def _cors(deployment: Deployment) -> Finding:
     if not deployment.serve.get("cors"):
-        return OK, "pages of other origins may not read answers"
+        return OK, "pages of other origins may not read responses"
     if deployment.hides:
         return ADVICE, (
-            "pages of every origin may read answers; none gets a cookie with --cors, but a token in a page can be used"
+            "pages of every origin may read responses; none gets a cookie with --cors, but a token in a page"
+            " can be used"
             " from any other"
         )
     return OK, "pages of every origin may read what everyone may read; no cookie is sent with --cors"
@@ -410,8 +412,8 @@ def _cors(deployment: Deployment) -> Finding:
 
 @item(
     "robots",
-    "Crawlers are kept from pages that cost something.",
-    "A search for what is similar to each of a million rows is a million links.",
+    "Crawlers are kept away from expensive pages.",
+    "A search for similar rows, for each of a million rows, is a million links.",
     "`datasette install datasette-block-robots`",
 )
 def _robots(deployment: Deployment) -> Finding:
@@ -419,14 +421,14 @@ def _robots(deployment: Deployment) -> Finding:
         return OK, "crawlers are asked to stay away"
     if not deployment.access.instance:
         return OK, "crawlers see nothing"
-    return ADVICE, "crawlers follow every link: facets, sorted pages, searches for what is similar"
+    return ADVICE, "crawlers follow every link: facets, sorted pages, searches for similar rows"
 
 
 @item(
     "user",
-    "The server is a user of its own.",
-    "What a mistake can do ends where its user's permissions end.",
-    "`User=` of systemd, `USER` of a Dockerfile; ours are set",
+    "The server runs as a separate user.",
+    "A vulnerability is limited by the permissions of this user.",
+    "`User=` in systemd, `USER` in a Dockerfile; ours set it",
 )
 def _superuser(deployment: Deployment) -> Finding:
     if deployment.superuser:
@@ -437,12 +439,12 @@ def _superuser(deployment: Deployment) -> Finding:
 @item(
     "models-dir",
     "The server cannot write to its models.",
-    "Their files are checked when they are loaded, against a manifest beside them.",
+    "Files are checked when they are loaded, against a manifest beside them.",
     "`chown root` and `chmod -R go-w` for the folder",
 )
 def _models_dir(deployment: Deployment) -> Finding:
     if deployment.models_dir is None or not deployment.models_dir.is_dir():
-        return OK, "there is no folder of installed models: only the bundled one serves"
+        return OK, "there is no folder of installed models: only the bundled one is used"
     if deployment.models_dir_writable:
         return ADVICE, f"the user that runs this may write to {deployment.models_dir}"
     return OK, f"the user that runs this may only read {deployment.models_dir}"
@@ -450,7 +452,7 @@ def _models_dir(deployment: Deployment) -> Finding:
 
 @item(
     "files",
-    "The server writes to databases only where it has to.",
+    "The server can write only to databases that it has to change.",
     "A database that cannot be written to cannot be changed, whatever happens.",
     "`-i FILE`, or read-only for the user of the server",
 )
@@ -463,23 +465,23 @@ def _files(deployment: Deployment) -> Finding:
 
 @item(
     "auto-embed",
-    "What `auto_embed` keeps in step can be written to.",
-    "It needs the file and its folder. Rows that others add are embedded whoever added them.",
+    "Databases that `auto_embed` keeps in sync are writable.",
+    "It needs the file and its folder. Rows are embedded whoever added them.",
     "`auto_embed`, and the permissions `insert-row` and `create-table`",
 )
 def _auto_embed(deployment: Deployment) -> Finding:
     if deployment.config.auto_embed is None:
-        return OK, "nothing is embedded by itself"
+        return OK, "nothing is embedded automatically"
     fixed = sorted(str(file.path) for file in deployment.files if not (file.writable and file.mutable))
     if fixed:
         return ADVICE, f"auto_embed is set, and these cannot be written to: {_names(fixed)}"
-    return OK, "whoever may add rows to a table has them embedded; no rate limit counts those"
+    return OK, "people who may add rows to a table have them embedded, without a rate limit"
 
 
 @item(
     "shutdown",
     "The platform waits longer than `shutdown_seconds`.",
-    "Work that is cut short is done again; a database that is cut short has to be recovered.",
+    "Interrupted work is repeated; an interrupted database has to be recovered.",
     "`shutdown_seconds`; `docker stop --time`, `kill_timeout` of fly.toml, `TimeoutStopSec` of systemd",
 )
 def _shutdown(deployment: Deployment) -> Finding:
@@ -487,7 +489,7 @@ def _shutdown(deployment: Deployment) -> Finding:
     if given is None and "K_SERVICE" in deployment.environ:
         given = 10.0  # Cloud Run
     if given is None:
-        return OK, f"work has {wanted:g} s to end; --kill-after says how long the platform waits"
+        return OK, f"work has {wanted:g} s to finish; --kill-after says how long the platform waits"
     if wanted >= given:
         return PROBLEM, f"shutdown_seconds is {wanted:g}, and the platform kills the process {given:g} s after SIGTERM"
     return OK, f"shutdown_seconds is {wanted:g}, and the platform waits {given:g} s"
@@ -495,7 +497,7 @@ def _shutdown(deployment: Deployment) -> Finding:
 
 @item(
     "unload",
-    "Idle models leave memory before the process ends.",
+    "Idle models are unloaded before the process ends.",
     "An unused model holds its memory until it is unloaded.",
     "`unload_after`",
 )
@@ -504,15 +506,16 @@ def _unload(deployment: Deployment) -> Finding:
     if unload is not None and sleep is not None and unload >= sleep:
         return (
             ADVICE,
-            f"the process ends after {sleep:g} s of silence: unload_after ({unload:g}) comes too late to help",
+            f"the process ends after {sleep:g} s without requests: unload_after ({unload:g}) is too long to"
+            f" have an effect",
         )
-    return OK, "models stay in memory" if unload is None else f"a model leaves memory {unload:g} s after its last use"
+    return OK, "models stay in memory" if unload is None else f"a model is unloaded {unload:g} s after its last use"
 
 
 @item(
     "sleep",
-    "The platform starts the process again when somebody asks.",
-    "datasette-scale-to-zero ends it after some silence.",
+    "The platform starts the process again on demand.",
+    "datasette-scale-to-zero ends it after some time without requests.",
     "`duration` of datasette-scale-to-zero; without the plugin on Cloud Run and under systemd",
 )
 def _scale_to_zero_check(deployment: Deployment) -> Finding:
@@ -521,14 +524,14 @@ def _scale_to_zero_check(deployment: Deployment) -> Finding:
     duration = _scale_to_zero(deployment)
     seconds = _seconds(duration)
     if duration is None:
-        return OK, "datasette-scale-to-zero is installed and not set"
+        return OK, "datasette-scale-to-zero is installed but not configured"
     if seconds is None:
         return PROBLEM, f"datasette-scale-to-zero: duration: expected a number and s, m or h, found {duration!r}"
     if "K_SERVICE" in deployment.environ or "INVOCATION_ID" in deployment.environ:
         return PROBLEM, "datasette-scale-to-zero ends the process, and this platform does not expect that"
     if seconds < 60:
-        return ADVICE, f"the process ends after {seconds:g} s of silence, and each start takes a second or more"
-    return OK, f"the process ends after {seconds:g} s of silence"
+        return ADVICE, f"the process ends after {seconds:g} s without requests, and each start takes a second or more"
+    return OK, f"the process ends after {seconds:g} s without requests"
 
 
 def _scale_to_zero(deployment: Deployment) -> str | None:
@@ -537,7 +540,7 @@ def _scale_to_zero(deployment: Deployment) -> str | None:
 
 
 def _seconds(duration: str | None) -> float | None:
-    """Read 30s, 10m or 2h."""
+    """Parse 30s, 10m or 2h."""
     if not duration or duration[-1] not in "smh" or not duration[:-1].isdigit():
         return None
     return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]

@@ -1,4 +1,4 @@
-"""`datasette vision check`: the checklist of docs/security.md, read out for a given deployment."""
+"""`datasette vision check`: evaluates the checklist in docs/security.md for a deployment."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ NAME_WIDTH = 15
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--json", "as_json", is_flag=True, help="Write JSON: a list of name, level, found, why and setting.")
-@click.option("--memory-mb", type=click.FloatRange(1), help="Memory that the server may use.  [default: as here]")
+@click.option(
+    "--memory-mb", type=click.FloatRange(1), help="Memory that the server may use.  [default: as on this machine]"
+)
 @click.option(
     "--kill-after", type=click.FloatRange(0), metavar="SECONDS", help="How long the platform waits after SIGTERM."
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS OF DATASETTE SERVE]...")
 @vision_errors
 def check(as_json: bool, memory_mb: float | None, kill_after: float | None, arguments: tuple[str, ...]) -> None:
-    """Say whether a server is fit for strangers: what an anonymous client could read, stop or fill.
+    """Check whether a server is ready for the public: what anonymous clients could read, stop or fill.
 
-    Give it what `datasette serve` is given: databases, --metadata or --config, --setting, --cors. No server is started
-    and no model loaded. Each item of the checklist in docs/security.md is ok, or gets advice, or is a problem; ends
-    with exit code 1 when there is a problem.
+    Pass the arguments of `datasette serve`: databases, --metadata or --config, --setting, --cors. No server is started
+    and no model loaded. Each item of the checklist in docs/security.md is ok, gets advice, or is a problem. The exit
+    code is 1 if there is a problem.
     """
     from datasette_vision.plugin.checks import checklist, deployment
     from datasette_vision.util import memory
 
     available = memory.available_bytes() if memory_mb is None else int(memory_mb * MEGABYTE)
     found = deployment.read(arguments, memory_bytes=available, kill_after_s=kill_after)
-    lines = list(checklist.read_out(found))
+    lines = list(checklist.evaluate(found))
     if as_json:
         click.echo(json.dumps([line.to_json() for line in lines], indent=2))
     else:
@@ -54,7 +56,7 @@ def check(as_json: bool, memory_mb: float | None, kill_after: float | None, argu
 
 
 def _wrapped(text: str) -> str:
-    """Return a text in lines that begin where its first does."""
+    """Wrap a text, aligning its lines with the first."""
     indent = " " * (10 + NAME_WIDTH)
     return textwrap.fill(
         text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False

@@ -1,6 +1,7 @@
-"""A deployment: the arguments of `datasette serve`, databases, models and memory, and what strangers may do.
+"""A deployment: the arguments of `datasette serve`, databases, models and memory, and the permissions of anonymous
+clients.
 
-Read without a server: Datasette is made as `datasette serve` makes it, and asked what it would allow. No model is
+It is examined without a server: Datasette is created as by `datasette serve`, and asked for permissions. No model is
 loaded, and nothing is written.
 """
 
@@ -42,10 +43,10 @@ NAME = "datasette-vision"
 
 @dataclass
 class Access:
-    """What a client without an actor may do. Tables are "database/table".
+    """The permissions of a client without an actor. Tables are "database/table".
 
     `hidden` are the tables and views that the client may not see, `sql` the databases on which it may run SQL, and
-    `downloads` those whose file it may fetch. Side tables are left out: they follow their sources.
+    `downloads` those whose file it may download. Side tables are left out: they follow their sources.
     """
 
     instance: bool = False
@@ -59,7 +60,7 @@ class Access:
 
 @dataclass
 class DatabaseFile:
-    """A database file: whether this user may write to it, and Datasette too."""
+    """A database file: whether this user, and so Datasette, may write to it."""
 
     path: Path
     writable: bool
@@ -70,10 +71,10 @@ class DatabaseFile:
 class Deployment:
     """What `datasette serve` would run with these arguments, on this machine.
 
-    `serve` holds its parameters by their names in Python. `memory_bytes` is what the process may hold, None where that
-    is not known. `kill_after_s` is how long the platform waits after SIGTERM. `embedded` are the tables with
-    embeddings, `originals` those of load that keep the files themselves, `located` those of load that say where photos
-    were taken, and `unreadable` are (database, reason).
+    `serve` holds its parameters by their names in Python. `memory_bytes` is the memory that the process may use, None
+    if unknown. `kill_after_s` is how long the platform waits after SIGTERM. `embedded` are the tables with embeddings,
+    `originals` those made by load that keep the original files, `located` those that contain the places of photos, and
+    `unreadable` are (database, reason).
     """
 
     serve: Mapping[str, Any]
@@ -99,7 +100,7 @@ class Deployment:
 
     @property
     def hides(self) -> bool:
-        """Whether there is anything that a stranger is not to see."""
+        """Whether anything is hidden from anonymous clients."""
         return bool(self.access.hidden) or not self.access.instance
 
     def named_weights(self) -> int:
@@ -114,7 +115,7 @@ def read(
     memory_bytes: int | None = None,
     kill_after_s: float | None = None,
 ) -> Deployment:
-    """Read what `datasette serve ARGUMENTS` would run. Raises click's errors for arguments that it does not take."""
+    """Read what `datasette serve ARGUMENTS` would run. Raises click's errors for invalid arguments."""
     from datasette.cli import serve
 
     given = [*arguments]
@@ -151,11 +152,11 @@ async def _read(deployment: Deployment, datasette: Datasette) -> None:
     for name, database in list(datasette.databases.items()):
         try:
             await database.execute_fn(lambda connection: connection.execute("pragma schema_version").fetchall())
-        except Exception as error:  # of an SQLite that may not be Python's own
+        except Exception as error:  # from an SQLite module that may not be Python's own
             deployment.unreadable.append((name, str(error)))
             datasette.remove_database(name)
     if IS_1_0:
-        # What is allowed is known once it has started; but models need not be loaded to know it.
+        # Permissions are known only after startup, but models need not be loaded for that.
         ((datasette.config or {}).get("plugins", {}).get(NAME) or {}).pop("preload", None)
         try:
             await datasette.invoke_startup()
@@ -195,7 +196,7 @@ async def _read_database(deployment: Deployment, datasette: Datasette, database:
 
 
 async def _rows(database: Database, sql: str) -> list[tuple[Any, ...]]:
-    """Return the rows of a query, none where the table is not what load makes."""
+    """Return the rows of a query, none if load did not make the table."""
     from datasette.database import QueryInterrupted
     from datasette.utils.sqlite import sqlite3
 

@@ -1,4 +1,4 @@
-"""What the enrichments do with a batch of rows, on a thread: read, decode and infer, with an outcome for each row."""
+"""The work of the enrichments on a batch of rows, on a thread: read, decode and infer, with an outcome for each row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from datasette_vision.vectors.embedding import Vector
 WORKERS = 2
 MAX_QUEUED = 4
 
-# The rows of a batch that failed, as (position in the batch, reason).
+# The failed rows of a batch, as (position in the batch, reason).
 Failed = list[tuple[int, str]]
 
 
@@ -38,9 +38,9 @@ class Empty(InvalidInput):
 
 
 class Batch:
-    """Some rows of a table, given as Datasette's JSON has them, and a column of it.
+    """Some rows of a table, in Datasette's JSON format, and one of its columns.
 
-    Raises InvalidArgument for a table or a column that cannot be used.
+    Raises InvalidArgument for an invalid table or column.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Batch:
         self._connection.close()
 
     def embed(self, vision: Vision, model: str) -> Failed:
-        """Embed the values into the side table. Raises what embed_table() raises."""
+        """Embed the values into the side table. Raises the errors of embed_table()."""
         positions = {key: position for position, key in enumerate(self._keys)}
         failed: Failed = []
         embed_table(
@@ -84,12 +84,12 @@ class Batch:
     def describe(
         self, vision: Vision, model: str, output: str, describe: Callable[[Vector], str], *, known: bool = False
     ) -> Failed:
-        """Put what `describe` makes of a picture's embedding, or of its scores, into the column `output`.
+        """Write the result of `describe` for an image's embedding or scores into the column `output`.
 
-        `known` takes embeddings that the side table has already. Raises InvalidArgument for a column of texts.
+        `known` accepts embeddings that the side table has already. Raises InvalidArgument for a column of texts.
         """
         if self._kind == columns.TEXTS:
-            raise InvalidArgument(f"{self._column} holds texts: expected a column of pictures")
+            raise InvalidArgument(f"{self._column} holds texts: expected a column of images")
         values: list[tuple[object, ...]] = []
         failed: Failed = []
         tower = vision.image_tower(model)
@@ -133,7 +133,7 @@ class Batch:
         return SourceRow(key, found[0], found[1], None, None, False, found[2], ", ".join(map(str, key)))
 
     def _known(self, tower: BulkTower) -> Callable[[str], Vector | None] | None:
-        """Return what finds embeddings by their content, where there is an index for it."""
+        """Return a function that finds embeddings by content, if there is an index for it."""
         source = side_tables.find_source(self._connection, self.source.name)
         if source is None or not self._has_contents(source.side):
             return None
@@ -147,7 +147,7 @@ class Batch:
 
 
 def image_column(connection: sqlite3.Connection, table: str) -> tuple[list[str], str | None]:
-    """Return the columns of a table, and the one that holds pictures, if one does."""
+    """Return the columns of a table, and the one that holds images, if any."""
     source = SourceTable(connected(connection), table)
     try:
         return source.columns, columns.choose_column(source, None, [])

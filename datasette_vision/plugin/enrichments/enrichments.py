@@ -1,6 +1,6 @@
-"""Enrichments for datasette-enrichments, on Datasette 1.0: embed, classify, labels of one's own.
+"""Enrichments for datasette-enrichments, on Datasette 1.0: embed, classify, choose among labels.
 
-Imported only where that plugin is installed.
+Imported only if that plugin is installed.
 """
 
 from __future__ import annotations
@@ -39,20 +39,22 @@ FormValues = dict[str, Any]
 
 
 class VisionEnrichment(Enrichment):
-    """What the three have in common. A row that fails is noted as that plugin expects, and stops no other."""
+    """The base of the three enrichments. A failed row is recorded as that plugin expects, and does not stop the
+    others.
+    """
 
     batch_size = 50
 
     @abstractmethod
     def run(self, batch: Batch, vision: Vision, config: FormValues) -> Failed:
-        """Do the work of a batch, on a thread."""
+        """Process a batch, on a thread."""
 
     @abstractmethod
     def form(self, choices: forms.Choices, vision: Vision) -> Any:
         """Return the class of the form."""
 
     def suits(self, model: dict[str, Any]) -> bool:
-        """Say whether a model, as Vision.models() describes it, can do this: one that makes embeddings."""
+        """Say whether a model, as described by Vision.models(), can be used: one that makes embeddings."""
         return embeds(model["task"])
 
     async def get_config_form(self, datasette: Datasette, db: Database, table: str) -> Any:
@@ -72,7 +74,7 @@ class VisionEnrichment(Enrichment):
         return await asyncio.to_thread(make)
 
     async def initialize(self, datasette: Datasette, db: Database, table: str, config: FormValues) -> None:
-        """Add the column for the result, if need be."""
+        """Add the column for the result, if necessary."""
         output = config.get("output")
         if output and output.lower() not in {name.lower() for name in await db.table_columns(table)}:
             await db.execute_write(f"alter table {quote(table)} add column {quote(output)} text")
@@ -86,12 +88,13 @@ class VisionEnrichment(Enrichment):
         config: FormValues,
         actor_id: str | None = None,
     ) -> int:
-        """Begin a job. Its rows come without their pictures, which are read one by one as they are needed.
+        """Start a job. Its rows come without their images, which are read one by one when needed.
 
-        Raises Forbidden for those who may not have models compute: the job will, when nobody is there to ask any more.
+        Raises Forbidden for actors who may not run models: the job runs models later, when there is no request to
+        check.
         """
         await _ensure_may_infer(datasette)
-        # Datasette writes no valid SQL for a table that is left without any column.
+        # Datasette writes invalid SQL for a table without any columns.
         if config["column"] not in await db.primary_keys(table) and len(await db.table_columns(table)) > 1:
             without = urllib.parse.urlencode({"_nocol": config["column"]})
             filter_querystring = f"{filter_querystring}&{without}" if filter_querystring else without
@@ -107,7 +110,7 @@ class VisionEnrichment(Enrichment):
         config: FormValues,
         job_id: int,
     ) -> int:
-        """Do a batch, and return how many rows went well."""
+        """Process a batch, and return the number of successful rows."""
         state = state_of(datasette)
         writer = DatasetteWriter(db, asyncio.get_running_loop())
 
@@ -118,9 +121,9 @@ class VisionEnrichment(Enrichment):
         with state.activity.keep_awake("enrichments"):
             try:
                 failed = await asyncio.to_thread(work)
-            except (Busy, StorageFailed) as error:  # the server ends, or others fill the queue or the disk
+            except (Busy, StorageFailed) as error:  # the server stops, or others fill the queue or the disk
                 raise self.Pause(str(error)) from None
-            except VisionError as error:  # of no row: the others would fare no better
+            except VisionError as error:  # not about one row: the others would fail too
                 raise self.Cancel(str(error)) from None
             ids = pks_for_rows(rows, pks)
             for position, reason in failed:
@@ -132,8 +135,8 @@ class Embed(VisionEnrichment):
     """Embeds a column into the side table."""
 
     slug = "vision-embed"
-    name = "Embed pictures or texts"
-    description = "Embeddings for search and comparison, kept beside the table"
+    name = "Embed images or texts"
+    description = "Embeddings for search and comparison, stored beside the table"
 
     def form(self, choices: forms.Choices, vision: Vision) -> Any:
         """Return the class of the form."""
@@ -145,18 +148,18 @@ class Embed(VisionEnrichment):
 
 
 class Classify(VisionEnrichment):
-    """Puts what a model sees in a picture into a column."""
+    """Writes the label of an image into a column."""
 
     slug = "vision-classify"
-    name = "Classify pictures"
-    description = "The labels that a model brings"
+    name = "Classify images"
+    description = "The labels that a model includes"
 
     def form(self, choices: forms.Choices, vision: Vision) -> Any:
         """Return the class of the form."""
         return forms.classify_form(choices)
 
     def suits(self, model: dict[str, Any]) -> bool:
-        """Say whether a model brings labels."""
+        """Say whether a model has labels."""
         return bool(model["labels"])
 
     def run(self, batch: Batch, vision: Vision, config: FormValues) -> Failed:
@@ -169,11 +172,11 @@ class Classify(VisionEnrichment):
 
 
 class ZeroShot(VisionEnrichment):
-    """Puts the one of some labels that fits a picture best into a column."""
+    """Writes the best of the given labels for an image into a column."""
 
     slug = "vision-zero-shot"
-    name = "Label pictures with labels of your own"
-    description = "The best of your labels for each picture"
+    name = "Label images with your own labels"
+    description = "The best of your labels for each image"
 
     def form(self, choices: forms.Choices, vision: Vision) -> Any:
         """Return the class of the form."""
@@ -189,7 +192,7 @@ class ZeroShot(VisionEnrichment):
 
 
 async def _ensure_may_infer(datasette: Datasette) -> None:
-    """Raise Forbidden when this is for a request of somebody who may not have models compute."""
+    """Raise Forbidden if this is for a request by an actor who may not run models."""
     request = execution.current_request()
     if request is not None:
         await permissions.ensure(datasette, request.actor, permissions.INFER)
@@ -206,5 +209,5 @@ def _described(config: FormValues, scores: Callable[[Any], list[dict[str, object
 
 
 def enrichments() -> list[Enrichment]:
-    """Return one of each."""
+    """Return one instance of each."""
     return [Embed(), Classify(), ZeroShot()]

@@ -13,12 +13,12 @@ from datasette_vision.plugin.http.parameters import labels_of_text
 from datasette_vision.vectors.zero_shot import parse_labels
 
 SHOWN_SCORES = 5
-# Values and what is shown in one: how pairs of them are written differs between versions of wtforms.
+# Values and their display text: how pairs of them are written differs between versions of wtforms.
 LABEL, SCORES = "the best label", f"the best {SHOWN_SCORES} with their scores, as JSON"
 
 
 class Choices:
-    """What there is to choose from: the columns, the one that holds pictures, and the models, the default one first."""
+    """The choices: the columns, the one that holds images, and the models, the default one first."""
 
     def __init__(self, columns: Sequence[str], key: Sequence[str], pictures: str | None, models: Sequence[str]) -> None:
         self.columns = list(columns)
@@ -31,7 +31,7 @@ def embed_form(choices: Choices) -> type[Form]:
     """Return the form of the enrichment that embeds."""
 
     class EmbedForm(Form):
-        column = _column(choices, "Pictures, or texts.")
+        column = _column(choices, "Images or texts.")
         model = _model(choices)
 
     return EmbedForm
@@ -41,10 +41,10 @@ def classify_form(choices: Choices) -> type[Form]:
     """Return the form of the enrichment that classifies."""
 
     class ClassifyForm(Form):
-        column = _column(choices, "Pictures.")
+        column = _column(choices, "Images.")
         model = _model(choices)
         output = _output(choices)
-        what = SelectField("Put into it", choices=[LABEL, SCORES])
+        what = SelectField("Write to", choices=[LABEL, SCORES])
         overwrite = _overwrite()
 
     return ClassifyForm
@@ -61,15 +61,15 @@ def zero_shot_form(choices: Choices, max_labels: int) -> type[Form]:
             raise ValidationError(str(error)) from None
 
     class ZeroShotForm(Form):
-        column = _column(choices, "Pictures.")
+        column = _column(choices, "Images.")
         labels = TextAreaField(
             "Labels",
-            validators=[DataRequired("Give some labels, one a line."), check_labels],
-            description="One a line, or between commas; or JSON, as vision_zero_shot() takes it.",
+            validators=[DataRequired("Enter some labels, one per line."), check_labels],
+            description="One per line, or separated by commas; or JSON, as for vision_zero_shot().",
         )
         model = _model(choices)
         output = _output(choices)
-        what = SelectField("Put into it", choices=[LABEL, SCORES])
+        what = SelectField("Write to", choices=[LABEL, SCORES])
         overwrite = _overwrite()
 
     return ZeroShotForm
@@ -84,7 +84,7 @@ def _model(choices: Choices) -> Any:
 
 
 def _overwrite() -> Any:
-    return BooleanField("Overwrite", description="If there is such a column already: replace what is in it.")
+    return BooleanField("Overwrite", description="If the column exists already, replace its contents.")
 
 
 def _output(choices: Choices) -> Any:
@@ -96,13 +96,13 @@ def _output(choices: Choices) -> Any:
         if not name:
             raise ValidationError("Give the column a name.")
         if name.lower() in key or name.lower() == str(form.column.data).lower():
-            raise ValidationError(f"{name} is the key, or what is read: choose another column.")
+            raise ValidationError(f"{name} is the key, or the column that is read: choose another column.")
         if name.lower() in taken and not form.overwrite.data:
-            raise ValidationError(f"There is a column {name} already: choose another, or tick Overwrite.")
+            raise ValidationError(f"There is already a column {name}: choose another, or tick Overwrite.")
 
     return StringField(
         "Result",
         validators=[DataRequired("Give the column a name."), check],
         default="vision_label",
-        description="The column that the result goes into. It is added if need be.",
+        description="The column for the result. It is added if necessary.",
     )

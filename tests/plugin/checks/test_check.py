@@ -15,7 +15,7 @@ from datasette.cli import cli
 
 from datasette_vision.config.settings import Config
 from datasette_vision.plugin.checks import checklist
-from datasette_vision.plugin.checks.checklist import ADVICE, ITEMS, OK, PROBLEM, Line
+from datasette_vision.plugin.checks.checklist import ADVICE, ITEMS, OK, PROBLEM, ItemResult
 from datasette_vision.plugin.checks.deployment import Access, DatabaseFile, Deployment, read
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests import fakes
@@ -92,7 +92,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("places", {}, OK, "no table"),
     ("places", {"located": ["d/photos"]}, ADVICE, "d/photos"),
     ("places", {"located": ["d/hidden"], "access": HIDING}, OK, "no table"),
-    ("who-computes", {}, OK, "anyone may compute"),
+    ("who-computes", {}, OK, "anyone may run models"),
     ("who-computes", {"access": CLOSED}, OK, "nobody without an actor"),
     ("rate-limit", {}, PROBLEM, "one client"),
     ("rate-limit", {"config": LIMITED}, OK, "600 inputs a minute"),
@@ -115,13 +115,13 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("proxies", {"config": trusting("fly"), "environ": {"FLY_APP_NAME": "x"}}, OK, "Fly.io says"),
     ("proxies", {"config": trusting(["10.0.0.0/8", "0.0.0.0/0"])}, PROBLEM, "trusts every address"),
     ("proxies", {"config": trusting(["::/0"])}, PROBLEM, "trusts every address"),
-    ("proxies", {"config": trusting(["10.0.0.0/8"])}, OK, "proxies that are trusted"),
-    ("proxies", {"config": trusting(1)}, OK, "proxies that are trusted"),
-    ("proxies", {"config": trusting(1), "serve": {"host": "0.0.0.0"}}, ADVICE, "straight to this port"),
+    ("proxies", {"config": trusting(["10.0.0.0/8"])}, OK, "trusted proxies"),
+    ("proxies", {"config": trusting(1)}, OK, "trusted proxies"),
+    ("proxies", {"config": trusting(1), "serve": {"host": "0.0.0.0"}}, ADVICE, "without the proxies"),
     ("metrics", {}, OK, "nobody"),
     ("metrics", {"access": dataclasses.replace(OPEN, metrics=True)}, ADVICE, "anyone may read the metrics"),
-    ("other-models", {}, OK, "no model can be loaded"),
-    ("other-models", {"weights": {"tiny-emoji": 1, "clip": 2}}, OK, "by their names: clip"),
+    ("other-models", {}, OK, "only the models"),
+    ("other-models", {"weights": {"tiny-emoji": 1, "clip": 2}}, OK, "by name: clip"),
     ("other-models", {"weights": {"tiny-emoji": 1, "clip": GIGABYTE}}, PROBLEM, "1,130 MB of the 1,000 MB"),
     ("other-models", {"weights": {"tiny-emoji": 1, "clip": GIGABYTE}, "access": CLOSED}, OK, "nobody may"),
     ("memory", {}, OK, "678 MB are left"),
@@ -138,8 +138,8 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("sql-time", settings(sql_time_limit_ms=0), PROBLEM, "forever"),
     ("sql-time", {**settings(sql_time_limit_ms=0), "access": CLOSED}, OK, "nobody"),
     ("sql-threads", {}, OK, "3 threads"),
-    ("sql-threads", settings(num_sql_threads=1), ADVICE, "one thread"),
-    ("sql-threads", settings(num_sql_threads=0), PROBLEM, "nobody else is answered"),
+    ("sql-threads", settings(num_sql_threads=1), ADVICE, "one SQL thread"),
+    ("sql-threads", settings(num_sql_threads=0), PROBLEM, "no other request is answered"),
     ("rows", {}, OK, "1,000 rows"),
     ("rows", settings(max_returned_rows=10_001), ADVICE, "10,001 rows"),
     ("rows", settings(max_csv_mb=0), ADVICE, "any size"),
@@ -177,12 +177,12 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         OK,
         "auto_embed writes",
     ),
-    ("auto-embed", {}, OK, "nothing is embedded by itself"),
+    ("auto-embed", {}, OK, "nothing is embedded automatically"),
     (
         "auto-embed",
         {**file(writable=True, mutable=True), "config": Config.from_mapping({"auto_embed": True})},
         OK,
-        "whoever may add rows",
+        "people who may add rows",
     ),
     (
         "auto-embed",
@@ -190,7 +190,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         ADVICE,
         "cannot be written to: d.db",
     ),
-    ("shutdown", {}, OK, "9 s to end"),
+    ("shutdown", {}, OK, "9 s to finish"),
     ("shutdown", {"kill_after_s": 9.0}, PROBLEM, "shutdown_seconds is 9, and the platform kills the process 9 s"),
     ("shutdown", {"kill_after_s": 9.1}, OK, "waits 9.1 s"),
     ("shutdown", {"environ": {"K_SERVICE": "x"}}, OK, "waits 10 s"),
@@ -202,10 +202,15 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("unload", {}, OK, "stay in memory"),
     ("unload", {"config": Config.from_mapping({"unload_after": 600})}, OK, "600 s after its last use"),
-    ("unload", sleeping("10m", config=Config.from_mapping({"unload_after": 600})), ADVICE, "after 600 s of silence"),
+    (
+        "unload",
+        sleeping("10m", config=Config.from_mapping({"unload_after": 600})),
+        ADVICE,
+        "after 600 s without requests",
+    ),
     ("unload", sleeping("10m", config=Config.from_mapping({"unload_after": 599})), OK, "599 s"),
     ("sleep", {}, OK, "not installed"),
-    ("sleep", SLEEPS, OK, "not set"),
+    ("sleep", SLEEPS, OK, "not configured"),
     ("sleep", sleeping("10m"), OK, "600 s"),
     ("sleep", sleeping("2h"), OK, "7200 s"),
     ("sleep", sleeping("59s"), ADVICE, "59 s"),
@@ -225,7 +230,7 @@ def deployment(**changes: Any) -> Deployment:
 @pytest.mark.parametrize(("name", "changes", "level", "found"), CASES)
 def test_an_item(name: str, changes: dict[str, Any], level: str, found: str) -> None:
     (item,) = [item for item in ITEMS if item.name == name]
-    line = Line(item, *item.check(deployment(**changes)))
+    line = ItemResult(item, *item.check(deployment(**changes)))
     assert line.level == level, line.found
     assert found in line.found
 
@@ -237,7 +242,7 @@ def test_every_item_has_its_cases() -> None:
 
 
 def test_of_a_configuration_that_cannot_be_used_nothing_else_is_said() -> None:
-    lines = list(checklist.read_out(deployment(config_error="a mistake")))
+    lines = list(checklist.evaluate(deployment(config_error="a mistake")))
     assert [(line.item.name, line.level) for line in lines] == [("configuration", PROBLEM)]
 
 
@@ -299,7 +304,7 @@ def test_the_other_ways_of_1_0(database: Path, tmp_path: Path) -> None:
     closed = {**HIDDEN, "permissions": {"execute-sql": {"id": "root"}}}
     assert levels(database, *write(tmp_path, closed), "--setting", "default_allow_sql", "off")["hidden-by-sql"] == OK
     assert levels(database, "--default-deny")["default-deny"] == OK
-    assert found(database, "--default-deny")["who-computes"] == "nobody without an actor may compute"
+    assert found(database, "--default-deny")["who-computes"] == "nobody without an actor may run models"
 
 
 def test_crossdb_and_download(database: Path, tmp_path: Path) -> None:
@@ -328,7 +333,7 @@ def test_photos_of_load(tmp_path: Path) -> None:
 
 def test_a_closed_instance(database: Path, tmp_path: Path) -> None:
     result = found(database, *write(tmp_path, {"allow": {"id": "alice"}}))
-    assert result["who-computes"] == "nobody without an actor may compute"
+    assert result["who-computes"] == "nobody without an actor may run models"
     assert result["default-deny"] == "what is not allowed is denied"
     assert result["sql-time"] == "nobody without an actor may run SQL"
 
@@ -359,7 +364,7 @@ def test_models_and_memory(tmp_path: Path, database: Path) -> None:
         database,
         *write(tmp_path, {"plugins": {"datasette-vision": {"models_dir": str(tmp_path / "models")}}}),
     ]
-    assert found(*arguments)["other-models"] == "anyone may have these loaded too, by their names: other"
+    assert found(*arguments)["other-models"] == "anyone may load these too, by name: other"
     assert levels(*arguments)["models-dir"] == ADVICE
     assert levels("--memory-mb", "300", *arguments)["memory"] == PROBLEM
     assert levels("--memory-mb", "500", *arguments)["memory"] == OK

@@ -225,20 +225,20 @@ async def test_what_no_row_can_help_cancels_the_job(enriched: Enriched) -> None:
         if status == "cancelled":
             break
         await asyncio.sleep(0.05)
-    assert (status, reason) == ("cancelled", "name holds texts: expected a column of pictures")
+    assert (status, reason) == ("cancelled", "name holds texts: expected a column of images")
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("slug", "changes", "message"),
     [
-        ("vision-classify", {"output": "name"}, "There is a column name already: choose another, or tick Overwrite."),
-        ("vision-classify", {"output": "ID", "overwrite": "y"}, "ID is the key, or what is read"),
-        ("vision-classify", {"output": "Image", "overwrite": "y"}, "Image is the key, or what is read"),
+        ("vision-classify", {"output": "name"}, "There is already a column name: choose another, or tick Overwrite."),
+        ("vision-classify", {"output": "ID", "overwrite": "y"}, "ID is the key, or the column that is read"),
+        ("vision-classify", {"output": "Image", "overwrite": "y"}, "Image is the key, or the column that is read"),
         ("vision-classify", {"output": " "}, "Give the column a name."),
         ("vision-classify", {"model": "gone"}, "Not a valid choice"),
         ("vision-classify", {"column": "gone"}, "Not a valid choice"),
-        ("vision-zero-shot", {"labels": ""}, "Give some labels, one a line."),
+        ("vision-zero-shot", {"labels": ""}, "Enter some labels, one per line."),
         ("vision-zero-shot", {"labels": '{"label": []}'}, "labels"),
     ],
 )
@@ -268,7 +268,7 @@ async def test_the_forms_choose_well(enriched: Enriched) -> None:
         assert '<option selected value="image">image</option>' in text
         assert '<option value="tiny-emoji">tiny-emoji</option>' in text
     text = (await enriched.datasette.client.get("/-/enrich/photos/photos", cookies=enriched.cookies)).text
-    for name in ("Embed pictures or texts", "Classify pictures", "Label pictures with labels of your own"):
+    for name in ("Embed images or texts", "Classify images", "Label images with your own labels"):
         assert name in text
 
 
