@@ -1,4 +1,5 @@
-"""PyTorch models to ONNX: exported, fused, quantised, and proved against the original. Needs the extra `bake`.
+"""Turns PyTorch models into ONNX: exports, fuses and quantises them, and compares them with the original. Needs the
+extra `bake`.
 
-bake.py is the only module that others import. Nothing that serves imports anything here.
+Other folders import only bake.py. Nothing that serves imports this folder.
 """

@@ -1,4 +1,4 @@
-"""PyTorch models turned into model folders: exported, fused, quantised, and proved to answer as the original does.
+"""Turns PyTorch models into model folders: exports, fuses and quantises them, and checks that their results match.
 
 Needs the extra `bake`. Nothing here is imported unless a model is baked.
 """
@@ -30,10 +30,10 @@ def bake(
 ) -> dict[str, Any]:
     """Export the PyTorch model in folder `source` (transformers or sentence-transformers layout) into `staging`.
 
-    Writes image.onnx and, for a dual encoder, text.onnx and tokenizer.json; returns the manifest without its keys
-    name, files, source and canonical. Every precision is compared with the original over the images in `calibration`
-    (or bundled ones) and bundled texts, and prove.choose() chooses. `on_progress` gets a line of text for each step.
-    Raises InstallFailed or SourceNotFound, saying what is not supported or not there, or InvalidArgument.
+    Writes image.onnx and, for a dual encoder, text.onnx and tokenizer.json; returns the manifest without its keys name,
+    files, source and canonical. Every precision is compared with the original over the images in `calibration` (or
+    bundled ones) and bundled texts, and prove.choose() chooses. `on_progress` gets a line of text for each step. Raises
+    InstallFailed or SourceNotFound, naming what is unsupported or missing, or InvalidArgument.
     """
     if precision not in PRECISIONS:
         raise InvalidArgument(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")

@@ -1,4 +1,4 @@
-"""From the original to the folder: preprocessing and tokens checked, towers baked, the manifest written down."""
+"""From the original to the folder: checks preprocessing and tokens, bakes the towers, and writes the manifest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from datasette_vision.models import manifest as manifests
 from datasette_vision.models.manifest import TextTower
 from datasette_vision.models.tasks import DUAL_ENCODER
 
-SHORT_TEXT = "a photo of a cat"  # 5 words: what people type
+SHORT_TEXT = "a photo of a cat"  # 5 words: a typical query
 # Mean difference of two preprocessings, in steps of 1 of 255: rounding gives 0.1, another filter or crop more than 2.
 MAX_PIXEL_DIFFERENCE = 1.0
 
@@ -40,9 +40,10 @@ class Baker:
         self.wish = wish
 
     def bake(self, pictures: Iterable[Image.Image]) -> dict[str, Any]:
-        """Write the files into the folder and return the manifest, but for its name, files, source and canonical.
+        """Write the files into the folder and return the manifest without its name, files, source and canonical
+        results.
 
-        `pictures` prove it.
+        `pictures` are the images for comparing it with the original.
         """
         original = self.original
         spec = preprocessors.from_config(original.processor_config, "preprocessor_config.json")
@@ -80,18 +81,21 @@ class Baker:
         return manifest
 
     def _pixels(self, preprocess: Preprocess, pictures: Iterable[Image.Image]) -> tuple[NDArray[np.float32], float]:
-        """Preprocess the pictures as the server will: (n, 3, h, w), and the mean difference to the original's way."""
+        """Preprocess the images like the server: (n, 3, h, w), and the mean difference from the original's
+        preprocessing.
+        """
         pairs = [(preprocess(picture), self.original.pixels(picture)) for picture in pictures]
         ours, theirs = (np.stack(pixels) for pixels in zip(*pairs, strict=True))
         if ours.shape != theirs.shape:
             raise InstallFailed(
-                f"its image processor gives pixels of shape {theirs.shape[1:]}, its configuration says {ours.shape[1:]}"
+                f"its image processor returns pixels of shape {theirs.shape[1:]}, its configuration says"
+                f" {ours.shape[1:]}"
             )
         steps = 255 * np.array(preprocess.std, np.float32)[:, None, None]
         difference = float((np.abs(ours - theirs) * steps).mean(axis=(1, 2, 3)).max())
         if difference > MAX_PIXEL_DIFFERENCE:
             raise InstallFailed(
-                f"its image processor prepares pictures in another way than its configuration says:"
+                f"its image processor prepares images in another way than its configuration says:"
                 f" the pixels differ by {difference:.1f} of 255"
             )
         return ours, difference
@@ -108,7 +112,7 @@ class Baker:
         return TowerToBake("image", original.model, original.image, output, proving, proving[0], dynamic, ranges)
 
     def _text_tower(self, text: TextSide) -> TowerToBake:
-        """Write tokenizer.json, see that it gives the original's tokens, and return the tower with them."""
+        """Write tokenizer.json, check that it gives the original's tokens, and return the tower with them."""
         path = self.staging / "tokenizer.json"
         text.backend.save(str(path))
         tokenizer = Tokenizer(path, TextTower(**_text_manifest(text)))
@@ -143,9 +147,9 @@ def _text_manifest(text: TextSide) -> dict[str, Any]:
 
 
 def made_with() -> dict[str, str]:
-    """Return the versions of what took part."""
+    """Return the versions of the packages involved."""
     packages = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "pillow", "tokenizers")
-    # This package itself may lie there without being installed, as where images are built.
+    # This package may be present without being installed, as where container images are built.
     own = {"python": platform.python_version(), "datasette-vision": __version__}
     return own | {package: version(package) for package in packages}
 

@@ -10,7 +10,7 @@ from datasette_vision.install import samples
 
 
 def calibration_images() -> Iterator[Image.Image]:
-    """Yield RGB images of the kinds of samples.sample_images(), and none of those."""
+    """Yield RGB images of the same kinds as samples.sample_images(), but different ones."""
     yield from samples.drawings(first=1)
     yield from samples.imitated_photographs(seed=1)
 

@@ -1,4 +1,4 @@
-"""Image classifiers with fixed labels, of any architecture that transformers has."""
+"""Image classifiers with fixed labels, of any architecture in transformers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _logits_of_bgr(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def load_classifier(folder: Path) -> Original:
-    """Load a classifier. Raises InstallFailed when its labels are not counted right."""
+    """Load a classifier. Raises InstallFailed if the number of labels is wrong."""
     model = load_model(transformers.AutoModelForImageClassification, folder)
     processor = load_processor(folder)
     names = model.config.id2label
     labels = [str(names.get(number, f"LABEL_{number}")) for number in range(len(names))]
     multi_label = model.config.problem_type == "multi_label_classification"
-    # Models trained on OpenCV's order of channels (MobileViT): ours is RGB, so the graph turns it.
+    # Models trained with OpenCV's order of channels (MobileViT): ours is RGB, so the graph reverses it.
     bgr = bool(getattr(processor, "do_flip_channel_order", False))
     original = Original(
         IMAGE_CLASSIFICATION,

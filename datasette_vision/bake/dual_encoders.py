@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and SigLIP 2, from a transformers folder or from a sentence-transformers one."""
+"""CLIP, SigLIP and SigLIP 2, from a transformers or a sentence-transformers folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datasette_vision.models.tasks import DUAL_ENCODER
 
 
 def _features(found: Any) -> torch.Tensor:
-    """Return the embedding: transformers 4 gives it bare, 5 within an output object."""
+    """Return the embedding: transformers 4 returns it bare, 5 within an output object."""
     return found if isinstance(found, torch.Tensor) else found.pooler_output
 
 
@@ -25,8 +25,8 @@ def _image(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def _text(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    # The mask is left out on purpose. CLIP's text tower is causal and answers at the end token, which padding only
-    # follows; SigLIP's was trained to look at its padding.
+    # The mask is left out on purpose. CLIP's text tower is causal, and its output is at the end token, before any
+    # padding. SigLIP's was trained to read its padding.
     return _features(model.get_text_features(input_ids=input_ids))
 
 
@@ -38,7 +38,7 @@ def load_clip(folder: Path) -> Original:
 
 
 def load_siglip(folder: Path) -> Original:
-    """Load a SigLIP or a SigLIP 2 of fixed resolution."""
+    """Load a SigLIP or a SigLIP 2 with fixed resolution."""
     model, tokenizer = load_model(transformers.SiglipModel, folder), load_tokenizer(folder)
     config = model.config.text_config
     found = _original(

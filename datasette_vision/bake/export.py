@@ -1,8 +1,8 @@
-"""A tower from PyTorch to ONNX, its attention as one node each.
+"""Exports a tower from PyTorch to ONNX, with each attention as one node.
 
-By the TorchScript exporter: the graph needs nothing but what the tower computes, and no package besides torch and onnx.
-Attention that goes through transformers' attention interface becomes ONNX Runtime's MultiHeadAttention as it is traced;
-where a model has its own (LeViT) or adds a bias to its scores (Swin), it is exported as it is written.
+Uses the TorchScript exporter: the graph contains only what the tower computes, and no packages besides torch and onnx
+are needed. Attention through transformers' attention interface becomes ONNX Runtime's MultiHeadAttention when it is
+traced. A model with its own attention (LeViT), or with a bias on its scores (Swin), is exported as written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from datasette_vision.bake.original import quiet
 from datasette_vision.errors import InstallFailed
 
 OPSET = 17
-IR_VERSION = 8  # what ONNX Runtime reads since 1.17
+IR_VERSION = 8  # supported by ONNX Runtime since 1.17
 ATTENTION = "datasette_vision"
 
 
@@ -49,7 +49,7 @@ class _MultiHeadAttention(torch.autograd.Function):
 
 
 def _attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> tuple[Any, None]:
-    """Attend, as transformers' attention interface asks: (n, heads, length, size) -> (n, length, heads, size)."""
+    """Compute attention with the interface of transformers: (n, heads, length, size) -> (n, length, heads, size)."""
     causal = options.get("is_causal")
     causal = bool(getattr(module, "is_causal", False) if causal is None else causal)
     scale = options.get("scaling")
@@ -64,7 +64,7 @@ def _attention(module: Any, query: Any, key: Any, value: Any, attention_mask: An
 
 
 def _no_mask(*arguments: Any, **options: Any) -> None:
-    """Say that nothing is masked. Causal towers say so themselves."""
+    """Return no mask. Causal towers set their own flag."""
 
 
 transformers.AttentionInterface.register(ATTENTION, _attention)
@@ -79,10 +79,10 @@ def _gelu(g: Any, x: Any, approximate: str) -> Any:
 
 @contextmanager
 def exportable(model: Any) -> Iterator[None]:
-    """Have the model compute its attention by what can be exported as one node, then as before."""
+    """Make the model compute its attention with functions that can be exported as one node, then restore it."""
     before = model.config._attn_implementation
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, of which there is no ONNX
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator without an ONNX equivalent
     torch.onnx.register_custom_op_symbolic("aten::gelu", symbolic_helper.parse_args("v", "s")(_gelu), OPSET)
     try:
         with quiet():
@@ -102,9 +102,9 @@ def export(
     path: Path,
     dynamic: dict[str, dict[int, str]],
 ) -> None:
-    """Write `tower` to `path`, its inputs named and shaped as in `example`, the axes in `dynamic` free.
+    """Write `tower` to `path`, with inputs named and shaped as in `example`, and the axes in `dynamic` variable.
 
-    Raises InstallFailed when PyTorch cannot export it.
+    Raises InstallFailed if PyTorch cannot export it.
     """
     try:
         with torch.no_grad(), quiet():
@@ -125,7 +125,7 @@ def export(
 
 
 def _complete(path: Path, example: dict[str, torch.Tensor], dynamic: dict[str, dict[int, str]]) -> None:
-    """Put back the inputs that the tower does not look at: every text tower takes the same ones."""
+    """Restore the inputs that the tower does not use: all text towers take the same inputs."""
     model = onnx.load(str(path))
     model.ir_version = IR_VERSION
     present = {value.name for value in model.graph.input}

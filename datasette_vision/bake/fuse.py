@@ -1,4 +1,6 @@
-"""The exported graph made lean, with the same answers: fewer and larger nodes, nothing computed that is known."""
+"""Simplifies the exported graph without changing its results: fewer and larger nodes, and constants computed in
+advance.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,16 @@ from datasette_vision.bake.graph import OnnxGraph
 from datasette_vision.errors import InstallFailed
 
 LEVELS = onnxruntime.GraphOptimizationLevel
-# Extended, not all: the level above lays weights out for the processor it runs on, and this file travels.
+# Extended, not all: the level above arranges weights for the current CPU, and this file is used on others.
 FUSED = LEVELS.ORT_ENABLE_EXTENDED
-# Constants and batch normalisations folded, in standard operators: what convolutional graphs are quantised from.
+# Constants and batch normalisations folded, in standard operators: the basis for quantising convolutional graphs.
 FOLDED = LEVELS.ORT_ENABLE_BASIC
 
 
 def optimise(source: Path, target: Path, level: Any = FUSED) -> None:
-    """Have ONNX Runtime fold constants and fuse (GELU, QuickGELU, batch normalisation …), and save what it made.
+    """Let ONNX Runtime fold constants and fuse nodes (GELU, QuickGELU, batch normalisation …), and save the result.
 
-    Raises InstallFailed when it cannot load the graph.
+    Raises InstallFailed if it cannot load the graph.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
@@ -37,11 +39,11 @@ def optimise(source: Path, target: Path, level: Any = FUSED) -> None:
 
 
 def fuse(source: Path, target: Path, *, lean: bool = True) -> None:
-    """Optimise the graph at `source` by what changes no answer; `lean` adds our own fusions to ONNX Runtime's."""
+    """Optimise the graph at `source` without changing its results. `lean` adds our own fusions to ONNX Runtime's."""
     optimise(source, target, FOLDED)
     graph = OnnxGraph(target)
     if not graph.nodes("MatMul"):
-        graph.save(target)  # convolutions: ONNX Runtime joins them with what follows as it loads them
+        graph.save(target)  # convolutions: ONNX Runtime fuses them with the following nodes when it loads them
         return
     optimise(source, target)
     graph = OnnxGraph(target)
@@ -51,16 +53,16 @@ def fuse(source: Path, target: Path, *, lean: bool = True) -> None:
         join_projections(graph)
         patches_to_products(graph)
         graph.save(target)
-        optimise(target, target)  # what those laid bare
+        optimise(target, target)  # nodes that can be fused only now
         graph = OnnxGraph(target)
     graph.save(target)
 
 
 def bypass_reshapes(graph: OnnxGraph) -> None:
-    """Join each MultiHeadAttention to the projections around it.
+    """Connect each MultiHeadAttention directly to the projections around it.
 
-    transformers cuts projections into heads before its attention interface, and the export puts them together again:
-    reshapes that end where they began.
+    transformers splits projections into heads before its attention interface, and the export joins them again: these
+    reshapes cancel each other.
     """
     for node in graph.nodes("MultiHeadAttention"):
         for position in range(3):
@@ -80,7 +82,7 @@ def bypass_reshapes(graph: OnnxGraph) -> None:
 
 
 def fuse_biases(graph: OnnxGraph) -> None:
-    """Give each MultiHeadAttention the biases of the projections before it, in place of three additions."""
+    """Move the biases of the projections before each MultiHeadAttention into it, instead of three additions."""
     for node in graph.nodes("MultiHeadAttention"):
         if len(node.input) != 3:
             continue
@@ -104,7 +106,7 @@ def fuse_biases(graph: OnnxGraph) -> None:
 
 
 def join_projections(graph: OnnxGraph) -> None:
-    """Compute queries, keys and values by one matrix product in place of three: less to set going, and to wait for."""
+    """Compute queries, keys and values with one matrix product instead of three: fewer starts and waits."""
     for node in graph.nodes("MultiHeadAttention"):
         names = list(node.input[:3])
         makers = [graph.maker.get(name) for name in names]
@@ -125,7 +127,7 @@ def join_projections(graph: OnnxGraph) -> None:
 
 
 def patches_to_products(graph: OnnxGraph) -> None:
-    """Turn the cutting into patches, a convolution whose kernels do not overlap, into one matrix product.
+    """Replace the convolution that extracts patches, whose kernels do not overlap, with one matrix product.
 
     (n, c, h, w) -> Conv -> (n, d, rows, columns) -> Reshape, Transpose -> (n, patches, d). ONNX Runtime's convolution
     takes twice the time for such large kernels.

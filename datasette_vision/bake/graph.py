@@ -1,4 +1,4 @@
-"""An ONNX graph that can be rewritten: who makes a value, who reads it, what is constant."""
+"""An ONNX graph for rewriting: which node makes a value, which nodes read it, what is constant."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class OnnxGraph:
     """A model's main graph with its values indexed by name. Call `index` again after a rewrite."""
 
     def __init__(self, path: Path) -> None:
-        """Read the model at `path`, its weights included."""
+        """Read the model at `path`, including its weights."""
         self.model = onnx.load(str(path))
         self.graph = self.model.graph
         self.index()
 
     def index(self) -> None:
-        """Drop what nobody reads, put the nodes in order, and note who makes and who reads each value."""
+        """Remove unused nodes, sort the rest, and record which nodes make and read each value."""
         self._prune()
         self._sort()
         self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
@@ -40,7 +40,7 @@ class OnnxGraph:
         return [node for node in self.graph.node if node.op_type in operators]
 
     def weight(self, name: str) -> NDArray[Any] | None:
-        """Return the constant of this name, or None when the value is computed."""
+        """Return the constant of this name, or None if the value is computed."""
         return numpy_helper.to_array(self.weights[name]) if name in self.weights else None
 
     def add_weight(self, name: str, values: NDArray[Any]) -> str:
@@ -53,28 +53,28 @@ class OnnxGraph:
     def add(
         self, operator: str, inputs: Iterable[str], outputs: Iterable[str], domain: str = "", **attributes: Any
     ) -> NodeProto:
-        """Append a node; `index` puts it in its place. Its first output is its name too."""
+        """Append a node; `index` sorts it. Its first output has its name."""
         outputs = list(outputs)
         node = helper.make_node(operator, list(inputs), outputs, name=outputs[0], domain=domain, **attributes)
         self.graph.node.append(node)
         return node
 
     def remove(self, node: NodeProto) -> None:
-        """Take a node out."""
+        """Remove a node."""
         self.graph.node.remove(node)
 
     def reread(self, old: str, new: str) -> None:
-        """Have every reader of `old` read `new`."""
+        """Make every reader of `old` read `new`."""
         for node in self.readers[old]:
             for position, name in enumerate(node.input):
                 if name == old:
                     node.input[position] = new
 
     def save(self, path: Path, *, weights_apart: bool = False) -> None:
-        """Write the model, with the operator sets it uses and no others.
+        """Write the model, with only the operator sets that it uses.
 
-        `weights_apart` puts the weights into <path>.data, from where ONNX Runtime maps them into memory: what it lays
-        out again for its own use is then held once, and of a table of tokens only the rows that are read.
+        `weights_apart` puts the weights into <path>.data, from where ONNX Runtime maps them into memory. Weights that
+        it rearranges are then held only once, and of a table of tokens only the rows that are read.
         """
         self.index()
         used = {node.domain for node in self.graph.node} | {""}
@@ -125,7 +125,7 @@ class OnnxGraph:
                 else:
                     later.append(node)
             if len(later) == len(waiting):
-                raise ValueError("the graph has a circle")
+                raise ValueError("the graph has a cycle")
             waiting = later
         del self.graph.node[:]
         self.graph.node.extend(order)

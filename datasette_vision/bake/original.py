@@ -1,4 +1,6 @@
-"""The PyTorch model to be baked, seen alike whatever its architecture: a tower for images, perhaps one for texts."""
+"""The PyTorch model to be baked, with the same interface for every architecture: an image tower, and possibly a text
+tower.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,14 @@ class TextSide:
     """The text tower of an original, and its own tokenizer."""
 
     module: torch.nn.Module  # (input_ids, attention_mask) -> (n, d)
-    tokenizer: Any  # of transformers
-    backend: Any  # of tokenizers: what becomes tokenizer.json
+    tokenizer: Any  # from transformers
+    backend: Any  # from tokenizers: saved as tokenizer.json
     context_length: int
-    causal: bool  # what follows the end token changes nothing: texts need no padding of their own
+    causal: bool  # tokens after the end token have no effect: texts need no padding
     pad_token_id: int
 
     def ids(self, text: str) -> list[int]:
-        """Tokenise as the original does, cut to the context length, padded to it where the tower needs that."""
+        """Tokenise like the original, cut to the context length, and padded to it if the tower needs that."""
         padding = False if self.causal else "max_length"
         encoded = self.tokenizer(text, truncation=True, max_length=self.context_length, padding=padding)
         return list(encoded["input_ids"])
@@ -51,31 +53,31 @@ class Original:
     logit_bias: float = 0.0
     activation: str = "softmax"
     labels: list[str] = field(default_factory=list)
-    bgr: bool = False  # the processor turns the channels round; the tower does it here
+    bgr: bool = False  # the processor reverses the channels; here the tower does it
 
     @property
     def processor_config(self) -> dict[str, Any]:
-        """Return the processor's settings, without what the tower does."""
+        """Return the processor's settings, without those that the tower implements."""
         config = {key: value for key, value in self.processor.to_dict().items() if value is not None}
         if self.bgr:
             config.pop("do_flip_channel_order")
         return {**config, "do_normalize": bool(getattr(self.processor, "do_normalize", False))}
 
     def pixels(self, picture: Image.Image) -> NDArray[np.float32]:
-        """Preprocess an RGB picture as the original does: -> (3, h, w)."""
+        """Preprocess an RGB image like the original: -> (3, h, w)."""
         found = np.asarray(self.processor(picture, return_tensors="np")["pixel_values"][0], dtype=np.float32)
         return found[::-1] if self.bgr else found
 
 
 def load_model(kind: Any, folder: Path) -> Any:
-    """Load `folder` as a model of this transformers class, in fp32 and ready to answer. Raises InstallFailed."""
+    """Load `folder` as a model of this transformers class, in fp32 and evaluation mode. Raises InstallFailed."""
     with reported(folder):
         model = kind.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
     return model.eval()
 
 
 def load_processor(folder: Path) -> Any:
-    """Load the image processor of `folder`: the one that works on Pillow, which models were trained with."""
+    """Load the image processor of `folder`: the one based on Pillow, with which models were trained."""
     with reported(folder):
         return transformers.AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
 
@@ -88,7 +90,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def reported(folder: Path) -> Iterator[None]:
-    """Turn what transformers raises into InstallFailed, without its warnings."""
+    """Turn errors of transformers into InstallFailed, without its warnings."""
     try:
         with quiet():
             yield
@@ -99,7 +101,7 @@ def reported(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' warnings and progress bars to itself: they are for who writes models, not for who installs."""
+    """Suppress transformers' warnings and progress bars, which are meant for authors of models."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -113,7 +115,7 @@ def quiet() -> Iterator[None]:
 
 
 class OriginalTower(torch.nn.Module):
-    """One computation of a model, as a module of its own that can be exported."""
+    """One computation of a model, as a separate module that can be exported."""
 
     def __init__(self, model: Any, compute: Callable[..., Any]) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
 """Weights as 8-bit integers.
 
-Matrix products: weights with one scale a column (symmetric, 8 bits, LLM.int8()'s "vector-wise" scheme,
-https://arxiv.org/abs/2208.07339), activations with one scale a row, found as the graph runs. A row is one token of one
-input: so an answer does not depend on what else is in the batch, as it does where one scale serves the whole tensor
-(ONNX Runtime's own dynamic quantisation), and one token with outliers does not spoil the others.
+Matrix products: weights with one scale per column (symmetric, 8 bits, the "vector-wise" scheme of LLM.int8(),
+https://arxiv.org/abs/2208.07339), activations with one scale per row, computed at run time. A row is one token of one
+input, so a result does not depend on the rest of the batch, as it would with one scale for the whole tensor (ONNX
+Runtime's own dynamic quantisation), and one token with outliers does not affect the others.
 
-Token embeddings: one scale a token, only the tokens of the text being turned into floats.
+Token embeddings: one scale per token, and only the tokens of the text are converted to floats.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from datasette_vision.install.prove import ModelInputs
 
 HIGHEST = 127
 BLOCK = 32
-# Tables with fewer rows are positions, not tokens: small, and every text uses them.
+# Tables with fewer rows are positions, not tokens: small, and used by every text.
 MIN_TOKENS = 256
 
 
 def candidates(source: Path, ranges: Callable[[], Iterator[ModelInputs]], work: Path) -> dict[str, Path]:
-    """Write quantised versions of the fp32 graph at `source` into `work`: name -> path. None where nothing can be.
+    """Write quantised versions of the fp32 graph at `source` into `work`: name -> path. Empty if nothing can be
+    quantised.
 
-    `ranges` gives inputs by which the ranges of activations are found.
+    `ranges` gives inputs that determine the ranges of activations.
     """
     found = {}
     smoothed = work / f"{source.stem}-smooth.onnx"
@@ -51,7 +52,7 @@ def candidates(source: Path, ranges: Callable[[], Iterator[ModelInputs]], work: 
 
 
 def by_scale(values: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return int8 values and their scales: values ~ integers * scales, the largest along `axis` becoming 127."""
+    """Return int8 values and their scales: values ~ integers * scales, with the largest along `axis` becoming 127."""
     scales = np.abs(values).max(axis=axis, keepdims=True) / HIGHEST
     scales[scales == 0] = 1
     return np.rint(values / scales).astype(np.int8), scales.astype(np.float32)
@@ -60,7 +61,7 @@ def by_scale(values: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], 
 def products(graph: OnnxGraph) -> list[tuple[NodeProto, NDArray[np.float32]]]:
     """Return the products of activations with constant matrices, and these matrices.
 
-    Without the last projection: it is small, and its errors would be the answer's.
+    Without the last projection: it is small, and its errors would directly affect the result.
     """
     outputs = {output.name for output in graph.graph.output}
     found = []
@@ -72,7 +73,7 @@ def products(graph: OnnxGraph) -> list[tuple[NodeProto, NDArray[np.float32]]]:
 
 
 def quantise_products(graph: OnnxGraph) -> int:
-    """Replace products by 8-bit ones, a scale a column and a scale a row; return how many."""
+    """Replace products with 8-bit ones, with a scale per column and a scale per row; return how many."""
     one = graph.add_weight("row_scale", np.array(1 / HIGHEST, np.float32))
     middle = graph.add_weight("row_zero", np.array(HIGHEST + 1, np.uint8))
     smallest = graph.add_weight("row_smallest", np.array(1e-12, np.float32))
@@ -85,7 +86,7 @@ def quantise_products(graph: OnnxGraph) -> int:
             rows.add(x)
             graph.add("Abs", [x], [f"{x}_absolute"])
             graph.add("ReduceMax", [f"{x}_absolute"], [f"{x}_highest"], axes=[-1], keepdims=1)
-            graph.add("Max", [f"{x}_highest", smallest], [f"{x}_row"])  # a row of zeros stays one
+            graph.add("Max", [f"{x}_highest", smallest], [f"{x}_row"])  # a row of zeros stays zero
             graph.add("Div", [x, f"{x}_row"], [f"{x}_unit"])
             graph.add("QuantizeLinear", [f"{x}_unit", one, middle], [f"{x}_integer"])
         integers, scales = by_scale(weight, 0)
@@ -109,9 +110,10 @@ def quantise_products(graph: OnnxGraph) -> int:
 
 
 def quantise_blocks(graph: OnnxGraph) -> int:
-    """Replace products by MatMulNBits: 8 bits, a scale for every 32 weights and every 32 activations; return how many.
+    """Replace products with MatMulNBits: 8 bits, a scale for every 32 weights and every 32 activations; return how
+    many.
 
-    Twice the time of a scale a column, but closer: for models whose outliers spoil whole columns or rows.
+    Twice the time of a scale per column, but more accurate: for models whose outliers affect whole columns or rows.
     """
     replaced = [(node, weight) for node, weight in products(graph) if len(weight) % BLOCK == 0]
     for node, weight in replaced:

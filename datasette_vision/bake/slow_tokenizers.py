@@ -16,9 +16,9 @@ SPACE = "▁"
 
 
 def backend(tokenizer: Any) -> Tokenizer:
-    """Return what does the work in a tokenizer of transformers, rebuilt if it is written in Python.
+    """Return the implementation behind a tokenizer of transformers, rebuilt if it is written in Python.
 
-    Raises InstallFailed for one that cannot be.
+    Raises InstallFailed if it cannot be rebuilt.
     """
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is not None:
@@ -29,9 +29,10 @@ def backend(tokenizer: Any) -> Tokenizer:
 
 
 def _from_siglip(tokenizer: Any) -> Tokenizer:
-    """Build what transformers' tokenization_siglip.py does: its canonicalize_text(), then SentencePiece, then </s>.
+    """Build an equivalent of transformers' tokenization_siglip.py: its canonicalize_text(), then SentencePiece, then
+    </s>.
 
-    Only a text that has the special tokens written out in it ("</s>") is cut in another way there.
+    Only texts that contain special tokens literally ("</s>") are tokenised differently there.
     """
     model = import_protobuf().ModelProto.FromString(tokenizer.sp_model.serialized_model_proto())
     if model.trainer_spec.model_type != UNIGRAM:

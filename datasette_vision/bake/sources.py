@@ -1,4 +1,4 @@
-"""Which kind of PyTorch model a folder holds, and loading it."""
+"""Recognises the kind of PyTorch model in a folder, and loads it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DUAL_ENCODERS = {
 def load(source: Path, task: str | None) -> Original:
     """Load the model in a folder of transformers or of sentence-transformers.
 
-    Raises SourceNotFound when there is none, InstallFailed when it is of a kind that cannot be baked.
+    Raises SourceNotFound if there is none, InstallFailed if it is of a kind that cannot be baked.
     """
     folder = transformers_folder(source)
     config = _read(folder / "config.json")
@@ -38,7 +38,7 @@ def load(source: Path, task: str | None) -> Original:
 
 
 def transformers_folder(source: Path) -> Path:
-    """Return the folder with config.json: `source`, or that of the one module of a sentence-transformers folder."""
+    """Return the folder with config.json: `source`, or that of the only module of a sentence-transformers folder."""
     modules = source / "modules.json"
     if modules.is_file():
         entries = _read(modules)

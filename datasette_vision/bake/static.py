@@ -1,7 +1,7 @@
-"""Convolutional networks with 8-bit weights and activations, the ranges of the latter fixed beforehand.
+"""Convolutional networks with 8-bit weights and activations, with fixed ranges for the activations.
 
-Convolutions have no dynamic quantisation that is fast. A fixed range is found over the calibration images: right for
-what looks like them; the comparison with the original says whether it is right enough.
+There is no fast dynamic quantisation for convolutions. Fixed ranges are determined over the calibration images, and are
+right for similar images. The comparison with the original decides whether they are good enough.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datasette_vision.bake.graph import OnnxGraph
 from datasette_vision.bake.original import quiet
 from datasette_vision.install.prove import ModelInputs
 
-# Below this the convolutions are the first layer of something else.
+# With fewer convolutions, they are the first layer of another kind of network.
 MIN_CONVOLUTIONS = 5
 
 
@@ -33,11 +33,11 @@ class _Samples(quantization.CalibrationDataReader):
 
 
 def quantise_convolutions(source: Path, target: Path, ranges: Callable[[], Iterator[ModelInputs]]) -> bool:
-    """Write the graph at `source` to `target` with 8-bit convolutions; say whether it is a convolutional network."""
+    """Write the graph at `source` to `target` with 8-bit convolutions; return whether it is a convolutional network."""
     graph = OnnxGraph(source)
     if len(graph.nodes("Conv")) < MIN_CONVOLUTIONS or graph.nodes("MatMul"):
         return False
-    logging.disable(logging.WARNING)  # advice that was followed already, given on the root logger
+    logging.disable(logging.WARNING)  # advice that is already followed, logged on the root logger
     with quiet():
         quantization.quantize_static(
             str(source),

@@ -1,4 +1,4 @@
-"""One tower from PyTorch to the graph that is kept: exported, fused, quantised in several ways, proved."""
+"""From one PyTorch tower to the graph that is kept: exports, fuses, quantises in several ways, and compares."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from datasette_vision.errors import EngineFailure, InstallFailed, ModelCorrupt
 from datasette_vision.install.prove import FP32, Measured, ModelInputs, Run, exact, measure, prove
 from datasette_vision.util.progress import OnProgress
 
-# PyTorch is given so many inputs of one shape at once: its threads then wait less for each other.
+# PyTorch gets this many inputs of one shape at a time, so that its threads wait less for each other.
 BATCH = 8
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the person asked for."""
+    """The user's options."""
 
     precision: str
     threshold: float
@@ -36,9 +36,9 @@ class Wish:
 
 @dataclass(frozen=True)
 class TowerToBake:
-    """A tower of a model, and what it is tried on."""
+    """A tower of a model, and the samples to test it with."""
 
-    name: str  # "image", "text": of the file too
+    name: str  # "image" or "text", also in the name of the file
     model: Any
     module: torch.nn.Module
     output: str
@@ -49,7 +49,7 @@ class TowerToBake:
     ranges: Callable[[], Iterator[ModelInputs]]
 
     def reference(self) -> NDArray[np.float32]:
-        """Compute the original's answers to the samples: (n, d)."""
+        """Compute the original's results for the samples: (n, d)."""
         answers = []
         with torch.no_grad():
             for _, alike in itertools.groupby(self.samples, lambda sample: [value.shape for value in sample.values()]):
@@ -61,20 +61,20 @@ class TowerToBake:
         return np.concatenate(answers)
 
     def load(self, path: Path) -> Run:
-        """Return what runs a graph of this tower."""
+        """Return a function that runs a graph of this tower."""
         return OnnxSession(path, inputs=tuple(self.timed), output=self.output).run
 
     def export(self, path: Path) -> None:
-        """Write the tower as it is to `path`, traced on two inputs at once."""
+        """Export the tower unchanged to `path`, traced on two inputs at once."""
         example = {name: torch.from_numpy(np.concatenate([value, value])) for name, value in self.timed.items()}
         with exportable(self.model):
             export(self.module, example, self.output, path, self.dynamic)
 
 
 def bake_tower(tower: TowerToBake, wish: Wish, staging: Path, work: Path) -> tuple[Measured, dict[str, Any]]:
-    """Put the best graph into the staging folder; return what was measured of it and the report on all candidates.
+    """Put the best graph into the staging folder; return its measurements and the report on all candidates.
 
-    Raises InstallFailed when no graph gives the original's answers, or none of the precision that was asked for.
+    Raises InstallFailed if no graph reproduces the original's results, or none of the wanted precision does.
     """
     on_progress = wish.on_progress
     on_progress(f"{tower.name} tower: computing {len(tower.samples)} answers with PyTorch")
@@ -107,7 +107,7 @@ def bake_tower(tower: TowerToBake, wish: Wish, staging: Path, work: Path) -> tup
 
 
 def _translate(tower: TowerToBake, exported: Path, reference: NDArray[np.float32], work: Path) -> Path:
-    """Return the path of the fp32 graph: fused, or where our own fusions do not fit the model, without them."""
+    """Return the path of the fp32 graph: fused, or without our own fusions if they do not fit the model."""
     reason = ""
     for lean in (True, False):
         path = work / f"{tower.name}-fp32.onnx"

@@ -16,7 +16,7 @@ from datasette_vision.cli.options import models_dir_option, say
 from datasette_vision.config.settings import BUNDLED_MODEL
 from datasette_vision.errors import ModelCorrupt, VisionError
 
-# How 8-bit products are computed, by whether those of this processor overflow.
+# How 8-bit products are computed, depending on whether those of this processor overflow.
 PRODUCTS = {
     False: "native, exact on this processor",
     True: "widened, since this processor's own overflow: exact but slower",

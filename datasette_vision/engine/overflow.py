@@ -1,9 +1,4 @@
-"""Whether 8-bit products overflow on this processor, found out by multiplying.
-
-Without VNNI, ONNX Runtime adds the products of two neighbours in 16 bits, and cuts off what does not fit: on AVX2 the
-cosine of an 8-bit CLIP to fp32 falls from 0.9997 to 0.998. `session.x64quantprecision` makes it add in 32 bits, and
-costs an image tower two to three times its time wherever the processor's own products are exact already.
-"""
+"""Determines by multiplying whether 8-bit products overflow on this processor."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ NARROWED = {
 
 @functools.cache
 def products_overflow() -> bool:
-    """Whether 8-bit products overflow on this processor. Found out once a process, in less than a millisecond."""
+    """Whether 8-bit products overflow on this processor. Determined once per process, in less than a millisecond."""
     without_telemetry()
     import onnxruntime  # heavy: loaded with the first model, never at start
 

@@ -1,6 +1,6 @@
-"""Candidates for a tower, compared with the original over the samples, timed, and one of them chosen.
+"""Compares candidates for a tower with the original over the samples, times them, and chooses one.
 
-One prover for models that come as graphs and for those that are baked from PyTorch.
+Used both for models that come as graphs and for models baked from PyTorch.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from datasette_vision.errors import EngineFailure, InstallFailed, ModelCorrupt
 
 ModelInputs = Mapping[str, NDArray[Any]]
 Rows = NDArray[np.float32]
-# The inputs of one sample -> its answer, (1, d).
+# The inputs of one sample -> its result, (1, d).
 Run = Callable[[ModelInputs], Rows]
 
 FP32 = "fp32"
-# What a quantised tower has to reach: its worst cosine to the original.
+# The threshold for a quantised tower: its worst cosine to the original.
 THRESHOLD = 0.99
-# An exact translation differs by rounding alone.
+# An exact translation differs only by rounding.
 EXACT_COSINE = 0.99999
 EXACT_NORM = 0.001
-# Below this an embedding is another embedding, whoever asked for int8.
+# Below this it is a different embedding, even if int8 was requested.
 FLOOR = 0.9
 ROUNDS = 15
-# Two candidates this close are equally fast: the smaller one is taken.
+# Two candidates this close are equally fast: the smaller one is used.
 SAME_TIME = 1.05
-# fp32 takes four times the memory: it has to be so much faster to be taken all the same.
+# fp32 takes four times the memory: it is used only if it is this much faster.
 WORTH_THE_MEMORY = 1.5
 
 
@@ -50,7 +50,7 @@ class Measured:
     size: int  # bytes
 
     def report(self) -> dict[str, Any]:
-        """Return what the manifest keeps."""
+        """Return the measurements for the manifest."""
         return {
             "name": self.name,
             "worst_cosine": round(self.worst_cosine, 6),
@@ -71,9 +71,9 @@ def prove(
     precision: str = "auto",
     threshold: float = THRESHOLD,
 ) -> tuple[Measured, dict[str, Any]]:
-    """Measure all candidates and choose one: return it, and the report on all of them for the manifest.
+    """Measure all candidates and choose one: returns it, and the report on all of them for the manifest.
 
-    The arguments are those of measure() and choose(). Raises as they do.
+    See measure() and choose() for the arguments and errors.
     """
     measured = measure(candidates, load, samples, timed, reference)
     kept = choose(measured, precision, threshold)
@@ -94,10 +94,10 @@ def measure(
     reference: Rows | None = None,
     rounds: int = ROUNDS,
 ) -> list[Measured]:
-    """Run every candidate over `samples`, one at a time, and time it on `timed`, the candidates turn about.
+    """Run every candidate over `samples`, one at a time, and time it on `timed`, alternating between the candidates.
 
-    `reference` are the original's answers, (n, d); without it they are those of fp32, which comes first. A quantised
-    candidate that this ONNX Runtime cannot run is left out; fp32 then raises what `load` and running it do.
+    `reference` holds the original's results, (n, d); by default those of fp32, which comes first. A quantised candidate
+    that this ONNX Runtime cannot run is left out; fp32 raises the errors of `load` and of running it.
     """
     runs: dict[str, Run] = {}
     found: dict[str, Rows] = {}
@@ -141,16 +141,16 @@ def compare(found: Rows, reference: Rows) -> tuple[NDArray[np.float64], NDArray[
 
 
 def exact(measured: Measured) -> bool:
-    """Say whether this is the original but for rounding."""
+    """Say whether this equals the original except for rounding."""
     return measured.worst_cosine >= EXACT_COSINE and measured.norm_difference <= EXACT_NORM
 
 
 def choose(measured: Sequence[Measured], precision: str, threshold: float) -> Measured:
     """Return the candidate to keep.
 
-    "auto": the fastest of the quantised ones whose worst cosine reaches the threshold, unless fp32 is worth its memory;
-    fp32 where none does. "int8": the same without fp32, or the closest where none reaches it. "fp32": fp32. Raises
-    InstallFailed when int8 was asked for and there is none, or none above FLOOR.
+    "auto": the fastest quantised one whose worst cosine reaches the threshold, unless fp32 is worth its memory; fp32 if
+    none does. "int8": the same without fp32, or the closest if none reaches it. "fp32": fp32. Raises InstallFailed if
+    int8 was requested and there is none, or none above FLOOR.
     """
     plain = next(candidate for candidate in measured if candidate.name == FP32)
     quantised = [candidate for candidate in measured if candidate is not plain]
@@ -169,7 +169,7 @@ def choose(measured: Sequence[Measured], precision: str, threshold: float) -> Me
     best = max(quantised, key=lambda candidate: candidate.worst_cosine)
     if best.worst_cosine < FLOOR:
         raise InstallFailed(
-            f"int8 would change this model's answers too much: worst cosine {best.worst_cosine:.3f} to the original,"
+            f"int8 would change this model's results too much: worst cosine {best.worst_cosine:.3f} to the original,"
             f" at least {FLOOR} is needed: install it with --precision fp32"
         )
     return best

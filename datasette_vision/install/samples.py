@@ -17,12 +17,12 @@ from datasette_vision.images import decode as images
 
 CANONICAL_TEXT = "a photo of a cat on a purple and gold rug"
 CANONICAL_PICTURE = "discs-1"
-# Of a folder no more pictures than these.
+# The maximum number of images from a folder.
 MAX_SAMPLE_IMAGES = 64
-# The demo's drawings. Read as a file: the demo itself is above this layer.
+# The demo's drawings, read as a file because the demo is in a higher layer.
 DRAWINGS = Path(datasette_vision.__file__).parent / "demo" / "emoji.zip"
 DRAWING_COUNT = 20
-# Photographs come in these shapes; the last ones are extreme on purpose.
+# Common shapes of photographs; the last ones are extreme on purpose.
 SIZES = ((640, 480), (480, 640), (400, 400), (800, 600), (333, 500), (1024, 576), (224, 224), (160, 120), (700, 90))
 
 SAMPLE_TEXTS = (
@@ -123,14 +123,15 @@ def _drawing_entries(archive: zipfile.ZipFile, first: int, count: int) -> list[d
 
 
 def imitated_photographs(seed: int = 0) -> Iterator[Image.Image]:
-    """Yield two pictures of each of SIZES; others for another `seed`."""
+    """Yield two images of each of SIZES; different ones for another `seed`."""
     generator = np.random.default_rng(seed)
     for size in SIZES * 2:
         yield imitated_photograph(size, generator)
 
 
 def imitated_photograph(size: tuple[int, int], generator: np.random.Generator) -> Image.Image:
-    """Return a picture with what photographs have: an amplitude falling as 1 / frequency, edges, blur, a colour cast.
+    """Return an image with the properties of photographs: an amplitude falling as 1 / frequency, edges, blur, a colour
+    cast.
 
     The spectrum: Field 1987, "Relations between the statistics of natural images and the response properties of
     cortical cells".
@@ -143,7 +144,7 @@ def imitated_photograph(size: tuple[int, int], generator: np.random.Generator) -
         phase = np.exp(2j * np.pi * generator.random(frequency.shape))
         layer = np.fft.irfft2(phase / frequency, s=(height, width))
         layers.append(layer / layer.std())
-    mixing = np.eye(3) * 0.4 + 0.6 * generator.random((1, 3))  # channels of photographs go together
+    mixing = np.eye(3) * 0.4 + 0.6 * generator.random((1, 3))  # the channels of photographs are correlated
     channels = np.stack(layers, axis=-1) @ mixing
     cast = generator.uniform(60, 190, 3)
     picture = Image.fromarray(np.clip(cast + generator.uniform(20, 60) * channels, 0, 255).astype(np.uint8))

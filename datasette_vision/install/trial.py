@@ -1,4 +1,4 @@
-"""Records what a model must answer, and checks that it still does."""
+"""Records a model's expected results, and verifies them."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def kind(source: SourceTable, column: str, base: Base | None, where: str | None 
     texts = [value for value in samples if isinstance(value, str)]
     if not texts or _holds_images(samples, None):
         return IMAGES
-    # Embedded as texts, paths would take the place of the pictures' embeddings.
+    # If paths were embedded as texts, they would replace the embeddings of the images.
     names = [text for text in texts if has_image_suffix(text)]
     if len(names) > len(texts) / 2:
         raise InvalidArgument(f"{column} holds names of files, such as {names[0]!r}: name their folder with --base")

@@ -84,9 +84,8 @@ def connected(connection: sqlite3.Connection) -> sqlite3.Connection:
 class SourceTable:
     """A table or view with a key that identifies its rows.
 
-    Without `key` it is what keys.describe() says; for views that are not embedded yet it has to be given. Raises
-    InvalidArgument when there is no such table or column, or when a key that is not its own does not tell its rows
-    apart.
+    Without `key`, keys.describe() decides; views that are not embedded yet need one. Raises InvalidArgument if there is
+    no such table or column, or if a given key does not identify rows.
     """
 
     def __init__(self, connection: sqlite3.Connection, table: str, key: Sequence[str] = ()) -> None:
@@ -99,7 +98,7 @@ class SourceTable:
         self.key = tuple(map(self.column, key)) or found.key
         if not self.key:
             kind = "is a view" if self.is_view else "has no key"
-            raise InvalidArgument(f"{self.name} {kind}: --key has to name the column(s) that tell its rows apart")
+            raise InvalidArgument(f"{self.name} {kind}: name the column(s) that identify its rows with --key")
         # Rows are visited in their order on disk, which needs no sorting.
         self._order = (found.rowid,) if found.rowid else self.own_key or self.key
         if self.is_view or self.key != self.own_key:
