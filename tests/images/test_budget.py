@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 
 from datasette_vision.config.settings import Config
@@ -165,52 +163,6 @@ def test_every_way_reserves(way: str) -> None:
     assert len(budget.taken) == 1
     assert 4 * 2000 * 1000 < budget.taken[0] < 12 * 2000 * 1000
     assert budget.held == 0
-
-
-def bytes_a_pixel(make: Callable[[int, int], bytes], target: int | None = None) -> float:
-    """What is reserved for each pixel, beside what is reserved for any image and for the file."""
-    reserved = []
-    for width, height in ((800, 600), (400, 300)):
-        budget, data = Recorded(), make(width, height)
-        decoder(budget).decode(data, lambda picture: None, target)
-        reserved.append(budget.taken[0] - len(data))
-    return (reserved[0] - reserved[1]) / (800 * 600 - 400 * 300)
-
-
-@pytest.mark.parametrize(
-    ("make", "least", "most"),
-    [
-        (lambda width, height: pictures.jpeg(width, height, progressive=True), 6.3, 11),  # all coefficients are held
-        (pictures.png, 4, 5),
-        (lambda width, height: pictures.png(width, height, mode="RGBA"), 8, 9),
-        (lambda width, height: pictures.encode(pictures.scene(width, height), "WEBP"), 12, 14),
-        (lambda width, height: pictures.encode(pictures.scene(width, height), "AVIF", speed=10), 10, 14),
-        (lambda width, height: pictures.grey_tiff(np.zeros((height, width), "f4")), 8, 13),
-    ],
-    ids=["progressive JPEG", "PNG", "transparent PNG", "WebP", "AVIF", "TIFF of floats"],
-)
-def test_bytes_a_pixel_by_format(make: Callable[[int, int], bytes], least: float, most: float) -> None:
-    found = bytes_a_pixel(make)
-    assert least <= found <= most
-    # A photo of 12 megapixels is welcome on a machine of 512 MB.
-    assert 12e6 * found + 8 * MEGABYTE < budgets.default_bytes(512 << 20)
-
-
-def test_a_jpeg_costs_what_is_decoded_of_it() -> None:
-    budget, data = Recorded(), pictures.jpeg(1600, 1200)
-    for target in (None, 100):  # a quarter of each side
-        decoder(budget).decode(data, lambda picture: None, target)
-    assert budget.taken[0] - budget.taken[1] == 4 * (1600 * 1200 - 400 * 300)
-
-
-def test_a_strip_of_a_tiff_is_counted() -> None:
-    sizes = []
-    for rows in (10, 1000):
-        budget = Recorded()
-        data = pictures.encode(pictures.scene(1000, 1000), "TIFF", compression="tiff_lzw", tiffinfo={278: rows})
-        decoder(budget).decode(data, lambda picture: None)
-        sizes.append(budget.taken[0] - 2 * len(data))
-    assert sizes[1] > sizes[0] + 2 * MEGABYTE
 
 
 def test_the_budget_is_a_share_of_what_the_process_may_hold() -> None:

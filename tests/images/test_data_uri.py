@@ -169,6 +169,14 @@ def test_escapes_are_read_as_urllib_does(length: int) -> None:
         assert data_uri.from_text("data:," + text) == urllib.parse.unquote_to_bytes(text)
 
 
+@pytest.mark.parametrize("before", range(data_uri.PERCENT_PIECE - 3, data_uri.PERCENT_PIECE + 1))
+def test_no_escape_is_cut_where_a_piece_ends(before: int) -> None:
+    for escapes in ("%4a", "%%4a", "%4%4a", "%4a%4a"):
+        assert data_uri.from_text(f"data:,{before * 'x'}{escapes}x") == urllib.parse.unquote_to_bytes(
+            before * "x" + escapes + "x"
+        )
+
+
 @pytest.mark.parametrize("piece", [1, 5, 1 << 16])
 def test_lines_are_joined_without_the_spaces_at_their_ends(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the text is cut into pieces on the way."""

@@ -24,11 +24,20 @@ from datasette_vision.errors import InvalidArgument, InvalidImage
 from datasette_vision.images import decode as images
 from datasette_vision.images import tiff_tags
 from datasette_vision.images.decode import ImageLimits
-from datasette_vision.images.formats import has_image_suffix
+from datasette_vision.images.formats import (
+    MAX_PIECES,
+    MAX_SCANNED_PIXELS,
+    has_image_suffix,
+    is_read_in_strips,
+    piece_bomb,
+    split_png,
+    truncation,
+)
 from tests import hostile, pictures
 from tests.paths import ROOT
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+BOX = struct.pack(">I4s", 16, b"ftyp") + b"avif\0\0\0\0"
 
 
 def array(picture: Image.Image) -> np.ndarray:
@@ -208,6 +217,12 @@ def test_colour_png_transparency(depth: int) -> None:
 def test_16_bit_colour_png() -> None:
     row = b"\0" + struct.pack(">HHH", 65535, 32896, 257)
     assert images.decode(pictures.raw_png(1, 1, 16, 2, row)).getpixel((0, 0)) == (255, 128, 1)
+
+
+def test_16_bit_grey_becomes_the_nearest_of_256_levels() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    picture = images.decode(pictures.encode(Image.fromarray(values), "PNG"))
+    assert (np.asarray(picture)[..., 0] == (values.astype(int) + 128) // 257).all()
 
 
 @pytest.mark.parametrize(
@@ -427,8 +442,6 @@ def test_a_progressive_jpeg_cannot_pass_for_another() -> None:
 
 
 def test_a_jpeg_in_one_pass() -> None:
-    from datasette_vision.images.formats import is_read_in_strips
-
     data = pictures.jpeg()
     scan = data.index(b"\xff\xda")
     assert is_read_in_strips(data)
@@ -592,6 +605,20 @@ def test_half_a_file_is_called_truncated(image_format: str) -> None:
     assert reason.startswith(f"truncated {image_format} image"), reason
 
 
+@pytest.mark.parametrize(
+    ("image_format", "data", "reason"),
+    [
+        ("TIFF", b"MM\0*" + struct.pack(">I", 1000), "its directory should be at byte 1000, found 8 bytes"),
+        ("TIFF", b"II*\0" + struct.pack("<I", 1 << 24), "its directory should be at byte 16777216, found 8 bytes"),
+        ("AVIF", BOX + struct.pack(">I4s", 100, b"mdat") + bytes(20), "box b'mdat' announces 100 bytes, 28 are left"),
+        ("AVIF", BOX, None),
+        ("AVIF", BOX + b"\0\0\1\0mda", None),  # less than the head of a box: nobody knows what it is
+    ],
+)
+def test_what_is_missing_at_the_end_is_counted(image_format: str, data: bytes, reason: str | None) -> None:
+    assert truncation(image_format, data) == reason
+
+
 @pytest.mark.parametrize("value", [None, "text", 42, 1.5, ["bytes"]])
 def test_what_is_not_bytes_is_named(value: object) -> None:
     with pytest.raises(InvalidImage) as caught:
@@ -608,6 +635,28 @@ def test_bytes_like_objects_are_bytes() -> None:
 def test_tags_that_share_their_values_are_refused_before_they_are_copied() -> None:
     reason = images.error(hostile.HOSTILE_IMAGES["tiff_tags_all_over_each_other"])
     assert reason == "corrupt TIFF image: its tags announce 300000 or more bytes of metadata, found 104910"
+
+
+def test_twice_the_file_and_a_little_may_be_announced_by_tags() -> None:
+    def tiff(announced: int) -> bytes:
+        """Of 100,000 bytes, with three tags whose values lie over each other."""
+        sizes = (99_000, 99_000, announced - 2 * 99_000)
+        entries = b"".join(struct.pack("<HHII", 700 + number, 7, size, 0) for number, size in enumerate(sizes))
+        return (b"II*\0" + struct.pack("<IH", 8, len(sizes)) + entries).ljust(100_000, b"\0")
+
+    allowed = 2 * 100_000 + 65_536
+    assert tiff_tags.tag_bomb("TIFF", tiff(allowed)) is None
+    reason = tiff_tags.tag_bomb("TIFF", tiff(allowed + 1))
+    assert reason == f"its tags announce {allowed + 1} bytes of metadata or more, where 100000 are"
+
+
+@pytest.mark.parametrize(("announced", "refused"), [(33_188, False), (33_189, True)])
+def test_a_directory_that_leads_to_itself_is_read_eight_times(announced: int, refused: bool) -> None:
+    """Its tag is counted each time, so that what a reader makes of it is counted, and reading ends."""
+    entries = struct.pack("<HHII", 700, 7, announced, 0) + struct.pack("<HHII", 0x8769, 4, 1, 8)
+    data = (b"II*\0" + struct.pack("<IH", 8, 2) + entries).ljust(100_000, b"\0")
+    assert (8 * (announced + 4) > 2 * len(data) + 65_536) == refused
+    assert bool(tiff_tags.tag_bomb("TIFF", data)) == refused
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource")
@@ -736,8 +785,6 @@ def test_texts_of_a_png_are_not_unpacked() -> None:
 
 
 def test_a_png_keeps_what_is_looked_at() -> None:
-    from datasette_vision.images.formats import split_png
-
     xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
     good = pictures.png()
     data = good[:33] + pictures.png_chunk(b"tEXt", b"a\0b") + pictures.png_chunk(b"iTXt", xmp) + good[33:]
@@ -761,8 +808,6 @@ def test_numbers_of_a_tiff_are_not_unpacked(tag: int, kind: int, count: int, mes
 
 
 def test_many_scans_of_many_pixels_are_refused() -> None:
-    from datasette_vision.images.formats import MAX_SCANNED_PIXELS, piece_bomb
-
     data = pictures.jpeg(progressive=True)
     scans = data.count(b"\xff\xda")
     frame = data.index(b"\xff\xc2") + 5
@@ -770,6 +815,21 @@ def test_many_scans_of_many_pixels_are_refused() -> None:
         assert (scans * edge * edge > MAX_SCANNED_PIXELS) == refused
         large = data[:frame] + struct.pack(">HH", edge, edge) + data[frame + 4 :]
         assert bool(piece_bomb("JPEG", large)) == refused
+
+
+@pytest.mark.parametrize(("width", "refused"), [(30_000, False), (30_001, True)])
+def test_so_many_scanned_pixels_are_let_through_and_no_more(width: int, refused: bool) -> None:
+    height, scan = 25_000, b"\xff\xda\0\x03\1"  # of one component out of three
+    assert (2 * height * width > MAX_SCANNED_PIXELS) == refused
+    frame = b"\xff\xc2\0\x08\x08" + struct.pack(">HHB", height, width, 3)
+    assert bool(piece_bomb("JPEG", b"\xff\xd8" + frame + scan + scan)) == refused
+
+
+@pytest.mark.parametrize("segments", [1, 10])
+def test_stray_bytes_are_counted_between_segments(segments: int) -> None:
+    for stray, refused in ((MAX_PIECES, False), (MAX_PIECES + 1, True)):
+        data = b"\xff\xd8" + segments * b"\xff\xe1\0\x02" + bytes(stray) + b"\xff\xe1\0\x02"
+        assert bool(piece_bomb("JPEG", data)) == refused
 
 
 @pytest.mark.parametrize("filling", [b"\xff", b"\xff\x00", b"\xff\xd0"], ids=["fill", "stuffed", "restarts"])
