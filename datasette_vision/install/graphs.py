@@ -58,7 +58,7 @@ def image_ports(path: Path, outputs: tuple[str, ...] = EMBEDDINGS) -> ImagePorts
     """Return the input for pixels and the output of a graph. Raises InstallFailed if it takes something else."""
     inputs, found = ports(path)
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
-        both = len(inputs) > 1 and any("input_ids" in port.name for port in inputs)
+        both = any("input_ids" in port.name for port in inputs) and any(len(port.shape) == 4 for port in inputs)
         raise InstallFailed(
             f"{path.name}: expected one input, of shape (n, 3, height, width); found {_listed(inputs)}"
             + (": both towers in one graph: separate towers are needed" if both else "")

@@ -358,15 +358,17 @@ def test_a_replacement_killed_at_its_end(installer: Installer, source: Path, mod
     assert is_clean(models_dir)
 
 
-def test_old_downloads_are_forgotten(installer: Installer, source: Path, models_dir: Path) -> None:
+def test_old_downloads_are_forgotten(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     downloads = models_dir / ".downloads"
     downloads.mkdir(parents=True)
-    for name, days in (("old.part", 8), ("new.part", 6)):
-        (downloads / name).write_bytes(b"x")
-        moment = time.time() - days * 24 * 3600
-        os.utime(downloads / name, (moment, moment))
-    installer.install(request(source))
-    assert [path.name for path in downloads.iterdir()] == ["new.part"]
+    now = 1_700_000_000
+    monkeypatch.setattr(time, "time", lambda: now)
+    for days in (6, 7, 8):
+        (downloads / f"{days}.part").write_bytes(b"x")
+        moment = now - days * 24 * 3600
+        os.utime(downloads / f"{days}.part", (moment, moment))
+    staging.clear_up(models_dir, print)
+    assert sorted(path.name for path in downloads.iterdir()) == ["6.part", "7.part"]
 
 
 # Two at once

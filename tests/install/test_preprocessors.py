@@ -96,6 +96,15 @@ def test_without_normalisation() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "resample"),
+    [("CLIPImageProcessor", "bicubic"), ("ChineseCLIPImageProcessor", "bicubic"), ("ViTImageProcessor", "bilinear")],
+)
+def test_resampling_that_is_not_named_is_the_default_of_its_kind(kind: str, resample: str) -> None:
+    config = {**HALF, "image_processor_type": kind, "do_center_crop": True, "crop_size": 224, "size": 224}
+    assert from_config(config, "x")["resample"] == resample
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"do_flip_channel_order": True}, "do_flip_channel_order: BGR order is not supported"),
@@ -107,6 +116,7 @@ def test_without_normalisation() -> None:
         ({"size": "large"}, "cannot be understood"),
         ({"image_mean": None}, "cannot be understood"),
         ({"image_mean": []}, "cannot be understood"),
+        ({"image_mean": [[0.5] * 3]}, "image_mean: expected three numbers"),
         ({"size": []}, "cannot be understood"),
         ({"size": {"height": float("inf"), "width": 1}}, "cannot be understood"),
         ({"size": 1e308, "interpolation": "bicubic", "mean": [], "std": []}, "cannot be understood"),

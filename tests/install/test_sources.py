@@ -21,7 +21,7 @@ from datasette_vision.images import decode as images
 from datasette_vision.install import samples, trial
 from datasette_vision.install.install import Installer
 from datasette_vision.install.labels import labels_of, read_labels
-from datasette_vision.install.origins import LocalFolder, OneGraph
+from datasette_vision.install.origins import MAX_DEPTH, LocalFolder, OneGraph
 from datasette_vision.install.requests import Request
 from datasette_vision.install.sources import Classifier, Finished, Towers, Weights, needed_for_export, recognise
 from datasette_vision.models.store import InstalledModel
@@ -77,6 +77,33 @@ def test_recognise(tmp_path: Path) -> None:
     assert kind(tmp_path / "d") is Weights
 
 
+def test_what_classifies_without_saying_so(tmp_path: Path) -> None:
+    """A dual encoder may have labels in its configuration, too."""
+    folder = repositories.classifier(tmp_path / "a", architectures=[])
+    assert type(recognise(LocalFolder(folder), None, nobody)) is Classifier
+    labelled = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "text_config": {}}
+    repositories.write_json(folder / "config.json", labelled)
+    with pytest.raises(InstallFailed, match="one graph, and nothing says what it is"):
+        recognise(LocalFolder(folder), None, nobody)
+
+
+def test_the_text_tower_of_another_repository(tmp_path: Path) -> None:
+    images, texts = repositories.xenova(tmp_path / "images"), repositories.qdrant(tmp_path)[1]
+    found = recognise(LocalFolder(images), None, nobody, LocalFolder(texts))
+    assert isinstance(found, Towers)
+    assert found.image.by_precision == {"fp32": "onnx/vision_model.onnx"}
+    assert found.text.by_precision == {"fp32": "model.onnx"}
+
+
+def test_folders_are_looked_into_so_deep(tmp_path: Path) -> None:
+    deepest = tmp_path.joinpath("model", *"abc")
+    (deepest / "d").mkdir(parents=True)
+    for folder in (deepest, deepest / "d"):
+        (folder / "model.onnx").write_bytes(b"")
+    assert LocalFolder(tmp_path / "model").names == {"a/b/c/model.onnx"}
+    assert len(deepest.relative_to(tmp_path / "model").parts) == MAX_DEPTH
+
+
 def test_nothing_to_recognise(machine: Machine, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -94,10 +121,14 @@ def test_what_an_export_reads(tmp_path: Path) -> None:
     folder = repositories.transformers(tmp_path / "x")
     (folder / "0_CLIPModel").mkdir()
     (folder / "0_CLIPModel" / "pytorch_model.bin").write_bytes(b"")
+    (folder / "1_Dense").mkdir()
+    for name in ("model.safetensors", "pytorch_model.bin"):  # the same weights twice
+        (folder / "1_Dense" / name).write_bytes(b"")
     (folder / "openvino").mkdir()
     (folder / "openvino" / "config.json").write_bytes(b"")
     assert needed_for_export(LocalFolder(folder)) == [
         "0_CLIPModel/pytorch_model.bin",
+        "1_Dense/model.safetensors",
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
@@ -250,6 +281,33 @@ def test_graphs_that_cannot_be_used(machine: Machine, tmp_path: Path) -> None:
     vision.write_bytes(good[0])
     text.write_bytes(good[0])
     assert machine.fails(folder).startswith("text.onnx: expected the inputs input_ids and, optionally, attention_mask")
+
+
+def test_what_takes_no_pictures_alone_is_named(machine: Machine, tmp_path: Path) -> None:
+    """Two inputs are both towers in one graph only where one of them takes pixels."""
+    folder = repositories.xenova(tmp_path / "clip")
+    path = folder / "onnx" / "vision_model.onnx"
+    pixels, tokens = onnx.load(path), onnx.load(folder / "onnx" / "text_model.onnx")
+    fakes.text_graph(path, 8)
+    assert machine.fails(folder).endswith("found input_ids (?, ?), attention_mask (?, ?)")
+    pixels.graph.input.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, [1]))
+    onnx.save(pixels, path)
+    assert machine.fails(folder).endswith("found pixel_values (?, 3, 16, 16), scale (1)")
+    pixels.graph.input[1].CopyFrom(tokens.graph.input[0])
+    onnx.save(pixels, path)
+    assert machine.fails(folder).endswith(
+        "found pixel_values (?, 3, 16, 16), input_ids (?, ?): both towers in one graph: each is needed by itself"
+    )
+
+
+def test_a_length_that_the_graph_fixes_is_the_one_that_counts(machine: Machine, tmp_path: Path) -> None:
+    folder = repositories.immich(tmp_path / "clip")
+    repositories.write_json(folder / "config.json", {"embed_dim": 8, "text_cfg": {"context_length": 77}})
+    settings = {**repositories.TOKENIZER_CONFIG, "model_max_length": 77}
+    repositories.write_json(folder / "textual" / "tokenizer_config.json", settings)
+    text = machine.install(folder).manifest.text
+    assert text is not None
+    assert text.context_length == 16
 
 
 def test_pictures_with_channels_last(machine: Machine, tmp_path: Path) -> None:
