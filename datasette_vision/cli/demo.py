@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from datasette_vision.cli.exit_codes import vision_errors
+from datasette_vision.cli.progress import progress_bars
 from datasette_vision.config.settings import Config
 
 SAMPLE_QUERIES = ("purple heart", "happy cat", "something to eat")
@@ -81,10 +82,8 @@ def _write_demo(database: Path, metadata: Path, route: str) -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no partial files stay behind
     with Vision(Config(cache_mb=0)) as vision:
-        with click.progressbar(length=100, label="Embedding emoji", file=sys.stderr) as bar:
-            count = demos.write_database(
-                database, vision, lambda progress: bar.update(100 * progress.done // progress.total - bar.pos)
-            )
+        with progress_bars() as on_progress:
+            count = demos.write_database(database, vision, on_progress)
         temporary = metadata.with_name(f".{metadata.name}-{os.getpid()}")
         temporary.write_text(json.dumps(demos.metadata(database.stem, route), indent=2) + "\n", "utf-8")
         temporary.replace(metadata)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
 from collections import deque
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import click
+
+from datasette_vision.util.progress import OnProgress, Progress, no_progress
 
 BAR_WIDTH = 24
 REDRAW_S = 0.2
@@ -86,6 +90,27 @@ class ProgressBar:
         if counts.failed:
             parts.append(f"{counts.failed:,} failed")
         return parts
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[OnProgress[Progress]]:
+    """Show each step with a bar of its own, in a terminal."""
+    if not sys.stderr.isatty():
+        yield no_progress
+        return
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Any] = {}
+
+        def on_progress(progress: Progress) -> None:
+            step = progress.step
+            if step not in bars:
+                stack.pop_all().close()
+                bars[step] = stack.enter_context(
+                    click.progressbar(length=progress.total, label=step.capitalize(), file=sys.stderr, show_pos=True)
+                )
+            bars[step].update(progress.done - bars[step].pos)
+
+        yield on_progress
 
 
 def _share(counts: Counts) -> float:

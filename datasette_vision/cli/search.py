@@ -17,8 +17,8 @@ import click
 
 from datasette_vision.cli.exit_codes import vision_errors
 from datasette_vision.cli.options import configured, models_dir_option
+from datasette_vision.cli.progress import progress_bars
 from datasette_vision.errors import StorageFailed
-from datasette_vision.util.progress import OnProgress, Progress, no_progress
 
 if TYPE_CHECKING:
     from datasette_vision.retrieval.hits import Hit
@@ -134,7 +134,7 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
                 file.unlink()
         began = time.perf_counter()
         try:
-            with snapshot(connection, "main"), _progress_bars() as on_progress:
+            with snapshot(connection, "main"), progress_bars() as on_progress:
                 entry = index_maintenance.prepare_index(file, connection, wanted, dimensions, on_progress)
         except OSError as error:
             raise StorageFailed(f"{file} cannot be written: {error}") from None
@@ -173,27 +173,6 @@ def _note_changes(database: Path, source: EmbeddedSource) -> None:
     """Start logging the changes of a side table that was made by an older version."""
     with _opened(database, "rw") as connection:
         source.side.create(connection)
-
-
-@contextlib.contextmanager
-def _progress_bars() -> Iterator[OnProgress[Progress]]:
-    """Show a progress bar for each step, in a terminal."""
-    if not sys.stderr.isatty():
-        yield no_progress
-        return
-    with contextlib.ExitStack() as stack:
-        bars: dict[str, Any] = {}
-
-        def on_progress(progress: Progress) -> None:
-            step = progress.step
-            if step not in bars:
-                stack.pop_all().close()
-                bars[step] = stack.enter_context(
-                    click.progressbar(length=progress.total, label=step.capitalize(), file=sys.stderr, show_pos=True)
-                )
-            bars[step].update(progress.done - bars[step].pos)
-
-        yield on_progress
 
 
 def _row(connection: sqlite3.Connection, source: EmbeddedSource, hit: Hit) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def fill(
             if isinstance(outcome, VisionError):
                 raise outcome
             yield SideTableRow((entry.hexcode,), "image", model, content_hash(entry.image), vectors.to_blob(outcome))
-            on_progress(Progress("embedding", done, len(emoji)))
+            on_progress(Progress("embedding emoji", done, len(emoji)))
 
     EMOJI.write(connection, rows())
 

@@ -19,9 +19,6 @@ from click.testing import CliRunner, Result
 from datasette.app import Datasette
 from datasette.cli import cli
 
-from datasette_vision.bulk.tally import Summary
-from datasette_vision.cli import progress
-from datasette_vision.cli.progress import ProgressBar
 from tests import pictures
 
 
@@ -192,22 +189,6 @@ def test_a_terminal_gets_a_bar(many: Path) -> None:
         for line in lines
     ), lines
     assert "1,200 embedded, 0 unchanged, 0 failed" in lines[-2]
-
-
-def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    counts = Summary(total=5000)
-    with ProgressBar("Embedding photos") as shown:
-        for second in range(61):
-            now = 1000.0 + second
-            counts.embedded = 40 * second
-            counts.failed = second // 30
-            shown(counts)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "Embedding photos  600 of 5,000 (12 %)  40.0/s  1:50 left"
-    assert lines[-1] == "Embedding photos  2,402 of 5,000 (48 %)  40.0/s  1:05 left  2 failed"
-    assert len(lines) == 60 / progress.LINE_EVERY_S
 
 
 @pytest.fixture
