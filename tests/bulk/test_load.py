@@ -191,6 +191,15 @@ def test_a_file_that_breaks_and_is_mended(library: Library) -> None:
     assert library.rows("width, photos.error, _vision_photos.error") == [(64, None, None)]
 
 
+def test_a_file_that_goes_before_it_is_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(pictures.jpeg())
+    walk = Walk([str(path)])
+    path.unlink()
+    assert list(walk) == []
+    assert walk.unreadable == [(str(path), "No such file or directory")]
+
+
 @pytest.mark.skipif(IS_ROOT, reason="root may read everything")
 def test_a_folder_that_may_not_be_read(library: Library) -> None:  # pragma: no cover
     locked = library.write("locked/a.jpg", seed=1)

@@ -417,6 +417,10 @@ def test_paths_need_a_folder(place: Place, tmp_path: Path) -> None:
         place.kept("t", "path").step(place.reader)
 
 
+def test_the_log_names_table_column_and_model(photos: Place) -> None:
+    assert photos.kept("photos", model="other").name == "photos (image, other)"
+
+
 def test_a_model_that_is_not_installed(photos: Place) -> None:
     photos.execute("update _vision_photos set model = 'gone'")
     photos.insert("photos", (100, "new", PICTURES[0]))

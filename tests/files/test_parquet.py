@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,17 @@ pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
 from datasette_vision.errors import InvalidArgument, StorageFailed  # noqa: E402
-from datasette_vision.files.parquet import ImageRow, Output, OutputForm, open_shard, shards, vectors_of  # noqa: E402
-from datasette_vision.files.storage import place  # noqa: E402
+from datasette_vision.files.parquet import (  # noqa: E402
+    READERS,
+    ImageRow,
+    Output,
+    OutputForm,
+    _parallel,
+    open_shard,
+    shards,
+    vectors_of,
+)
+from datasette_vision.files.storage import Place, place  # noqa: E402
 
 FORM = OutputForm("fake", "f" * 64, 4)
 # With an earlier pyarrow, nulls cannot be among lists of a fixed size.
@@ -97,6 +108,24 @@ def test_what_is_there_is_known(output: Output) -> None:
     digests = output.known("digest")
     assert len(digests) == 5
     assert f"{3:064}" in digests
+
+
+def test_shards_are_read_several_at_a_time_in_order_and_not_all_at_once(tmp_path: Path) -> None:
+    together = threading.Barrier(READERS)
+    asked: list[Place] = []
+
+    def places() -> Iterator[Place]:
+        for number in range(4 * READERS):
+            asked.append(place(str(tmp_path / str(number))))
+            yield asked[-1]
+
+    def work(found: Place) -> Place:
+        together.wait(10)  # fails where fewer are at work
+        return found
+
+    for number, (found, result) in enumerate(_parallel(work, places())):
+        assert found is result is asked[number]
+        assert len(asked) <= number + 1 + 2 * READERS
 
 
 def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
