@@ -39,9 +39,9 @@ def limit(connection: Any, available: int | None = None) -> None:
     # These apply to the whole process, and the first can only be lowered. SQLite before 3.31 ignores it.
     most = heap_bytes(available)
     connection.execute(f"pragma hard_heap_limit = {most}").fetchall()
-    # Caches shrink before queries fail.
+    # Caches shrink before queries fail. A hard limit also sets the soft one to itself.
     (soft,) = connection.execute("pragma soft_heap_limit").fetchone() or (0,)
-    if not 0 < soft <= most:
+    if not 0 < soft < most:
         connection.execute(f"pragma soft_heap_limit = {most // 4 * 3}").fetchall()
     # Not in Python 3.10, nor in pysqlite3.
     if hasattr(connection, "setlimit"):

@@ -117,6 +117,10 @@ from datasette_vision.plugin.queries import sql_errors, sqlite_limits
 connection = sqlite3.connect(":memory:")
 sqlite_limits.limit(connection, 512 << 20)
 assert connection.execute("pragma hard_heap_limit").fetchone() == (128 << 20,)
+assert connection.execute("pragma soft_heap_limit").fetchone() == (96 << 20,)
+connection.execute("pragma soft_heap_limit = 50000000").fetchall()
+sqlite_limits.limit(connection, 512 << 20)
+assert connection.execute("pragma soft_heap_limit").fetchone() == (50000000,)
 for sql in ("select length(hex(zeroblob(300000000)))", "select zeroblob(900000000)", "select count(*) from (select "
     "zeroblob(9000000) as x from (select 1 union all select 2) a, (select 1 union all select 2) b group by x || 'y')"):
     for _ in range(2):
