@@ -111,7 +111,7 @@ def _cut(value: Any, depth: int) -> Any:
     if isinstance(value, bytes):
         return f"a file of {len(value):,} bytes"
     if isinstance(value, str):
-        return value[: SHOWN_CHARS + 1]
+        return value[:SHOWN_CHARS]
     if isinstance(value, int) and value.bit_length() > 4 * SHOWN_CHARS:
         return f"a number of {value.bit_length():,} bits"
     if isinstance(value, (list, dict)) and (len(value) > SHOWN_VALUES or not depth):
@@ -119,7 +119,7 @@ def _cut(value: Any, depth: int) -> Any:
     if isinstance(value, list):
         return [_cut(inner, depth - 1) for inner in value]
     if isinstance(value, dict):
-        return {_cut(name, depth - 1): _cut(inner, depth - 1) for name, inner in value.items()}
+        return {name[:SHOWN_CHARS]: _cut(inner, depth - 1) for name, inner in value.items()}
     return value
 
 

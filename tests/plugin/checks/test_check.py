@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,8 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("metrics", {"access": dataclasses.replace(OPEN, metrics=True)}, ADVICE, "anyone may read the metrics"),
     ("other-models", {}, OK, "only the models"),
     ("other-models", {"weights": {"tiny-emoji": 1, "clip": 2}}, OK, "by name: clip"),
+    ("other-models", {"weights": dict.fromkeys(["tiny-emoji", *"abcde"], 1)}, OK, "by name: a, b, c, d, e"),
+    ("other-models", {"weights": dict.fromkeys(["tiny-emoji", *"abcdef"], 1)}, OK, "a, b, c, d, e and 1 more"),
     ("other-models", {"weights": {"tiny-emoji": 1, "clip": GIGABYTE}}, PROBLEM, "1,130 MB of the 1,000 MB"),
     ("other-models", {"weights": {"tiny-emoji": 1, "clip": GIGABYTE}, "access": CLOSED}, OK, "nobody may"),
     ("memory", {}, OK, "678 MB are left"),
@@ -141,6 +144,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("sql-threads", settings(num_sql_threads=1), ADVICE, "one SQL thread"),
     ("sql-threads", settings(num_sql_threads=0), PROBLEM, "no other request is answered"),
     ("rows", {}, OK, "1,000 rows"),
+    ("rows", settings(max_returned_rows=10_000), OK, "10,000 rows"),
     ("rows", settings(max_returned_rows=10_001), ADVICE, "10,001 rows"),
     ("rows", settings(max_csv_mb=0), ADVICE, "any size"),
     ("rows", settings(max_csv_mb=0, allow_csv_stream=False), OK, "1,000 rows"),
@@ -392,6 +396,12 @@ def test_nothing_is_loaded_and_nothing_written(database: Path, tmp_path: Path) -
     before = {entry.name: entry.stat().st_mtime_ns for entry in tmp_path.iterdir()}
     assert read([str(database), *arguments]).config.preload == ("tiny-emoji",)
     assert {entry.name: entry.stat().st_mtime_ns for entry in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(("user", "is_root"), [(0, True), (1, False), (1000, False)])
+def test_root_is_user_0(user: int, is_root: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: user, raising=False)
+    assert read(["--memory"]).superuser == is_root
 
 
 def test_the_configuration_that_we_ship(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from datasette_vision.plugin.http.bodies import (
     FORM,
     INLINE_BYTES,
     JSON,
+    MAX_HEADER_BYTES,
     MAX_JSON_ESCAPES,
     MULTIPART,
     Field,
@@ -209,6 +210,27 @@ def test_the_memory_of_a_body_is_known_before_it_is_parsed(name: str) -> None:
     # Beside the values, the text of the body as one str, and another copy of what is being read.
     width = 4 if "wide" in name else 2 if "two bytes" in name else 1
     assert peak <= known + (width + 1) * len(body) + 100_000
+
+
+@pytest.mark.parametrize("letter", ["A", "é", "\\u00e9"])
+def test_a_text_of_latin_letters_takes_no_more_than_its_body(letter: str) -> None:
+    body = f'{{"text":"{letter * SIZE}"}}'.encode()
+    assert len(body) <= memory_of(body, JSON) < len(body) + 1000
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_the_headers_of_a_part_are_bounded(extra: int) -> None:
+    headers = {"Content-Disposition": 'form-data; name="a"'}
+    for number in range(4):  # the parser has a limit of its own for each
+        room = MAX_HEADER_BYTES + extra - sum(map(len, [*headers, *headers.values()]))
+        headers[f"X{number}"] = (room // (4 - number) - 2) * "x"
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    body = f"--x\r\n{head}\r\nb\r\n--x--\r\n".encode()
+    if extra:
+        with pytest.raises(RequestError, match=f"expected at most {MAX_HEADER_BYTES:,} bytes of headers in a part"):
+            parse_body(body, MULTIPART, f"{MULTIPART}; boundary=x")
+    else:
+        assert parse_body(body, MULTIPART, f"{MULTIPART}; boundary=x") == [Field("a", "b")]
 
 
 @pytest.mark.asyncio

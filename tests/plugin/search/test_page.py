@@ -63,6 +63,12 @@ class Page:
         found = re.search(pattern, self.text, re.DOTALL)
         return html.unescape(found.group(1)) if found else ""
 
+    @property
+    def filters(self) -> list[list[str]]:
+        """What is chosen and written in each line of filters of the form."""
+        lines = re.findall(r'class="vision-line vision-filter".*?</div>', self.text, re.DOTALL)
+        return [re.findall(r"""(?<= selected>)[^<]*|(?<= value=")[^"]*(?=" aria)""", line) for line in lines]
+
     def link(self, identifier: str) -> str:
         """The address of the link of this id; "" when there is none."""
         tag = self.one(rf'(<a [^>]*id="{re.escape(identifier)}"[^>]*>)')
@@ -83,6 +89,9 @@ async def test_words(datasette: Datasette) -> None:
     assert sum("cat" in label for label in page.labels[:10]) >= 8
     assert page.similarities == sorted(page.similarities, reverse=True)
     assert f"<title>demo: emoji: {page.heading}</title>" in page.text
+    sizes = re.findall(r'srcset="\S+_size=(\d+) 1x, \S+_size=(\d+) 2x"', page.text)
+    assert len(sizes) == 24
+    assert all(int(dense) == 2 * int(ordinary) for ordinary, dense in sizes)
 
 
 @pytest.mark.asyncio
@@ -123,6 +132,7 @@ async def test_filters_of_datasette(datasette: Datasette) -> None:
     assert page.heading == 'Closest to “red”, where group_name = "flags" and name contains "C"'
     assert page.labels
     assert all("c" in label.lower() for label in page.labels)
+    assert page.filters == [["group_name", "=", "flags"], ["name", "contains", "C"], ["=", ""]]
     everything = await get(datasette, f"{PAGE}?q=red&group_name=flags&name__contains=C&_size=max")
     connection = sqlite3.connect(datasette.get_database("demo").path)
     count = connection.execute("select count(*) from emoji where group_name = 'flags' and name like '%C%'").fetchone()[

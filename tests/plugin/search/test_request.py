@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from datasette_vision.errors import InvalidArgument
-from datasette_vision.plugin.search.request import LikeRow, SearchRequest, encode_embedding
+from datasette_vision.plugin.search.request import MAX_EXAMPLES, LikeRow, SearchRequest, encode_embedding
 
 BLOB = struct.pack("<4f", 0.5, -0.5, 0.5, 0.5)
 TEXT = encode_embedding(BLOB)
@@ -66,6 +66,12 @@ def test_addresses_become_short(query: str, short: str) -> None:
     assert read(query).query_string() == short
 
 
+def test_as_many_examples_as_may_be() -> None:
+    query = "&".join(f"_like={number}" for number in range(MAX_EXAMPLES))
+    assert len(read(query).examples) == MAX_EXAMPLES
+    assert len(read(f"{query}&_like=0%3A2").examples) == MAX_EXAMPLES  # the first of them again
+
+
 def test_another_search_begins_at_its_first_page() -> None:
     request = read("q=cat&_page=3")
     assert request.query_string() == "q=cat&_page=3"
@@ -104,7 +110,7 @@ def test_the_largest_page() -> None:
         ("_embedding=%C3%A4", "_embedding: expected base64 of float32 values, found text that is not base64"),
         ("_embedding=AAAA", "_embedding: expected an embedding, a BLOB of 4 bytes per float, found 3 bytes"),
         (f"_embedding={encode_embedding(struct.pack('<f', float('nan')))}", "_embedding: expected an embedding of fin"),
-        ("&".join(f"_like={number}" for number in range(33)), "expected at most 32 examples, found 33"),
+        ("&".join(f"_like={number}" for number in range(MAX_EXAMPLES + 1)), "expected at most 32 examples, found 33"),
     ],
 )
 def test_what_cannot_be_used_is_named(query: str, message: str) -> None:
