@@ -727,6 +727,28 @@ def test_background_work_keeps_the_server_awake_and_stops_with_it(
     connection.close()
 
 
+@pytest.mark.parametrize("options", [{}, {"improve": False}])
+def test_where_there_is_nothing_to_improve_nobody_is_kept_awake(
+    fake_vision: Vision, path: Path, options: dict[str, bool], request: pytest.FixtureRequest
+) -> None:
+    """A small table is neither saved nor made a graph of; nor is anything of a search that improves no index."""
+    if options:
+        request.getfixturevalue("graphs")
+    names: list[str] = []
+
+    @contextlib.contextmanager
+    def keep_awake(name: str) -> Iterator[threading.Event]:
+        names.append(name)
+        yield threading.Event()
+
+    shared = Shared(fake_vision, path, keep_awake=keep_awake, **options)
+    connection = shared.connect()
+    check(shared, connection)
+    shared.searcher.indexes.wait()
+    assert names == []
+    connection.close()
+
+
 # Databases that cannot be written
 
 

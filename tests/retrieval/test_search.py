@@ -192,6 +192,7 @@ def test_rows_with_errors_and_broken_embeddings(photos: Connection, fake_vision:
         ("(digest blob primary key)", ("digest",), [(b"\x00\xff",), (b"a",), (b"b",)], True),
         ("(model text primary key, source_model)", ("model",), [("T",), ("A",), ("B",)], True),
         ("(rowid text, image)", ("oid",), [(1,), (2,), (3,)], True),
+        ("(rowid text primary key, image)", ("rowid",), [("a",), ("b",), ("c",)], True),
         ("(id integer primary key, oid, rowid)", ("id",), [(1,), (2,), (3,)], True),
     ],
 )
@@ -209,12 +210,10 @@ def test_keys_of_every_kind(
     assert len(found) == 3
     for hit in found:
         if rowid:
-            name = {"(rowid text, image)": "oid", "(id integer primary key, oid, rowid)": "_rowid_"}.get(
-                create, "rowid"
-            )
+            name = "_rowid_" if "oid, rowid" in create else "oid" if "rowid text" in create else "rowid"
             row = connection.execute(f"select {columns} from photos where {name} = ?", [hit["rowid"]]).fetchone()
             assert row in keys
-        if key in {("id",), ("rowid",), ("oid",)}:
+        if isinstance(keys[0][0], int) and len(key) == 1:
             assert set(hit) == {"rowid", "similarity"}
         else:
             assert set(hit) == ({"rowid", "key", "similarity"} if rowid else {"key", "similarity"})

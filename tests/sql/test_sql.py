@@ -189,6 +189,9 @@ def blob(*values: float) -> bytes:
         (blob(1, 0), blob(math.inf, 0), None),
         (blob(1, 0)[:-1], blob(1, 0), None),
         (blob(1, 0), blob(1, 0) + b"\0", None),
+        (blob(1, 1), blob(1, 0) + b"\0", None),
+        (blob(1, 1) + b"\0", blob(1, 0) + b"\0", None),
+        (blob(1, 1) + b"\0\0", blob(1, 0) + b"\0\0", None),
         (b"", b"", None),
     ],
 )

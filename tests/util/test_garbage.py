@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import subprocess
 import sys
@@ -192,6 +193,28 @@ def test_what_becomes_garbage_in_a_long_wait_is_collected_on_a_thread_of_its_own
             Cycle(freed)
         until(lambda: len(freed) > 50_000)
     assert set(freed) == {"datasette-vision-garbage"}
+
+
+def test_all_garbage_is_looked_for_again_and_again_in_a_long_wait(
+    elsewhere: CollectElsewhere, request: pytest.FixtureRequest
+) -> None:
+    full: list[str] = []
+
+    def collected(phase: str, about: dict[str, int]) -> None:
+        if phase == "stop" and about["generation"] == 2:
+            full.append(threading.current_thread().name)
+
+    gc.callbacks.append(collected)
+    request.addfinalizer(lambda: gc.callbacks.remove(collected))
+    request.addfinalizer(functools.partial(gc.set_threshold, *gc.get_threshold()))
+    gc.set_threshold(10, 1, 1)
+    gc.collect()
+    gc.freeze()  # what this process has made so far, or each takes long, and the next comes long after
+    request.addfinalizer(gc.unfreeze)
+    full.clear()
+    with elsewhere:
+        until(lambda: bool([Cycle([]) for _ in range(100)]) and len(full) >= 3)
+    assert set(full) == {"datasette-vision-garbage"}
 
 
 def test_collection_is_off_while_any_thread_is_inside_and_on_again_afterwards(elsewhere: CollectElsewhere) -> None:
