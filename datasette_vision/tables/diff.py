@@ -76,11 +76,9 @@ def is_new(source: EmbeddedSource, column: str, model: str) -> str:
 
 def has_key(table: str, columns: Sequence[str], keys: Sequence[KeyValues]) -> str:
     """Return the SQL condition for rows with one of these keys, of which there are few enough for SQL."""
-    names = [f"{quote(table)}.{quote(name)}" for name in columns]
-    if len(names) == 1:
-        return f"{names[0]} in ({', '.join(_literal(key[0]) for key in keys)})"
+    names = ", ".join(f"{quote(table)}.{quote(name)}" for name in columns)
     values = ", ".join(f"({', '.join(map(_literal, key))})" for key in keys)
-    return f"({', '.join(names)}) in (values {values})"
+    return f"({names}) in (values {values})"
 
 
 class ContentCheck:
