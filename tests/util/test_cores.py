@@ -84,6 +84,8 @@ def test_memory_of_a_container(tmp_path: Path, membership: str, files: dict[str,
     (tmp_path / "status").write_text(f"Name: python\nVmRSS: {100 * 1024} kB\n")
     places = (*machine(tmp_path, membership, files), tmp_path / "meminfo", tmp_path / "status")
     assert memory.available_bytes(*places) == mebibytes * MIB
+    unknown = (*places[:3], tmp_path / "none")  # what the process holds already is not told
+    assert memory.available_bytes(*unknown) == min(mebibytes, 2900) * MIB
 
 
 def test_memory_without_proc(tmp_path: Path) -> None:
