@@ -94,6 +94,15 @@ async def test_files_are_bytes_whatever_is_in_them() -> None:
     assert fields == [Field("image", content), Field("empty", b"")]
 
 
+def test_as_long_as_the_headers_of_a_part_may_be() -> None:
+    left = MAX_HEADER_BYTES - len('Content-Dispositionform-data; name="a"' + "XYZ") - 2 * 2700
+    head = b'name="a"\r\nX: ' + b"x" * 2700 + b"\r\nY: " + b"y" * 2700 + b"\r\nZ: "
+    body, longer = (part(head + b"z" * length, b"b") + b"--x--\r\n" for length in (left, left + 1))
+    assert parse_body(body, MULTIPART, f"{MULTIPART}; boundary=x") == [Field("a", "b")]
+    with pytest.raises(RequestError, match=r"expected at most 8,192 bytes of headers in a part, found more"):
+        parse_body(longer, MULTIPART, f"{MULTIPART}; boundary=x")
+
+
 @pytest.mark.asyncio
 async def test_a_large_body_is_parsed_away_from_the_event_loop() -> None:
     called = []
@@ -371,10 +380,11 @@ async def test_other_media_types(content_type: str | None) -> None:
 
 
 @pytest.mark.asyncio
-async def test_nothing_is_read_of_a_body_that_says_it_is_too_large() -> None:
+@pytest.mark.parametrize("length", ["2000", "2000".zfill(20)])
+async def test_nothing_is_read_of_a_body_that_says_it_is_too_large(length: str) -> None:
     sender = Sender(b"x" * 2000)
     with pytest.raises(RequestError) as refusal:
-        await read(sender, limits=Limits(Config(max_request_mb=0.001)), content_length="2000")
+        await read(sender, limits=Limits(Config(max_request_mb=0.001)), content_length=length)
     assert refusal.value.status == 413
     assert sender.sent == 0
 
