@@ -143,6 +143,24 @@ async def test_filters_of_datasette(datasette: Datasette) -> None:
 
 
 @pytest.mark.asyncio
+async def test_the_form_shows_the_filters_that_are_set(datasette: Datasette) -> None:
+    page = await get(datasette, f"{PAGE}?q=red&group_name=flags&name__contains=C&_where=1")
+    columns = re.findall(r'name="_filter_column[^>]*>(.*?)</select>', page.text, re.DOTALL)
+    assert [re.findall(r"<option selected>([^<]*)", column) for column in columns] == [["group_name"], ["name"], []]
+    assert re.findall(r'name="_filter_value[^>]*value="([^"]*)"', page.text) == ["flags", "C", ""]
+    assert '<input type="hidden" name="_where" value="1">' in page.text
+
+
+@pytest.mark.asyncio
+async def test_pictures_for_dense_screens_are_twice_as_large(datasette: Datasette) -> None:
+    page = await get(datasette, f"{PAGE}?q=red")
+    plain, dense = (
+        int(parse_qs(urlsplit(page.one(rf'srcset="[^"]*?(\S+) {times}x')).query)["_size"][0]) for times in (1, 2)
+    )
+    assert dense == 2 * plain
+
+
+@pytest.mark.asyncio
 async def test_where_as_on_the_table_page(demo_path: Path) -> None:
     where = f"{PAGE}?q=red&_where=length(name)+%3D+4"
     page = await get(make(demo_path), where)
