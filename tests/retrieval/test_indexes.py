@@ -420,6 +420,21 @@ def test_a_saved_index_is_brought_up_to_date(shared: Shared, graphs: None, reads
     connection.close()
 
 
+def test_a_saved_index_of_which_every_row_has_changed(shared: Shared, graphs: None, reads: list[str]) -> None:
+    """Nothing is left by which to tell that it is of another table: it is opened all the same."""
+    connection = shared.connect()
+    check(shared, connection)
+    shared.searcher.indexes.wait()
+    new = clustered(SIZE, DIMENSIONS, seed=5)
+    with transaction(connection):
+        write(connection, range(SIZE), new)
+    other = again(shared)
+    check(other, connection, new[0])
+    assert reads[:2] == ["read", "opened"]
+    other.searcher.indexes.wait()
+    connection.close()
+
+
 def test_a_graph_is_extended_when_much_was_added(shared: Shared, graphs: None, reads: list[str]) -> None:
     connection = shared.connect()
     check(shared, connection)

@@ -316,6 +316,8 @@ def test_columns(photos: Connection) -> None:
     ("arguments", "message"),
     [
         ("'nothing', 'x'", "there is no table or view 'nothing'; embedded are: photos"),
+        (f"'{'t' * 64}', 'x'", f"there is no table or view '{'t' * 64}'; embedded are: photos"),
+        (f"'{'t' * 65}', 'x'", f"there is no table or view '{'t' * 64}…'; embedded are: photos"),
         ("'plain', 'x'", "plain has no embeddings yet: make them with `datasette vision embed {file} plain`"),
         ("'photos', 'x', 10, 'clip'", "photos has no embeddings by 'clip'; embedded by: fake (image)"),
         ("'photos', 'x', 10, '', 'y'", "photos has no embeddings of 'y'; embedded by: fake (image)"),
@@ -411,3 +413,13 @@ def test_reading_the_whole_table_finds_the_same(photos: Connection, fake_vision:
     for k in (1, 10, 100, 1000):
         expected = searcher.search(photos.connection, "photos", vectors.to_blob(MATRIX[3]), k)
         assert from_table(photos.connection, wanted, MATRIX[3], k) == expected
+
+
+def test_similarities_are_from_minus_one_to_one(photos: Connection, fake_vision: Vision) -> None:
+    """Of embeddings that are the same, float32 would say a little more than 1."""
+    searcher = Searcher(fake_vision)
+    wanted = searcher.choose(photos.connection, searcher.source(photos.connection, "photos"))
+    for row in MATRIX[:20]:
+        similarities = [hit.similarity for hit in from_table(photos.connection, wanted, row, 100)]
+        assert similarities[0] == pytest.approx(1)
+        assert -1 <= min(similarities) <= max(similarities) <= 1
