@@ -10,7 +10,6 @@ from typing import Any
 
 from datasette_vision.engine.runtime import without_telemetry
 from datasette_vision.errors import InstallFailed, InvalidArgument
-from datasette_vision.install import samples
 from datasette_vision.install.prove import THRESHOLD
 from datasette_vision.models.tasks import FORMS
 from datasette_vision.util.progress import OnProgress, no_progress
@@ -49,4 +48,4 @@ def bake(
     on_progress("loading the PyTorch model")
     original = sources.load(source, task)
     wish = towers.Wish(precision, threshold, on_progress)
-    return baking.Baker(original, staging, wish).bake(samples.sample_images(calibration))
+    return baking.Baker(original, staging, wish).bake(calibration)

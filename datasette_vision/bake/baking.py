@@ -39,17 +39,17 @@ class Baker:
         self.staging = staging
         self.wish = wish
 
-    def bake(self, pictures: Iterable[Image.Image]) -> dict[str, Any]:
+    def bake(self, folder: Path | None) -> dict[str, Any]:
         """Write the files into the folder and return the manifest without its name, files, source and canonical
         results.
 
-        `pictures` are the images for comparing it with the original.
+        The images in `folder`, or built-in ones, are for comparing it with the original: see samples.py.
         """
         original = self.original
         spec = preprocessors.from_config(original.processor_config, "preprocessor_config.json")
         preprocess = manifests.parse_preprocess(spec, "preprocess")
-        pixels, difference = self._pixels(preprocess, pictures)
-        towers = [self._image_tower(pixels, preprocess)]
+        pixels, difference = self._pixels(preprocess, samples.sample_images(folder))
+        towers = [self._image_tower(pixels, preprocess, folder)]
         if original.text is not None:
             towers.append(self._text_tower(original.text))
         kept, reports = {}, {}
@@ -100,16 +100,24 @@ class Baker:
             )
         return ours, difference
 
-    def _image_tower(self, pixels: NDArray[np.float32], preprocess: Preprocess) -> TowerToBake:
+    def _image_tower(self, pixels: NDArray[np.float32], preprocess: Preprocess, folder: Path | None) -> TowerToBake:
         original = self.original
         output = "embedding" if original.task == DUAL_ENCODER else "logits"
         proving: list[ModelInputs] = [{"pixel_values": pixels[index : index + 1]} for index in range(len(pixels))]
         dynamic = {"pixel_values": {0: "n"}}
 
-        def ranges() -> Iterator[ModelInputs]:
-            return ({"pixel_values": preprocess(picture)[None]} for picture in calibration.calibration_images())
+        def inputs(pictures: Iterable[Image.Image]) -> Iterator[ModelInputs]:
+            return ({"pixel_values": preprocess(picture)[None]} for picture in pictures)
 
-        return TowerToBake("image", original.model, original.image, output, proving, proving[0], dynamic, ranges)
+        def ranges() -> Iterator[ModelInputs]:
+            return inputs(calibration.calibration_images())
+
+        def ranked() -> Iterator[ModelInputs]:
+            return inputs(samples.ranked_images(folder) if original.task == DUAL_ENCODER else ())
+
+        return TowerToBake(
+            "image", original.model, original.image, output, proving, proving[0], dynamic, ranges, ranked
+        )
 
     def _text_tower(self, text: TextSide) -> TowerToBake:
         """Write tokenizer.json, check that it gives the original's tokens, and return the tower with them."""

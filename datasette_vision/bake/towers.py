@@ -18,7 +18,7 @@ from datasette_vision.bake.fuse import fuse
 from datasette_vision.bake.graph import OnnxGraph
 from datasette_vision.engine.runtime import OnnxSession
 from datasette_vision.errors import EngineFailure, InstallFailed, ModelCorrupt
-from datasette_vision.install.prove import FP32, Measured, ModelInputs, Run, exact, measure, prove
+from datasette_vision.install.prove import FP32, Measured, ModelInputs, Ranked, Run, exact, measure, no_inputs, prove
 from datasette_vision.util.progress import OnProgress
 
 # PyTorch gets this many inputs of one shape at a time, so that its threads wait less for each other.
@@ -47,6 +47,8 @@ class TowerToBake:
     dynamic: dict[str, dict[int, str]]
     # What the ranges of activations are found by: no samples.
     ranges: Callable[[], Iterator[ModelInputs]]
+    # Images whose neighbours are compared; none where there are no embeddings of images.
+    ranked: Ranked = no_inputs
 
     def reference(self) -> NDArray[np.float32]:
         """Compute the original's results for the samples: (n, d)."""
@@ -95,6 +97,7 @@ def bake_tower(tower: TowerToBake, wish: Wish, staging: Path, work: Path) -> tup
         tower.samples,
         tower.timed,
         reference=reference,
+        ranked=tower.ranked,
         precision=wish.precision,
         threshold=wish.threshold,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from datasette_vision.engine.tokenizer import Tokenizer
 from datasette_vision.errors import InstallFailed, InvalidArgument
@@ -20,7 +21,7 @@ from datasette_vision.images.preprocess import Preprocess
 from datasette_vision.install import graphs, preprocessors, samples, text_towers
 from datasette_vision.install.labels import labels_of, read_labels
 from datasette_vision.install.origins import UNKNOWN_LICENCE, Origin, read_json
-from datasette_vision.install.prove import THRESHOLD, ModelInputs, Rows, Run, prove
+from datasette_vision.install.prove import THRESHOLD, ModelInputs, Ranked, Rows, Run, no_inputs, prove
 from datasette_vision.install.sources import Classifier, Graphs, Towers, choose_precisions
 from datasette_vision.install.staging import link_or_copy
 from datasette_vision.models.catalog import CLIP_LOGIT_SCALE, CatalogRow
@@ -67,7 +68,12 @@ def from_towers(layout: Towers, wishes: Wishes, staging: Path, on_progress: OnPr
     def load_image(path: Path) -> Run:
         return graphs.image_run(path, graphs.image_ports(path))
 
-    image_precision = _prove("image", image_files, load_image, _pixels(preprocess, wishes), parity, on_progress)
+    def ranked() -> Iterator[ModelInputs]:
+        return _inputs(preprocess, samples.ranked_images(wishes.calibration))
+
+    image_precision = _prove(
+        "image", image_files, load_image, _pixels(preprocess, wishes), parity, on_progress, ranked=ranked
+    )
     reference = text_files.get("fp32", next(iter(text_files.values())))
     row = wishes.row
     tower = text_towers.describe_text_tower(
@@ -212,7 +218,11 @@ def _preprocess(tower: Graphs, wishes: Wishes, side: int) -> dict[str, Any]:
 
 
 def _pixels(preprocess: Preprocess, wishes: Wishes) -> Iterator[ModelInputs]:
-    return ({"pixel_values": preprocess(picture)[None]} for picture in samples.sample_images(wishes.calibration))
+    return _inputs(preprocess, samples.sample_images(wishes.calibration))
+
+
+def _inputs(preprocess: Preprocess, pictures: Iterable[Image.Image]) -> Iterator[ModelInputs]:
+    return ({"pixel_values": preprocess(picture)[None]} for picture in pictures)
 
 
 def _prove(
@@ -222,12 +232,13 @@ def _prove(
     inputs: Iterable[ModelInputs],
     parity: dict[str, Any],
     on_progress: OnProgress[str],
+    ranked: Ranked = no_inputs,
 ) -> str:
     """Choose a precision where there are several, and put the report into `parity`."""
     if len(files) == 1:
         return next(iter(files))
     proving = list(inputs)
-    kept, parity[name] = prove(files, load, proving, proving[0])
+    kept, parity[name] = prove(files, load, proving, proving[0], ranked=ranked)
     for each in parity[name]["candidates"]:
         on_progress("  {} {name}: worst cosine {worst_cosine:.4f}, {milliseconds:.1f} ms".format(name, **each))
     return kept.name

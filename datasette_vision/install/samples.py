@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,9 @@ MAX_SAMPLE_IMAGES = 64
 # The demo's drawings, read as a file because the demo is in a higher layer.
 DRAWINGS = Path(datasette_vision.__file__).parent / "demo" / "emoji.zip"
 DRAWING_COUNT = 20
+# Images whose nearest neighbours are compared, and the size of the imitated photographs among them.
+RANKED_IMAGES = 200
+RANKED_SIZE = (160, 120)
 # Common shapes of photographs; the last ones are extreme on purpose.
 SIZES = ((640, 480), (480, 640), (400, 400), (800, 600), (333, 500), (1024, 576), (224, 224), (160, 120), (700, 90))
 
@@ -90,16 +94,32 @@ def sample_images(folder: Path | None = None) -> Iterator[Image.Image]:
         yield from drawings()
         yield from imitated_photographs()
         return
-    found = 0
+    yield from itertools.islice(_readable(folder), MAX_SAMPLE_IMAGES)
+
+
+def ranked_images(folder: Path | None = None) -> Iterator[Image.Image]:
+    """Yield RANKED_IMAGES RGB images: the readable ones in `folder`, then drawings and imitated photographs.
+
+    Raises InvalidArgument when the folder has none.
+    """
+    generator = np.random.default_rng(2)
+    half = RANKED_IMAGES // 2
+    made = itertools.chain(
+        drawings(count=half), (imitated_photograph(RANKED_SIZE, generator) for _ in range(RANKED_IMAGES - half))
+    )
+    own = () if folder is None else _readable(folder)
+    return itertools.islice(itertools.chain(own, made), RANKED_IMAGES)
+
+
+def _readable(folder: Path) -> Iterator[Image.Image]:
+    found = False
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             picture = images.decode(path.read_bytes())
         except InvalidImage:
             continue
         yield picture
-        found += 1
-        if found == MAX_SAMPLE_IMAGES:
-            break
+        found = True
     if not found:
         raise InvalidArgument(f"--calibration: {folder}: no readable image")
 

@@ -170,6 +170,8 @@ def test_clip_int8_is_smaller_close_and_reported(baked: Baked, clip: Path) -> No
         assert exact["norm_difference"] < 0.001
         assert {"milliseconds", "size", "mean_cosine"} <= set(quantised)
         assert report["samples"] >= 30
+    assert model.manifest.parity["image"]["rank_agreement"] > 0.95
+    assert "rank_agreement" not in model.manifest.parity["text"]
     assert cosines(embed_images(model), embed_images(plain)).min() > 0.99
     assert cosines(embed_texts(model, TEXTS), embed_texts(plain, TEXTS)).min() > 0.99
     assert any("kept int8" in line for line in said)
