@@ -19,9 +19,10 @@ from pathlib import Path
 from datasette_vision.bulk import duplicates, embed_table, photos
 from datasette_vision.bulk.folders import Walk
 from datasette_vision.bulk.photo_rows import COLUMN, FileToRead, PhotoTable
-from datasette_vision.bulk.photos import ImageStorage, Photo, readable_path
-from datasette_vision.bulk.pipeline import Outcome, embed_all
+from datasette_vision.bulk.photos import ImageStorage, readable_path
+from datasette_vision.bulk.pipeline import Inspected, Outcome, embed_all
 from datasette_vision.bulk.tally import ByContent, Summary, Tally, side_table_row
+from datasette_vision.engine.services import BulkTower
 from datasette_vision.engine.vision import Vision
 from datasette_vision.tables.file_content import read_image
 from datasette_vision.tables.rows import SourceTable, connected
@@ -89,7 +90,7 @@ def load(
         side = SideTable(table, ("id",))
         embed_table.prepare_side_table(writer, side, tower)
         summary.total = walk.count()
-        files = _Load(tally, walk, side, tower.model, where, storage, vision, reader)
+        files = _Load(tally, walk, side, tower, where, storage, vision, reader)
         outcomes = embed_all(
             tower,
             files.to_read(),
@@ -118,7 +119,7 @@ class _Load:
         tally: Tally,
         walk: Walk,
         side: SideTable,
-        model: str,
+        tower: BulkTower,
         base: str,
         storage: ImageStorage,
         vision: Vision,
@@ -127,11 +128,13 @@ class _Load:
         self._tally = tally
         self._walk = walk
         self._side = side
-        self._model = model
-        self._photos = PhotoTable(side, model, storage)
+        self._model = tower.model
+        self._photos = PhotoTable(side, tower.model, storage)
         self._base = base
         self._storage = storage
         self._decoder = vision.decoder
+        assert tower.preprocess is not None, "the tower is of images"
+        self._preprocess = tower.preprocess
         self._reader = reader
         self._table = quote(side.table)
         (self._last,) = reader.execute(f"select coalesce(max(id), 0) from {self._table}").fetchone()
@@ -161,8 +164,10 @@ class _Load:
         file.same = noted is not None and noted.digest == content_hash and noted.format is not None
         return file.same and noted is not None and noted.embedded
 
-    def inspect(self, file: FileToRead, content: bytes) -> Photo | None:
-        return None if file.same else photos.describe_photo(content, self._storage, self._decoder)
+    def inspect(self, file: FileToRead, content: bytes) -> Inspected | None:
+        if file.same:
+            return None
+        return Inspected(*photos.describe_photo(content, self._storage, self._decoder, self._preprocess))
 
     # On the thread of the caller
 

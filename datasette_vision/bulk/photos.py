@@ -8,10 +8,14 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from datasette_vision.errors import InvalidArgument
-from datasette_vision.images import decode as images
 from datasette_vision.images import exif, perceptual_hash
+from datasette_vision.images.decode import DecodedImage
 from datasette_vision.images.decoder import Decoder
+from datasette_vision.images.preprocess import Preprocess
 from datasette_vision.tables.schema import LOADS
 from datasette_vision.util.sql_names import quote
 from datasette_vision.util.transactions import in_transaction
@@ -27,8 +31,6 @@ CREATE_PHOTOS = (
     " latitude real, longitude real, digest text, perceptual_hash text, near_duplicate_group integer, error text,"
     " gone_at text{image_column})"
 )
-# A perceptual hash needs no more pixels than this.
-HASH_TARGET = 64
 
 
 @dataclass(frozen=True)
@@ -55,28 +57,28 @@ class Photo:
     image: bytes | None
 
 
-def describe_photo(content: bytes, storage: ImageStorage, decoder: Decoder) -> Photo:
-    """Determine the facts about an image. Raises InvalidImage."""
-    info = images.info(content)
-    taken = exif.read_exif(images.exif(content))
-    image = content if storage.originals else None
-    seen = content
-    if storage.pixels:
-        image = seen = decoder.thumbnail(content, storage.pixels)
-    # Of the thumbnail if there is one: decoding twelve megapixels again takes longer than everything else.
-    hashed = decoder.decode(seen, perceptual_hash.perceptual_hash, HASH_TARGET)
-    return Photo(
-        {
-            "format": info["format"],
-            "width": info["width"],
-            "height": info["height"],
+def describe_photo(
+    content: bytes, storage: ImageStorage, decoder: Decoder, preprocess: Preprocess
+) -> tuple[Photo, NDArray[np.float32]]:
+    """Determine the facts about an image, and its pixels for a tower: (3, h, w). Raises InvalidImage."""
+
+    def use(image: DecodedImage) -> tuple[Photo, NDArray[np.float32]]:
+        pixels = preprocess(image.picture)
+        kept = image.thumbnail(storage.pixels) if storage.pixels else content if storage.originals else None
+        hashed = perceptual_hash.perceptual_hash(image.picture)
+        taken = exif.read_exif(image.exif)
+        described = {
+            "format": image.info["format"],
+            "width": image.info["width"],
+            "height": image.info["height"],
             "taken_at": taken.at,
             "latitude": taken.latitude,
             "longitude": taken.longitude,
             "perceptual_hash": hashed.hex() if hashed else None,
-        },
-        image,
-    )
+        }
+        return Photo(described, kept), pixels
+
+    return decoder.decode_once(content, use, preprocess.target, storage.pixels or None)
 
 
 def prepare_photo_table(

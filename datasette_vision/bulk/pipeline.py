@@ -20,12 +20,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from datasette_vision.bulk.pipeline_stages import Item, Outcome, Pipeline
+from datasette_vision.bulk.pipeline_stages import Inspected, Item, Outcome, Pipeline
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.runtime import default_threads
 from datasette_vision.engine.services import BulkTower
 
-__all__ = ["BATCH_SIZE", "Outcome", "config_for_bulk", "embed_all"]
+__all__ = ["BATCH_SIZE", "Inspected", "Outcome", "config_for_bulk", "embed_all"]
 
 # Larger batches gain nothing on a CPU (CLIP int8: 29 ms per image for 1, 27 for 8, 30 for 32) and cost memory.
 BATCH_SIZE = 8
@@ -75,7 +75,7 @@ def embed_all(
     - `unchanged(item, content_hash)`: whether there is nothing to do for it.
     - `known(content_hash)`: the vector, if it was computed before.
     - `inspect(item, content)`: computes something else from the content, for each item that is not unchanged.
-      InvalidInput becomes the item's error.
+      InvalidInput becomes the item's error. If it returns Inspected, the tower's `prepare` is not called.
 
     `workers` threads (one per core, and two that wait for the disk) read and decode. At most `max_queued` items (or
     `ahead` of the queue) are decoded or in the queue at a time, so that other users of the model are served in between.

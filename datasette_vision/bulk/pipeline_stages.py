@@ -45,6 +45,14 @@ class Outcome(Generic[Item]):
 
 
 @dataclass(frozen=True)
+class Inspected:
+    """A result of `inspect` together with what the tower's `prepare` returns for the same content."""
+
+    value: Any
+    prepared: Any
+
+
+@dataclass(frozen=True)
 class _Claim(Generic[Item]):
     """An item that waits for the result of its content."""
 
@@ -150,7 +158,7 @@ class Pipeline(Generic[Item]):
             return position, item
 
     def _process(self, position: int, item: Item) -> None:
-        digest = inspected = None
+        digest = inspected = prepared = None
         try:
             content = self.read(item)
             digest = hashlib.sha256(content).hexdigest()
@@ -159,15 +167,17 @@ class Pipeline(Generic[Item]):
                 return
             if self.inspect is not None:
                 inspected = self.inspect(item, content)
+                if isinstance(inspected, Inspected):
+                    inspected, prepared = inspected.value, inspected.prepared
         except OSError as error:
             reason = Unreadable(f"cannot be read: {error.strerror or error}")
             self._deliver(position, Outcome(item, digest, error=reason))
         except (InvalidInput, StorageFailed) as error:
             self._deliver(position, Outcome(item, digest, error=_bare(error)))
         else:
-            self._claim(digest, content, _Claim(position, item, inspected))
+            self._claim(digest, content, prepared, _Claim(position, item, inspected))
 
-    def _claim(self, digest: str, content: bytes, claim: _Claim[Item]) -> None:
+    def _claim(self, digest: str, content: bytes, prepared: Any, claim: _Claim[Item]) -> None:
         """Have the content's result delivered for this item: that of an identical one, or one that is computed now."""
         with self._changed:
             result = self._recent.get(digest)
@@ -181,15 +191,15 @@ class Pipeline(Generic[Item]):
             if found is not None:
                 self._settle(digest, found, False)
             else:
-                self._compute(digest, content)
+                self._compute(digest, content, prepared)
 
-    def _compute(self, digest: str, content: bytes) -> None:
+    def _compute(self, digest: str, content: bytes, prepared: Any) -> None:
         with self._changed:
             while not self._stopped and self._room <= 0:
                 self._changed.wait()
             self._room -= 1
         try:
-            prepared = self.tower.prepare(content)
+            prepared = self.tower.prepare(content) if prepared is None else prepared
             while not self._stopped:
                 future = self.tower.queue.offer(prepared)
                 if future is not None:

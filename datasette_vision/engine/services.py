@@ -17,6 +17,7 @@ from datasette_vision.engine.tasks.dual_encoder import EncoderService
 from datasette_vision.engine.tasks.registry import task_of
 from datasette_vision.engine.tasks.task import Service
 from datasette_vision.errors import InvalidArgument, UnknownModel, VisionError, WrongTask
+from datasette_vision.images.preprocess import Preprocess
 from datasette_vision.models.store import ModelStore
 from datasette_vision.models.tasks import operations
 from datasette_vision.util import memory
@@ -39,6 +40,8 @@ class BulkTower:
     prepare: Callable[[bytes], Any]
     queue: Batcher[Any, Any]
     finish: Callable[[NDArray[Any]], NDArray[Any]]
+    # The preprocessing of decoded images; None for a text tower.
+    preprocess: Preprocess | None = None
 
 
 class Unloader:

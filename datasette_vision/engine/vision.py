@@ -170,9 +170,12 @@ class Vision:
         service = self.services.get(model or self.config.default_model)
         manifest = service.manifest
         finish = task_of(manifest.task).finish
-        return BulkTower(
-            manifest.name, manifest.dimensions, lambda image: self.pixels(service, image), service.images, finish
-        )
+
+        def prepare(image: bytes) -> Pixels:
+            return self.pixels(service, image)
+
+        spec = manifest.preprocess
+        return BulkTower(manifest.name, manifest.dimensions, prepare, service.images, finish, spec)
 
     def text_tower(self, model: str | None = None) -> BulkTower:
         """Return the tower that turns texts into unit-length embeddings. Also raises WrongTask."""

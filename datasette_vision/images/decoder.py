@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasette_vision.images import decode as images
 from datasette_vision.images.budget import DecodeBudget
-from datasette_vision.images.decode import ImageLimits
+from datasette_vision.images.decode import DecodedImage, ImageLimits
 
 T = TypeVar("T")
 
@@ -32,6 +32,11 @@ class Decoder:
         """
         with self.budget.holding() as reservation:
             return use(images.decode(data, limits=self.limits, target=target, reservation=reservation))
+
+    def decode_once(self, data: bytes, use: Callable[[DecodedImage], T], target: int, longest: int | None = None) -> T:
+        """Return what `use` makes of an image, as images.decode_once() gives it; it must not keep it. InvalidImage."""
+        with self.budget.holding() as reservation:
+            return use(images.decode_once(data, target, longest, self.limits, reservation))
 
     def thumbnail(self, data: bytes, pixels: int) -> bytes:
         """Return a small WebP file, like images.thumbnail(). Raises InvalidArgument or InvalidImage."""

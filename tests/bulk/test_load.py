@@ -22,6 +22,7 @@ from datasette_vision.bulk.pipeline import config_for_bulk
 from datasette_vision.config.settings import Config
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument, Unreadable, WrongTask
+from datasette_vision.images import decode
 from datasette_vision.images.decode import sniff
 from datasette_vision.models.store import ModelStore
 from datasette_vision.tables.schema import SideTable
@@ -113,6 +114,18 @@ def test_a_folder(library: Library) -> None:
     assert (again.embedded, again.unchanged, again.failed) == (0, 3, 2)
     again = embed_table(library.database, "photos", vision=library.vision, model="fake-wide", base=library.folder)
     assert (again.embedded, again.failed) == (3, 2)
+
+
+@pytest.mark.parametrize("storage", [ImageStorage(pixels=64), ImageStorage(originals=True), ImageStorage()], ids=str)
+def test_a_file_is_decoded_once(library: Library, monkeypatch: pytest.MonkeyPatch, storage: ImageStorage) -> None:
+    files = [library.write(f"{number}.jpg", seed=number) for number in range(3)]
+    real = decode._read_pixels
+    decoded: list[str] = []
+    monkeypatch.setattr(decode, "_read_pixels", lambda header: decoded.append(header.format) or real(header))
+    library.load(storage=storage)
+    assert decoded == ["JPEG"] * 3
+    for (embedding,), file in zip(library.rows("embedding"), files, strict=True):
+        assert embedding == library.vision.embed_image(file.read_bytes()).tobytes()
 
 
 def test_only_what_changed_is_read_again(

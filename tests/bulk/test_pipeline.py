@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import threading
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from datasette_vision.bulk import pipeline_stages
-from datasette_vision.bulk.pipeline import Outcome, config_for_bulk, embed_all
+from datasette_vision.bulk.pipeline import Inspected, Outcome, config_for_bulk, embed_all
 from datasette_vision.config.settings import Config, ModelConfig
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import Busy, EngineFailure, InvalidImage, InvalidText, ModelCorrupt, Unreadable, WrongTask
@@ -154,6 +155,25 @@ def test_what_is_known_or_unchanged_is_not_computed(make: Make, counting: fakes.
     assert [outcome.inspected for outcome in outcomes[10:]] == [len(picture) for picture in PICTURES[10:]]
     assert sorted(seen) == sorted((picture, picture) for picture in PICTURES[10:])
     assert sum(counting.batches) == 20
+
+
+def test_what_inspecting_has_prepared_is_not_prepared_again(make: Make, counting: fakes.CountingLoads) -> None:
+    tower = make().image_tower()
+    prepared: list[bytes] = []
+
+    def prepare(data: bytes) -> Any:
+        prepared.append(data)
+        return tower.prepare(data)
+
+    def inspect(item: bytes, data: bytes) -> Any:
+        return len(data) if item == PICTURES[2] else Inspected(len(data), tower.prepare(data))
+
+    counted = dataclasses.replace(tower, prepare=prepare)
+    outcomes = list(embed_all(counted, PICTURES[:4], content, inspect=inspect))
+    assert prepared == [PICTURES[2]]
+    assert [outcome.inspected for outcome in outcomes] == [len(picture) for picture in PICTURES[:4]]
+    for outcome, expected in zip(outcomes, embed_all(tower, PICTURES[:4], content), strict=True):
+        assert (outcome.vector == expected.vector).all()
 
 
 def test_what_inspecting_finds_wrong_is_the_items_error(make: Make, counting: fakes.CountingLoads) -> None:

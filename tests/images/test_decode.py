@@ -1034,3 +1034,33 @@ def test_files_that_end_like_images() -> None:
         assert has_image_suffix(f"some.where/photo.1{suffix}")
     for name in ("photo", ".jpg", "photo.jpg/notes", "photo.jpg.txt", "jpg", ""):
         assert not has_image_suffix(name)
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"),
+    [
+        ((640, 480), (640, 480)),
+        ((1600, 1200), (800, 600)),  # what the target alone needs, for the thumbnail too
+        ((1800, 1800), (900, 900)),  # the target would take a quarter, of which a thumbnail had to be enlarged
+        ((2400, 2400), (600, 600)),
+        ((2400, 300), (2400, 300)),
+    ],
+)
+def test_decoding_once_for_several_uses(size: tuple[int, int], decoded: tuple[int, int]) -> None:
+    data = pictures.with_orientation(1, picture=pictures.quadrants(*size))
+    image = images.decode_once(data, 200, 512)
+    assert image.picture.size == decoded
+    if size[0] != 1800:
+        assert (array(image.picture) == array(images.decode(data, target=200))).all()
+    assert image.info == images.info(data)
+    assert image.exif == images.exif(data)
+    small = Image.open(io.BytesIO(image.thumbnail(512)))
+    assert max(small.size) == 512
+    assert small.size == image.picture.size == Image.open(io.BytesIO(images.thumbnail(data, 512))).size
+    assert mean_difference(small.convert("RGB"), Image.open(io.BytesIO(images.thumbnail(data, 512))).convert("RGB")) < 2
+
+
+def test_a_thumbnail_keeps_the_profile_when_decoded_once() -> None:
+    data = pictures.encode(pictures.quadrants(), "PNG", icc_profile=b"a small profile" * 20)
+    assert images.decode_once(data, 16, 32).profile == b"a small profile" * 20
+    assert images.decode_once(pictures.jpeg(), 16).profile == b""
