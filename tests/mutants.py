@@ -500,10 +500,9 @@ def swap(mutant: Mutant, path: Path, source: str) -> bool:
 
 
 def test_modules_of(module: str) -> list[str]:
-    """The test modules that are meant for a module: the one named for it, or else those that import it."""
+    """The test modules that are meant for a module: the one named for it, or else its folder's and what imports it."""
     dotted = f"{PACKAGE}.{module[:-3].replace('/', '.')}".removesuffix(".__init__")
-    parent, _, name = dotted.rpartition(".")
-    named = Path("tests", module).with_name(f"test_{name}.py")
+    named = Path("tests", module).with_name(f"test_{dotted.rpartition('.')[2]}.py")
     if (ROOT / named).exists():
         return [named.as_posix()]
     found = []
@@ -514,7 +513,7 @@ def test_modules_of(module: str) -> list[str]:
                 imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
             elif isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
-        if dotted in imported or f"{parent}.{name}" in imported:
+        if dotted in imported or ("/" in module and ROOT / named.parent in path.parents):
             found.append(path.relative_to(ROOT).as_posix())
     return found
 
