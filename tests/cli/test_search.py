@@ -149,48 +149,21 @@ def test_the_check_can_fail(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert measured == ["0.500"]
 
 
-def table_of(path: Path, matrix: np.ndarray, keys: range) -> Path:
-    """A table of these keys, with an embedding of each key from 0 on."""
-    connection = sqlite3.connect(path)
+def test_the_check_counts_only_what_is_there(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "photos.db")
     connection.execute("create table photos (id integer primary key)")
-    connection.executemany("insert into photos values (?)", ((key,) for key in keys))
+    connection.executemany("insert into photos values (?)", ((key,) for key in range(0, 300, 3)))
     side = SideTable("photos", ("id",))
     side.create(connection)
+    matrix = clustered(300)
+    matrix[50] = np.nan
+    matrix[51] = 0
     side.write(
         connection, (SideTableRow((k,), "image", "elsewhere", "h", vectors.to_blob(v)) for k, v in enumerate(matrix))
     )
     connection.commit()
     connection.close()
-    return path
-
-
-def test_the_check_compares_with_the_ten_nearest_of_a_small_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = table_of(tmp_path / "photos.db", clustered(15), range(15))
-    found = recall.from_index
-    monkeypatch.setattr(recall, "from_index", lambda *arguments: found(*arguments)[::2])
-    assert "recall@10 0.500" in vision("index", path, "photos", "--check").stdout
-
-
-def test_the_check_asks_for_rows_and_for_points_between_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[np.ndarray] = []
-    found = recall.from_index
-    monkeypatch.setattr(recall, "from_index", lambda *arguments: asked.append(arguments[2]) or found(*arguments))
-    vision("index", table_of(tmp_path / "photos.db", np.eye(300), range(300)), "photos", "--check")
-    rows = [query for query in asked if np.count_nonzero(query) == 1]
-    between = [query for query in asked if np.count_nonzero(query) == 2]
-    assert len(rows) + len(between) == len(asked) == recall.RECALL_QUERIES
-    assert 50 <= len(rows) < 60
-    assert all(np.allclose(np.sort(query)[-2:], np.array([0.4, 0.6]) / np.hypot(0.4, 0.6)) for query in between)
-
-
-def test_the_check_counts_only_what_is_there(tmp_path: Path) -> None:
-    matrix = clustered(300) * np.linspace(0.5, 3, 300, dtype=np.float32)[:, None]  # of any length
-    matrix[50] = np.nan
-    matrix[51] = 0
-    path = table_of(tmp_path / "photos.db", matrix, range(0, 300, 3))
-    assert "recall@10 1.000" in vision("index", path, "photos", "--check").stdout
+    assert "recall@10 1.000" in vision("index", tmp_path / "photos.db", "photos", "--check").stdout
 
 
 def test_an_empty_table(tmp_path: Path) -> None:

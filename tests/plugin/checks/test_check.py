@@ -239,16 +239,6 @@ def test_an_item(name: str, changes: dict[str, Any], level: str, found: str) -> 
     assert found in line.found
 
 
-def test_of_many_tables_five_are_named() -> None:
-    (item,) = [item for item in ITEMS if item.name == "originals"]
-    tables = [f"d/{number}" for number in range(1, 7)]
-    access = dataclasses.replace(OPEN, visible=tables)
-    _, five = item.check(deployment(originals=tables[:5], access=access))
-    _, six = item.check(deployment(originals=tables, access=access))
-    assert five.startswith("d/1, d/2, d/3, d/4, d/5 holds")
-    assert six.startswith("d/1, d/2, d/3, d/4, d/5 and 1 more holds")
-
-
 def test_every_item_has_its_cases() -> None:
     assert {case[0] for case in CASES} == {item.name for item in ITEMS}
     assert len({item.name for item in ITEMS}) == len(ITEMS)

@@ -227,21 +227,6 @@ def test_a_text_of_latin_letters_takes_no_more_than_its_body(letter: str) -> Non
     assert len(body) <= memory_of(body, JSON) < len(body) + 1000
 
 
-@pytest.mark.parametrize("extra", [0, 1])
-def test_the_headers_of_a_part_are_bounded(extra: int) -> None:
-    headers = {"Content-Disposition": 'form-data; name="a"'}
-    for number in range(4):  # the parser has a limit of its own for each
-        room = MAX_HEADER_BYTES + extra - sum(map(len, [*headers, *headers.values()]))
-        headers[f"X{number}"] = (room // (4 - number) - 2) * "x"
-    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    body = f"--x\r\n{head}\r\nb\r\n--x--\r\n".encode()
-    if extra:
-        with pytest.raises(RequestError, match=f"expected at most {MAX_HEADER_BYTES:,} bytes of headers in a part"):
-            parse_body(body, MULTIPART, f"{MULTIPART}; boundary=x")
-    else:
-        assert parse_body(body, MULTIPART, f"{MULTIPART}; boundary=x") == [Field("a", "b")]
-
-
 @pytest.mark.asyncio
 async def test_json_that_would_grow_in_memory() -> None:
     for value in (b"{},", b"[],", b"1,", b'"",'):

@@ -86,10 +86,6 @@ def test_an_example_has_one_weight() -> None:
     assert request.with_example("a", 0) == "_like=b"
 
 
-def test_as_many_examples_as_there_may_be() -> None:
-    assert len(read("&".join(f"_like={number}" for number in range(32))).examples) == 32
-
-
 def test_the_largest_page() -> None:
     assert SearchRequest.read([("_size", "max")], 300).size == 300
     assert SearchRequest.read([], 10).size == 10
