@@ -647,7 +647,7 @@ def test_twice_the_file_and_a_little_may_be_announced_by_tags() -> None:
     allowed = 2 * 100_000 + 65_536
     assert tiff_tags.tag_bomb("TIFF", tiff(allowed)) is None
     reason = tiff_tags.tag_bomb("TIFF", tiff(allowed + 1))
-    assert reason == f"its tags announce {allowed + 1} bytes of metadata or more, where 100000 are"
+    assert reason == f"its tags announce {allowed + 1} or more bytes of metadata, found 100000"
 
 
 @pytest.mark.parametrize(("announced", "refused"), [(33_188, False), (33_189, True)])
