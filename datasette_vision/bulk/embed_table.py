@@ -105,7 +105,7 @@ def embed_table(
         outcomes = embed_all(
             tower,
             _to_read(source.rows(wanted), tally, keyless),
-            columns.Reader(kind, folder, limit),
+            columns.ContentReader(kind, folder, limit),
             in_order=False,
             workers=workers,
             max_queued=max_queued,

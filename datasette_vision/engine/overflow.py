@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 # Wide enough for every kernel's main loop. One row takes another kernel than several.
 DEPTH, WIDTH = 64, 32
-ROWS = (1, 8)
+PROBED_ROWS = (1, 8)
 LARGEST = 255, 127
 # The types of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, from where the numbers of fields below are too.
 UINT8, INT8, INT32 = 2, 3, 6
@@ -20,7 +20,7 @@ Multiply = Callable[[NDArray[np.uint8]], NDArray[np.int32]]
 def overflows(multiply: Multiply) -> bool:
     """Whether products come out wrong: `multiply` runs product_graph(), (n, DEPTH) uint8 -> (n, WIDTH) int32."""
     exact = DEPTH * LARGEST[0] * LARGEST[1]
-    return any((multiply(np.full((rows, DEPTH), LARGEST[0], np.uint8)) != exact).any() for rows in ROWS)
+    return any((multiply(np.full((rows, DEPTH), LARGEST[0], np.uint8)) != exact).any() for rows in PROBED_ROWS)
 
 
 def product_graph() -> bytes:

@@ -31,7 +31,7 @@ MARGIN_TOKENS = 128
 MARGIN_ACCENTS = 16
 LAST_RUN = re.compile(r"\S+\Z")
 # Texts that show which special tokens come before and after a text.
-SAMPLE_TEXTS = ("a", "1", ".", "\u4e2d")
+PROBE_TEXTS = ("a", "1", ".", "\u4e2d")
 
 
 class Tokenizer:
@@ -97,13 +97,13 @@ class Tokenizer:
 
     def _special_tokens(self, path: Path) -> tuple[list[int], list[int]]:
         """Return the special tokens before and after every text."""
-        for sample in SAMPLE_TEXTS:
+        for sample in PROBE_TEXTS:
             whole, inner = self._tokenizer.encode(sample).ids, self._content(sample)
             for start in range(len(whole) - len(inner) + 1) if inner else ():
                 if whole[start : start + len(inner)] == inner:
                     return whole[:start], whole[start + len(inner) :]
         raise ModelCorrupt(
-            f"{path}: expected a tokenizer that has tokens for one of {', '.join(SAMPLE_TEXTS)}, found none"
+            f"{path}: expected a tokenizer that has tokens for one of {', '.join(PROBE_TEXTS)}, found none"
         )
 
     def _check_word_ends(self, path: Path, library: str) -> None:

@@ -129,14 +129,14 @@ def embed_images(
     return embed_all(
         vision.image_tower(job.model),
         wanted,
-        lambda image: read(image, limit),
+        lambda image: read_image_file(image, limit),
         workers=workers,
         unchanged=None if by_digest is None else lambda _, digest: digest in by_digest,
         inspect=lambda _, content: images.info(content),
     )
 
 
-def read(image: Image, max_bytes: int) -> bytes:
+def read_image_file(image: Image, max_bytes: int) -> bytes:
     """Return the content of an image file. Raises Unreadable, InvalidImage, StorageFailed, OSError."""
     if image.error is not None:
         raise Unreadable(image.error)

@@ -8,7 +8,7 @@ from datasette_vision.errors import InvalidArgument, NotEmbedded
 from datasette_vision.util.excerpt import excerpt
 
 
-def choose(
+def choose_embeddings(
     table: str,
     pairs: Sequence[tuple[str, str]],
     default_model: str,

@@ -72,7 +72,7 @@ class Searcher:
         """Return the k rows of a table closest to a text, an image or an embedding, best first.
 
         It searches what the connection sees. `table` may be prefixed with the name of an attached database and a dot.
-        Without `model` or `column`, choice.choose() decides. Raises NotEmbedded if there is nothing to search,
+        Without `model` or `column`, choose_embeddings() decides. Raises NotEmbedded if there is nothing to search,
         InvalidArgument if the choice is ambiguous, DimensionMismatch for an embedding of another size, InvalidImage and
         InvalidVector, Busy while the table is being read for the first time, and the errors of embedding.
         """
@@ -155,7 +155,7 @@ class Searcher:
     ) -> Embeddings:
         """Return the embeddings to search for this model and column. Raises as search() does."""
         pairs = side_tables.pairs(connection, source)
-        chosen = choice.choose(source.table, pairs, self._vision.config.default_model, model, column)
+        chosen = choice.choose_embeddings(source.table, pairs, self._vision.config.default_model, model, column)
         return Embeddings.of(connection, source, *chosen)
 
     def dimensions(self, connection: sqlite3.Connection, wanted: Embeddings) -> int | None:

@@ -46,7 +46,7 @@ def kind(source: SourceTable, column: str, base: Base | None, where: str | None 
     return TEXTS
 
 
-class Reader:
+class ContentReader:
     """Reads the content of a column's rows: the bytes of an image file, or of a text."""
 
     def __init__(self, kind: str, base: Base | None, max_bytes: int) -> None:

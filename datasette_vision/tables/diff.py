@@ -88,7 +88,7 @@ class ContentCheck:
     """
 
     def __init__(self, table: SourceTable, column: str, model: str, kind: str, max_bytes: int) -> None:
-        self._read = columns.Reader(kind, None, max_bytes)
+        self._read = columns.ContentReader(kind, None, max_bytes)
         self._rows = table.rows(Wanted(column, model, max_bytes))
 
     def run(self, seconds: float, limit: int) -> tuple[list[KeyValues], bool]:

@@ -30,7 +30,7 @@ def test_overflows() -> None:
     assert overflow.overflows(saturating)
 
 
-@pytest.mark.parametrize("rows", overflow.ROWS)
+@pytest.mark.parametrize("rows", overflow.PROBED_ROWS)
 def test_one_kernel_of_several_is_enough(rows: int) -> None:
     """A single row takes another kernel than several."""
     assert overflow.overflows(lambda given: (saturating if len(given) == rows else exact)(given))

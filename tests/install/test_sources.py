@@ -83,7 +83,7 @@ def test_what_classifies_without_saying_so(tmp_path: Path) -> None:
     assert type(recognise(LocalFolder(folder), None, nobody)) is Classifier
     labelled = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "text_config": {}}
     repositories.write_json(folder / "config.json", labelled)
-    with pytest.raises(InstallFailed, match="one graph, and nothing says what it is"):
+    with pytest.raises(InstallFailed, match="one graph of unknown kind"):
         recognise(LocalFolder(folder), None, nobody)
 
 
@@ -296,7 +296,7 @@ def test_what_takes_no_pictures_alone_is_named(machine: Machine, tmp_path: Path)
     pixels.graph.input[1].CopyFrom(tokens.graph.input[0])
     onnx.save(pixels, path)
     assert machine.fails(folder).endswith(
-        "found pixel_values (?, 3, 16, 16), input_ids (?, ?): both towers in one graph: each is needed by itself"
+        "found pixel_values (?, 3, 16, 16), input_ids (?, ?): both towers in one graph: separate towers are needed"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datasette_vision.errors import InvalidArgument, NotEmbedded
-from datasette_vision.retrieval.choice import choose
+from datasette_vision.retrieval.choice import choose_embeddings
 
 ONE = (("clip", "image"),)
 TWO_COLUMNS = (("clip", "image"), ("clip", "name"))
@@ -32,8 +32,8 @@ def test_what_is_clear_is_taken(
     column: str | None,
     expected: tuple[str, str],
 ) -> None:
-    assert choose("photos", pairs, default, model, column) == expected
-    assert choose("photos", pairs, default, model, column, or_first=True) == expected
+    assert choose_embeddings("photos", pairs, default, model, column) == expected
+    assert choose_embeddings("photos", pairs, default, model, column, or_first=True) == expected
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_what_is_clear_is_taken(
 def test_of_several_the_first_is_taken_only_where_that_is_wanted(
     pairs: tuple[tuple[str, str], ...], default: str, model: str | None, column: str | None, first: tuple[str, str]
 ) -> None:
-    assert choose("photos", pairs, default, model, column, or_first=True) == first
+    assert choose_embeddings("photos", pairs, default, model, column, or_first=True) == first
     with pytest.raises(InvalidArgument, match=r"name which to search: .*clip \(image, name\)"):
-        choose("photos", pairs, default, model, column)
+        choose_embeddings("photos", pairs, default, model, column)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_what_is_not_there_is_never_replaced_by_something_else(
     model: str | None, column: str | None, message: str, or_first: bool
 ) -> None:
     with pytest.raises(NotEmbedded) as caught:
-        choose("photos", ONE, "clip", model, column, or_first=or_first)
+        choose_embeddings("photos", ONE, "clip", model, column, or_first=or_first)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("or_first", [False, True])
 def test_a_side_table_without_rows(or_first: bool) -> None:
     with pytest.raises(NotEmbedded, match="photos has no embeddings yet: its side table is empty"):
-        choose("photos", (), "clip", or_first=or_first)
+        choose_embeddings("photos", (), "clip", or_first=or_first)

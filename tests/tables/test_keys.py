@@ -54,7 +54,7 @@ def test_tables_that_are_not_embedded(
     else:
         with pytest.raises(InvalidArgument, match="t has no key that identifies its rows"):
             key_of(connection, "t")
-        with pytest.raises(InvalidArgument, match=r"t (is a view|has no key): --key has to name"):
+        with pytest.raises(InvalidArgument, match=r"t (is a view|has no key): name the column"):
             SourceTable(connection, "t")
 
 

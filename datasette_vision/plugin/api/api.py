@@ -149,7 +149,7 @@ QUERY = Parameter(
     "What to compare the inputs with: a text, an image or an embedding. In a query string or a form: a text, a"
     " data: URI,"
     " or a file.",
-    schemas.item((TEXT, IMAGE, EMBEDDING)),
+    schemas.input_schema((TEXT, IMAGE, EMBEDDING)),
     "a text, an image or an embedding",
     lambda value: value,
     required=True,
@@ -162,7 +162,7 @@ EMBED = Route(
     handle_embed,
     kinds=(TEXT, IMAGE),
     parameters=(MODEL_PARAMETER, ENCODING_FORMAT),
-    answer=schemas.results_schema(schemas.EMBEDDED, model=schemas.MODEL_NAME, dimensions=schemas.COUNT),
+    answer=schemas.results_schema(schemas.EMBEDDED, model=schemas.ANSWERING_MODEL, dimensions=schemas.COUNT),
     example=RequestExample(query=[("text", "purple heart")]),
 )
 CLASSIFY = Route(
@@ -175,7 +175,7 @@ CLASSIFY = Route(
     classify,
     kinds=(IMAGE,),
     parameters=(MODEL_PARAMETER, K_PARAMETER),
-    answer=schemas.results_schema(schemas.LABELLED, model=schemas.MODEL_NAME),
+    answer=schemas.results_schema(schemas.LABELLED, model=schemas.ANSWERING_MODEL),
     example=RequestExample(form=[("image", "@apple.webp"), ("k", "3")]),
 )
 ZERO_SHOT = Route(
@@ -186,7 +186,7 @@ ZERO_SHOT = Route(
     zero_shot,
     kinds=(IMAGE, EMBEDDING),
     parameters=(LABELS, MODEL_PARAMETER, K_PARAMETER),
-    answer=schemas.results_schema(schemas.LABELLED, model=schemas.MODEL_NAME),
+    answer=schemas.results_schema(schemas.LABELLED, model=schemas.ANSWERING_MODEL),
     example=RequestExample(form=[("image", "@apple.webp"), ("labels", "fruit"), ("labels", "animal")]),
 )
 SIMILARITY = Route(
@@ -197,7 +197,7 @@ SIMILARITY = Route(
     similarity,
     kinds=(TEXT, IMAGE, EMBEDDING),
     parameters=(QUERY, MODEL_PARAMETER),
-    answer=schemas.results_schema(schemas.COMPARED, model=schemas.MODEL_NAME),
+    answer=schemas.results_schema(schemas.COMPARED, model=schemas.ANSWERING_MODEL),
     example=RequestExample(form=[("query", "@apple.webp"), ("text", "red apple"), ("text", "fire engine")]),
 )
 MODELS_ROUTE = Route(

@@ -207,7 +207,7 @@ ANSWER = schemas.closed(
                 }
             ),
         },
-        "model": schemas.MODEL_NAME,
+        "model": schemas.ANSWERING_MODEL,
         "usage": schemas.closed({"prompt_tokens": {"type": "integer"}, "total_tokens": {"type": "integer"}}),
     }
 )

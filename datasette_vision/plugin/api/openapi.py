@@ -116,7 +116,7 @@ def _content(route: Route) -> dict[str, Any]:
     described = {name: {**item.schema, "description": item.meaning} for name, item in names.items()}
     inputs: dict[str, Any] = {kind: _one_or_many(schemas.INPUTS[kind]) for kind in route.kinds}
     if inputs:
-        inputs["inputs"] = {"type": "array", "minItems": 1, "items": schemas.item(route.kinds)}
+        inputs["inputs"] = {"type": "array", "minItems": 1, "items": schemas.input_schema(route.kinds)}
     as_json = {
         "type": "object",
         "properties": {**inputs, **described},

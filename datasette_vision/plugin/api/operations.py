@@ -30,7 +30,9 @@ def operation_routes() -> list[Route]:
             functools.partial(_answer, operation),
             kinds=(IMAGE,),
             parameters=(MODEL_PARAMETER,),
-            answer=schemas.results_schema(schemas.closed({operation.name: operation.schema}), model=schemas.MODEL_NAME),
+            answer=schemas.results_schema(
+                schemas.closed({operation.name: operation.schema}), model=schemas.ANSWERING_MODEL
+            ),
         )
         for _, operation in operations()
     ]

@@ -60,12 +60,12 @@ def evaluate(deployment: Deployment) -> Iterator[ItemResult]:
             return
 
 
-def item(name: str, wanted: str, why: str, setting: str) -> Callable[[Check], ChecklistItem]:
+def checklist_item(name: str, wanted: str, why: str, setting: str) -> Callable[[Check], ChecklistItem]:
     """Make an item of the checklist from the function that checks it."""
     return lambda check: ChecklistItem(name, wanted, why, setting, check)
 
 
-@item(
+@checklist_item(
     "configuration",
     "The configuration can be read, and the models it names are installed.",
     "A server with a mistake in its configuration does not start.",
@@ -77,7 +77,7 @@ def _configuration(deployment: Deployment) -> Finding:
     return OK, "the configuration can be read, and the models that it names are installed"
 
 
-@item(
+@checklist_item(
     "databases",
     "Every database can be read.",
     "A damaged or locked file answers every page with an error.",
@@ -89,7 +89,7 @@ def _databases(deployment: Deployment) -> Finding:
     return OK, f"{_count(len(deployment.files), 'database file')} can be read"
 
 
-@item(
+@checklist_item(
     "hidden-by-sql",
     "Nobody runs SQL on a database in which something is hidden from them.",
     "SQL reads every table of its database: it does not check permissions of tables.",
@@ -106,7 +106,7 @@ def _hidden_sql(deployment: Deployment) -> Finding:
     return OK, "nothing is hidden from those who may run SQL"
 
 
-@item(
+@checklist_item(
     "crossdb",
     "`--crossdb` is off where a database or table is hidden.",
     "It attaches all databases to `_memory`, whose permission to run SQL then opens them all.",
@@ -121,7 +121,7 @@ def _crossdb(deployment: Deployment) -> Finding:
     return OK, "with --crossdb, and nothing is hidden from those who may run SQL on _memory"
 
 
-@item(
+@checklist_item(
     "download",
     "Nobody downloads a database in which something is hidden from them.",
     "An immutable database can be downloaded whole.",
@@ -137,7 +137,7 @@ def _download(deployment: Deployment) -> Finding:
     return OK, "no database can be downloaded without an actor"
 
 
-@item(
+@checklist_item(
     "default-deny",
     "Where something is hidden, what is not allowed is denied.",
     "A list of hidden tables does not include the table that is added tomorrow.",
@@ -152,7 +152,7 @@ def _default_deny(deployment: Deployment) -> Finding:
     return ADVICE, f"some tables are hidden, and whatever is added later is public{excuse}"
 
 
-@item(
+@checklist_item(
     "originals",
     "Original files are shown to those who may know where they were taken.",
     "EXIF holds the place, the time, the camera's number and often a name. Thumbnails hold none of it.",
@@ -164,7 +164,7 @@ def _originals(deployment: Deployment) -> Finding:
     return OK, "no table that anyone may see holds original files"
 
 
-@item(
+@checklist_item(
     "places",
     "Coordinates are shown to those who may know them.",
     "`datasette vision load` records latitude and longitude, which lead to the photographer's home.",
@@ -176,7 +176,7 @@ def _places(deployment: Deployment) -> Finding:
     return OK, "no table that anyone may see says where photos were taken"
 
 
-@item(
+@checklist_item(
     "who-computes",
     "You know who may run models.",
     "Running models is the main cost of a request; everything else is answered from the database.",
@@ -188,7 +188,7 @@ def _compute(deployment: Deployment) -> Finding:
     return OK, "nobody without an actor may run models"
 
 
-@item(
+@checklist_item(
     "rate-limit",
     "The number of inputs computed for each client is limited.",
     "Queues are fair to clients, but a client with a thousand addresses is a thousand clients.",
@@ -209,7 +209,7 @@ def _rate_limit(deployment: Deployment) -> Finding:
     return OK, "a client has " + " and ".join(f"{rate:,} {kind}" for kind, rate in rates.items()) + " a minute computed"
 
 
-@item(
+@checklist_item(
     "proxies",
     "Clients are identified by addresses that they cannot forge.",
     "A client that can choose an address has a new rate for each; clients that share a proxy's address share its rate.",
@@ -233,7 +233,7 @@ def _proxies(deployment: Deployment) -> Finding:
     return OK, "trusted proxies report the addresses of clients"
 
 
-@item(
+@checklist_item(
     "metrics",
     "Only operators can read the metrics.",
     "They show what is requested, from which models, and when.",
@@ -245,7 +245,7 @@ def _metrics(deployment: Deployment) -> Finding:
     return OK, "nobody without an actor may read the metrics"
 
 
-@item(
+@checklist_item(
     "other-models",
     "Every installed model may be loaded by anyone.",
     "A model is loaded when its name is used, and its memory counts.",
@@ -262,7 +262,7 @@ def _models(deployment: Deployment) -> Finding:
     return OK, found
 
 
-@item(
+@checklist_item(
     "memory",
     "What the limits allow fits in the memory of the machine.",
     "A process that outgrows its memory is killed, with all requests in it.",
@@ -285,7 +285,7 @@ def _memory(deployment: Deployment) -> Finding:
     return OK, f"{shown}: {_mb(needed)} of {_mb(available)}, and {_mb(available - needed)} are left for images"
 
 
-@item(
+@checklist_item(
     "cache",
     "The cache of embeddings leaves enough memory for the rest.",
     "It grows to its limit and stays there.",
@@ -298,7 +298,7 @@ def _cache(deployment: Deployment) -> Finding:
     return OK, f"embeddings take {_mb(size)} at most"
 
 
-@item(
+@checklist_item(
     "sql-time",
     "Queries end soon.",
     "A query holds one of the few SQL threads until then.",
@@ -315,7 +315,7 @@ def _sql_time(deployment: Deployment) -> Finding:
     return OK, f"a query runs for {limit / 1000:g} s at most"
 
 
-@item(
+@checklist_item(
     "sql-threads",
     "There are SQL threads.",
     "Without them, queries run on the event loop and block all requests.",
@@ -330,7 +330,7 @@ def _sql_threads(deployment: Deployment) -> Finding:
     return OK, f"{threads} threads run SQL"
 
 
-@item(
+@checklist_item(
     "rows",
     "Results of SQL queries are limited.",
     "Rows with embeddings or images are held in memory until they are sent.",
@@ -345,7 +345,7 @@ def _rows(deployment: Deployment) -> Finding:
     return OK, f"a page has {rows:,} rows at most, a CSV {csv} MB"
 
 
-@item(
+@checklist_item(
     "facets",
     "Facet counts are limited.",
     "A facet reads the whole table.",
@@ -362,7 +362,7 @@ def _facets(deployment: Deployment) -> Finding:
     return OK, f"anyone may count any column, for {limit} ms at most"
 
 
-@item(
+@checklist_item(
     "debug",
     "No page reveals how it was made.",
     "`?_trace=1` shows the SQL of a page, `?_context=1` the whole context of its template.",
@@ -377,7 +377,7 @@ def _debug(deployment: Deployment) -> Finding:
     return OK, "no page reveals how it was made"
 
 
-@item(
+@checklist_item(
     "secret",
     "Cookies and tokens are signed with a permanent secret that cannot be guessed.",
     "Anyone who knows the secret can act as any user.",
@@ -392,7 +392,7 @@ def _secret(deployment: Deployment) -> Finding:
     return OK, "a secret is set"
 
 
-@item(
+@checklist_item(
     "cors",
     "Pages of other origins read only what everyone may read.",
     "With `--cors`, browsers let any page read responses. They send no cookies, but a page can send a token.",
@@ -410,7 +410,7 @@ def _cors(deployment: Deployment) -> Finding:
     return OK, "pages of every origin may read what everyone may read; no cookie is sent with --cors"
 
 
-@item(
+@checklist_item(
     "robots",
     "Crawlers are kept away from expensive pages.",
     "A search for similar rows, for each of a million rows, is a million links.",
@@ -424,7 +424,7 @@ def _robots(deployment: Deployment) -> Finding:
     return ADVICE, "crawlers follow every link: facets, sorted pages, searches for similar rows"
 
 
-@item(
+@checklist_item(
     "user",
     "The server runs as a separate user.",
     "A vulnerability is limited by the permissions of this user.",
@@ -436,7 +436,7 @@ def _superuser(deployment: Deployment) -> Finding:
     return OK, "this does not run as root"
 
 
-@item(
+@checklist_item(
     "models-dir",
     "The server cannot write to its models.",
     "Files are checked when they are loaded, against a manifest beside them.",
@@ -450,7 +450,7 @@ def _models_dir(deployment: Deployment) -> Finding:
     return OK, f"the user that runs this may only read {deployment.models_dir}"
 
 
-@item(
+@checklist_item(
     "files",
     "The server can write only to databases that it has to change.",
     "A database that cannot be written to cannot be changed, whatever happens.",
@@ -463,7 +463,7 @@ def _files(deployment: Deployment) -> Finding:
     return ADVICE, f"Datasette may write to {_names(writable)}"
 
 
-@item(
+@checklist_item(
     "auto-embed",
     "Databases that `auto_embed` keeps in sync are writable.",
     "It needs the file and its folder. Rows are embedded whoever added them.",
@@ -478,7 +478,7 @@ def _auto_embed(deployment: Deployment) -> Finding:
     return OK, "people who may add rows to a table have them embedded, without a rate limit"
 
 
-@item(
+@checklist_item(
     "shutdown",
     "The platform waits longer than `shutdown_seconds`.",
     "Interrupted work is repeated; an interrupted database has to be recovered.",
@@ -495,7 +495,7 @@ def _shutdown(deployment: Deployment) -> Finding:
     return OK, f"shutdown_seconds is {wanted:g}, and the platform waits {given:g} s"
 
 
-@item(
+@checklist_item(
     "unload",
     "Idle models are unloaded before the process ends.",
     "An unused model holds its memory until it is unloaded.",
@@ -512,7 +512,7 @@ def _unload(deployment: Deployment) -> Finding:
     return OK, "models stay in memory" if unload is None else f"a model is unloaded {unload:g} s after its last use"
 
 
-@item(
+@checklist_item(
     "sleep",
     "The platform starts the process again on demand.",
     "datasette-scale-to-zero ends it after some time without requests.",

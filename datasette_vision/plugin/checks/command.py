@@ -37,7 +37,7 @@ def check(as_json: bool, memory_mb: float | None, kill_after: float | None, argu
     from datasette_vision.util import memory
 
     available = memory.available_bytes() if memory_mb is None else int(memory_mb * MEGABYTE)
-    found = deployment.read(arguments, memory_bytes=available, kill_after_s=kill_after)
+    found = deployment.read_deployment(arguments, memory_bytes=available, kill_after_s=kill_after)
     lines = list(checklist.evaluate(found))
     if as_json:
         click.echo(json.dumps([line.to_json() for line in lines], indent=2))

@@ -108,7 +108,7 @@ class Deployment:
         return sum(self.weights.get(name, 0) for name in self.config.named_models())
 
 
-def read(
+def read_deployment(
     arguments: Sequence[str],
     environ: Mapping[str, str] = os.environ,
     *,

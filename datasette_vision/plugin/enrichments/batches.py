@@ -106,7 +106,7 @@ class Batch:
     def _outcomes(
         self, vision: Vision, tower: BulkTower, known: Callable[[str], Vector | None] | None = None
     ) -> Iterator[Outcome[int]]:
-        reader = columns.Reader(self._kind, self._base, vision.limits.max_bytes)
+        reader = columns.ContentReader(self._kind, self._base, vision.limits.max_bytes)
         outcomes = embed_all(
             tower,
             range(len(self._keys)),

@@ -7,7 +7,7 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-MODEL_NAME: Schema = {"type": "string", "description": "The model that was used."}
+ANSWERING_MODEL: Schema = {"type": "string", "description": "The model that was used."}
 COUNT: Schema = {"type": "integer", "minimum": 1}
 
 
@@ -37,7 +37,7 @@ EMBEDDING_INPUT: Schema = {
 INPUTS: Mapping[str, Schema] = {"text": TEXT_INPUT, "image": IMAGE_INPUT, "embedding": EMBEDDING_INPUT}
 
 
-def item(kinds: Sequence[str]) -> Schema:
+def input_schema(kinds: Sequence[str]) -> Schema:
     """Return the schema of one input for inputs.input_of()."""
     text: Schema = {"type": "string", "description": "A text, or an image if it is a data: URI."}
     string = text if "text" in kinds else IMAGE_INPUT

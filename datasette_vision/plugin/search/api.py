@@ -167,7 +167,7 @@ SEARCH_ROUTE = Route(
                     "database": {"type": "string"},
                     "table": {"type": "string"},
                     "column": {"type": "string"},
-                    "model": schemas.MODEL_NAME,
+                    "model": schemas.ANSWERING_MODEL,
                     "rows": {"type": "array", "items": FOUND_SCHEMA},
                     "next": {"type": ["integer", "null"]},
                     "next_url": {"type": ["string", "null"]},

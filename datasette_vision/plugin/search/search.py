@@ -17,7 +17,7 @@ from datasette_vision.plugin.search.sql import RowKey, SearchSql, Where
 from datasette_vision.plugin.server import permissions
 from datasette_vision.plugin.server.compatibility import filter_arguments, query_path
 from datasette_vision.plugin.server.state import state_of
-from datasette_vision.retrieval.choice import choose
+from datasette_vision.retrieval.choice import choose_embeddings
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -93,12 +93,12 @@ def arguments_of(request: Request) -> list[tuple[str, str]]:
 
 
 async def resolve_search(datasette: Datasette, http: Request, search: Search, *, or_first: bool = False) -> None:
-    """Resolve a search against its table: model and column (`or_first`: see choose()), filters, examples.
+    """Resolve a search against its table: model and column (`or_first`: see choose_embeddings()), filters, examples.
 
     Raises VisionError, or the errors of Datasette's filters.
     """
     asked, default = search.request, state_of(datasette).config.default_model
-    search.model, search.column = choose(
+    search.model, search.column = choose_embeddings(
         search.table, search.embedded.pairs, default, asked.model, asked.column, or_first=or_first
     )
     search.label_column = await _label_column(search.database, search.embedded)

@@ -17,7 +17,7 @@ from datasette.cli import cli
 from datasette_vision.config.settings import Config
 from datasette_vision.plugin.checks import checklist
 from datasette_vision.plugin.checks.checklist import ADVICE, ITEMS, OK, PROBLEM, ItemResult
-from datasette_vision.plugin.checks.deployment import Access, DatabaseFile, Deployment, read
+from datasette_vision.plugin.checks.deployment import Access, DatabaseFile, Deployment, read_deployment
 from datasette_vision.plugin.server.compatibility import IS_1_0
 from tests import fakes
 from tests.paths import ROOT
@@ -394,14 +394,14 @@ def test_nothing_is_loaded_and_nothing_written(database: Path, tmp_path: Path) -
     config = {"plugins": {"datasette-vision": {"preload": ["tiny-emoji"], "rate_limit": 1}}}
     arguments = write(tmp_path, config)
     before = {entry.name: entry.stat().st_mtime_ns for entry in tmp_path.iterdir()}
-    assert read([str(database), *arguments]).config.preload == ("tiny-emoji",)
+    assert read_deployment([str(database), *arguments]).config.preload == ("tiny-emoji",)
     assert {entry.name: entry.stat().st_mtime_ns for entry in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(("user", "is_root"), [(0, True), (1, False), (1000, False)])
 def test_root_is_user_0(user: int, is_root: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user, raising=False)
-    assert read(["--memory"]).superuser == is_root
+    assert read_deployment(["--memory"]).superuser == is_root
 
 
 def test_the_configuration_that_we_ship(tmp_path: Path) -> None:
