@@ -55,7 +55,6 @@ setup(
         # Both come with tokenizers; installing models uses them directly.
         "filelock>=3.10",
         "huggingface_hub>=0.25",
-        # usearch 2.26 does not load with an older one, and does not say so in its own requirements.
         "numkong>=7.5",
         "numpy>=1.24",
         "onnxruntime>=1.22",
@@ -65,8 +64,6 @@ setup(
         # For uploads: Datasette 0.65 brings it, 1.0 does not.
         "python-multipart>=0.0.20",
         "tokenizers>=0.20",
-        # Up to 2.26.0 a search of an index without key lookups corrupts the heap.
-        "usearch>=2.26.1",
     ],
     extras_require={
         "llm": ["llm>=0.33"],

@@ -190,7 +190,7 @@ def database_end(folder: Path) -> End:
     for file in sorted(folder.rglob("*.index")):
         index_file.verify_index(file)
         saved = index_file.open_index(file)
-        end[file.name] = (saved.about | {"state": None}, type(saved.base).__name__, sorted(saved.base.labels.tolist()))
+        end[file.name] = (saved.about | {"state": None}, sorted(saved.base.labels.tolist()))
     return end
 
 

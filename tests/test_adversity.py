@@ -43,7 +43,7 @@ from tests import kills, pictures
 from tests.kills import SCENARIOS, Scenario
 from tests.paths import ROOT
 from tests.servers import serve
-from tests.vectors.test_index import clustered, graph
+from tests.vectors.test_index import clustered, index_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and mounts of Linux")
 
@@ -105,13 +105,13 @@ def test_a_full_disk_ends_a_command_with_one_line_and_once_there_is_room_it_goes
     assert kills.differences(scenario.end(whole), scenario.end(full)) == []
 
 
-def test_a_graph_that_does_not_fit_on_the_disk_is_an_oserror(tmp_path: Path) -> None:
-    base = graph(clustered(3000))
+def test_an_index_that_does_not_fit_on_the_disk_is_an_oserror(tmp_path: Path) -> None:
+    view = index_of(clustered(3000)).view
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(OSError, match=r"x\.index"):
-            index_file.save_index(tmp_path / "x.index", {}, base, None, 64)
+        with pytest.raises(OSError, match="too large"):
+            index_file.save_index(tmp_path / "x.index", {}, view.space, view.base)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []

@@ -44,14 +44,13 @@ FOLDERS = (
 # Where Datasette, click, llm, torch and Ray may be imported.
 OUTSIDE_THE_CORE = ("bake", "files.ray", "llm", "cli", "plugin")
 FRAMEWORKS = {"datasette", "click", "llm", "torch", "transformers", "ray"}
-HEAVY = {"onnxruntime", "torch", "llm", "usearch", "tokenizers", "numpy", "PIL", "numkong", "pyarrow", "fsspec", "ray"}
+HEAVY = {"onnxruntime", "torch", "llm", "tokenizers", "numpy", "PIL", "numkong", "pyarrow", "fsspec", "ray"}
 HEAVY |= {"prometheus_client"}
 # The only modules that may import each, wherever in them.
 ONE_PLACE = {
     "onnxruntime": "engine.runtime bake.fuse bake.static",
     "tokenizers": "engine.tokenizer bake.slow_tokenizers",
     "llm": "llm.models llm.plugin",
-    "usearch": "vectors.hnsw",
     "ray": "files.ray.cluster files.ray.job",
 }
 # Turns PyTorch models into ours: may import torch, and nothing that serves may import it. What others import is FRONT.
@@ -238,7 +237,7 @@ def test_the_core_loads_no_framework_and_no_engine() -> None:
     core = [f"{PACKAGE}.{module}" for module in CORE]
     modules = python("\n".join(f"import {module}" for module in core))
     assert set(core) <= set(modules)
-    assert loaded(FRAMEWORKS | {"onnxruntime", "tokenizers", "usearch"}, modules) == set()
+    assert loaded(FRAMEWORKS | {"onnxruntime", "tokenizers"}, modules) == set()
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,9 @@ def search(
 def index(database: Path, table: str, model: str, column: str, check: bool, models_dir: Path | None) -> None:
     """Prepare and save the index of a table, so that the first search does not have to read the table.
 
-    The index is saved in a folder beside the database, DATABASE-vision. Run the command again to bring it up to date. A
-    server does the same for large tables, in the background. Searches always find changes made after an index was
-    saved. Up to about 500,000 embeddings of 512 numbers are compared directly. Larger tables get a graph (HNSW), which
-    takes minutes to build for a million.
+    It is saved in a folder beside the database, DATABASE-vision, and brought up to date by running this again. A server
+    makes the same by itself, in the background, for a table that is large; what has changed since an index was saved is
+    always found.
     """
     from datasette_vision.engine.vision import Vision
     from datasette_vision.retrieval import index_maintenance, recall
@@ -111,7 +110,6 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
     from datasette_vision.tables import change_log
     from datasette_vision.util.connections import snapshot
     from datasette_vision.vectors import index_file
-    from datasette_vision.vectors.hnsw import HnswGraph
 
     with _opened(database, "ro") as connection, Vision(configured(models_dir)) as vision:
         searcher = Searcher(vision, improve=False)
@@ -139,10 +137,8 @@ def index(database: Path, table: str, model: str, column: str, check: bool, mode
         except OSError as error:
             raise StorageFailed(f"{file} cannot be written: {error}") from None
         assert entry.index is not None
-        base = entry.index.view.base
-        how = f"a graph, {base.expansion} candidates" if isinstance(base, HnswGraph) else "all compared"
         size, seconds = file.stat().st_size / 1e6, time.perf_counter() - began
-        click.echo(f"{source.table} ({wanted.column}, {wanted.model}): {len(entry.index):,} embeddings, {how}")
+        click.echo(f"{source.table} ({wanted.column}, {wanted.model}): {len(entry.index):,} embeddings")
         click.echo(f"{file}: {size:,.1f} MB, in {seconds:,.1f} s")
         if check:
             measured = recall.measure_recall(connection, wanted, entry.index.view, dimensions)

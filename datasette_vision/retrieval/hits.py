@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datasette_vision.retrieval.row_filter import RowFilter
 from datasette_vision.tables.embedding_reader import Embeddings
 from datasette_vision.util.sql_names import quote
-from datasette_vision.vectors.eight_bit import SPARE, RowLabels
+from datasette_vision.vectors.codes import SPARE, RowLabels
 from datasette_vision.vectors.embedding import FLOAT32, Vector
 from datasette_vision.vectors.index import View
 
@@ -48,33 +49,54 @@ class IndexMismatch(Exception):
 
 
 def from_index(
-    connection: sqlite3.Connection, wanted: Embeddings, query: Vector, k: int, view: View, others: list[int]
+    connection: sqlite3.Connection,
+    wanted: Embeddings,
+    query: Vector,
+    k: int,
+    view: View,
+    others: list[int],
+    only: RowFilter | None = None,
 ) -> list[Hit]:
     """Return the k best hits for a unit-length query (d,), from an index and some other rows.
 
-    `others` are rows of the side table in which the index may be out of date. Raises IndexMismatch.
+    `others` are rows of the side table in which the index may differ from it, `only` those that may be found at all.
+    Raises IndexMismatch.
     """
     different = np.array(others, dtype=np.int64)
+    if only is not None and others:
+        labels, keys, _ = wanted.read_rows(connection, others, len(query))
+        others = labels[only.allows(labels, keys)].tolist()
     changed = _rows(connection, wanted, query, others)
     asked = k + max(SPARE, k // 4)
     while True:
-        labels, approximate = view.search(query, asked + len(others))
-        exhausted = len(labels) < asked + len(others)
+        labels, approximate = view.search(query, asked + len(different), None if only is None else only.allows_codes)
+        exhausted = len(labels) < asked + len(different)
         same = ~np.isin(labels, different)
         found = _rows(connection, wanted, query, labels[same].tolist())
         for label, expected in zip(labels[same].tolist(), approximate[same].tolist(), strict=True):
-            if label in found and abs(found[label].similarity - expected) > SIMILARITY_TOLERANCE:
+            if label in found and not abs(found[label].similarity - expected) <= SIMILARITY_TOLERANCE:
                 raise IndexMismatch
-        if len(found) >= k or exhausted:
-            return _best(found, changed, k=k)
-        asked *= 4  # so many are deleted from the source
+        hits = _best(found, changed, k=k)
+        # Where the last that the index names seems nearer than the last of these, others that it did not may be too.
+        doubtful = len(hits) == k and approximate[-1:].sum() > hits[-1].similarity and asked < 16 * (k + SPARE)
+        if exhausted or (len(found) >= k and not doubtful):
+            return hits
+        asked *= 4  # so many are gone from the source, or so near to each other
 
 
-def from_table(connection: sqlite3.Connection, wanted: Embeddings, query: Vector, k: int) -> list[Hit]:
-    """Return the k best hits for a unit-length query (d,), comparing every embedding that the connection sees."""
+def from_table(
+    connection: sqlite3.Connection, wanted: Embeddings, query: Vector, k: int, only: RowFilter | None = None
+) -> list[Hit]:
+    """Return the k best hits for a unit-length query (d,), comparing with every embedding that the connection sees.
+
+    `only` are those that may be found.
+    """
     labels: list[RowLabels] = []
     similarities: list[NDArray[np.float64]] = []
-    for batch, vectors in wanted.read(connection, len(query)):
+    for batch, keys, vectors in wanted.read(connection, len(query)):
+        if only is not None:
+            passing = only.allows(batch, keys)
+            batch, vectors = batch[passing], vectors[passing]
         labels.append(batch)
         similarities.append(_cosines(vectors, query))
     if not labels:

@@ -19,8 +19,7 @@ from datasette_vision.tables.change_log import State
 from datasette_vision.tables.embedding_reader import ROWS_PER_READ, Embeddings
 from datasette_vision.util.progress import OnProgress, Progress, no_progress
 from datasette_vision.vectors import index_file
-from datasette_vision.vectors.eight_bit import Flat, Mask, coded, empty
-from datasette_vision.vectors.hnsw import HnswGraph
+from datasette_vision.vectors.codes import Codes, empty, encode, space_of
 from datasette_vision.vectors.index import Index, View
 from datasette_vision.vectors.index_file import UnusableIndex
 
@@ -29,7 +28,11 @@ logger = logging.getLogger(__name__)
 HISTORY = 1 << 14
 # A saved index is useless if more than this part of its table has changed since.
 CHANGED_PART = 4
-# Rows of an opened index that are compared with the table, and the share that must be found again.
+# From here on reading the table takes so long that it is worth a file: 50,000 embeddings of 512.
+SAVED_NUMBERS = 25_600_000
+# Rows that say what the rows of a table have in common.
+SPACE_SAMPLE = 4096
+# Rows of an opened index that are compared with the table; of those that are found again, at least so many of them.
 SAMPLED = 16
 MIN_FOUND_SHARE = 0.75
 
@@ -83,8 +86,8 @@ class IndexEntry:
         rows = sorted({row for _, row in changes})
         for start in range(0, len(rows), ROWS_PER_READ):
             some = rows[start : start + ROWS_PER_READ]
-            labels, vectors = wanted.read_rows(connection, some, self.index.dimensions)
-            self.index.change(np.array(some, dtype=np.int64), labels, vectors)
+            there = wanted.read_rows(connection, some, self.index.dimensions)
+            self.index.change(np.array(some, dtype=np.int64), *there)
         self.history.extend(changes)
         self.state = state
         self.changed += len(rows)
@@ -95,21 +98,26 @@ class IndexEntry:
         wanted: Embeddings,
         dimensions: int,
         on_progress: OnProgress[Progress] = no_progress,
+        folder: Path | None = None,
     ) -> None:
-        """Read the whole table, as a connection sees it within one snapshot."""
+        """Read the whole table, as a connection sees it within one snapshot.
+
+        Of a large one the codes are kept in a file without a name in `folder`, not in memory.
+        """
         place = wanted.source.schema, wanted.source.side.name
         state = change_log.state(connection, *place)
         total = wanted.count(connection)
-        rows, count = empty(dimensions, total), 0
-        for labels, vectors in wanted.read(connection, dimensions):
-            codes, usable = coded(vectors)
-            batch = Flat(labels[usable], codes)
+        space = space_of(wanted.sample(connection, dimensions, SPACE_SAMPLE), dimensions)
+        large = folder if total * dimensions > SAVED_NUMBERS else None
+        rows, count = empty(space, total, allocate=index_file.allocator(large)), 0
+        for read in wanted.read(connection, dimensions):
+            batch = encode(space, *read)
             rows.put(batch, count)
             count += len(batch)
             on_progress(Progress("reading", count, total))
         history = change_log.recent(connection, *place, HISTORY)
         with self.lock:
-            self._put(Index(rows.first(count), dimensions), state, history)
+            self._put(Index(space, rows.first(count)), state, history)
             self.saved_at = None
 
     def open(self, path: Path, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int) -> bool:
@@ -128,7 +136,7 @@ class IndexEntry:
         before = State(*saved.about["state"])
         limit = max(HISTORY, len(saved.base) // CHANGED_PART)
         changes = [] if before == state else change_log.changes(connection, *place, before, limit)
-        index = Index(saved.base, dimensions, saved.alive)
+        index = Index(saved.space, saved.base)
         if changes is None or not _fits(index, connection, wanted, {row for _, row in changes}):
             logger.info("%s is of another state of the table: rebuilding the index", path)
             return False
@@ -146,29 +154,24 @@ class IndexEntry:
             assert self.index is not None
             return Moment(self.index, self.index.view, self.state, self.changed)
 
-    def settle(
-        self, then: Moment, base: Flat | HnswGraph, alive: Mask | None, path: Path | None, wanted: Embeddings
-    ) -> None:
-        """Replace the base with one that holds what the index held at a moment. With a path, save it first and use the
-        saved file.
+    def settle(self, then: Moment, base: Codes, path: Path, wanted: Embeddings) -> None:
+        """Save a base that holds what the index did at a moment, and put it in.
 
-        `alive` marks the entries that existed then; None means all. The system can drop and reload mapped memory.
-        Raises OSError, but the base is replaced in any case.
+        It is taken from the file: mapped memory is the system's to take and to give back. Raises OSError, with the
+        base in place all the same.
         """
         problem = None
-        if path is not None:
-            assert then.state is not None
-            about = _about(wanted, then.index.dimensions, then.state)
-            try:
-                index_file.save_index(path, about, base, alive, then.index.dimensions)
-                base = index_file.open_index(path).base
-            except OSError as error:
-                problem = error
+        assert then.state is not None
+        try:
+            index_file.save_index(path, _about(wanted, then.index.dimensions, then.state), then.view.space, base)
+            base = index_file.open_index(path).base
+        except OSError as error:
+            problem = error
         with self.lock:
             # If another index has been read meanwhile, this one was only for the file.
             if self.index is then.index and then.index.view.base is then.view.base:
-                then.index.replace_base(then.view, base, holds_dead=len(base) > len(then.view))
-                self.saved_at = then.changed if path is not None and problem is None else None
+                then.index.replace_base(then.view, base)
+                self.saved_at = then.changed if problem is None else None
                 self.can_save = self.can_save and problem is None
         if problem is not None:
             raise problem
@@ -204,8 +207,8 @@ def _fits(index: Index, connection: sqlite3.Connection, wanted: Embeddings, chan
     labels = index.view.base.labels
     sample = [int(label) for label in labels[:: max(1, len(labels) // SAMPLED)] if int(label) not in changed]
     found = 0
-    read, vectors = wanted.read_rows(connection, sample, index.dimensions)
-    for label, vector in zip(read.tolist(), vectors, strict=True):
+    read = wanted.read_rows(connection, sample, index.dimensions)
+    for label, vector in zip(read.labels.tolist(), read.vectors, strict=True):
         nearest, similarities = index.search(vector, 10)
         # If more than ten are identical, it need not be among them.
         found += label in nearest.tolist() or (len(similarities) > 0 and float(similarities[-1]) > 0.999)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import os
 import sqlite3
 import threading
 import weakref
@@ -178,7 +177,11 @@ class Indexes:
                     # If updating an old index from its file is faster, do that.
                     if not (path and entry.open(file_of(path, wanted), connection, wanted, dimensions)):
                         entry.read(
-                            connection, wanted, dimensions, lambda progress: setattr(reading, "rows", progress.done)
+                            connection,
+                            wanted,
+                            dimensions,
+                            lambda progress: setattr(reading, "rows", progress.done),
+                            file_of(path, wanted).parent if path and self._improves else None,
                         )
             except BaseException as error:
                 # Its traceback would keep cursors of this connection, and free them on another thread.
@@ -207,8 +210,8 @@ class Indexes:
         step = index_maintenance.next_step(entry)
         if not self._improves or step is None or self._stopped.is_set():
             return
-        if not key[0] and step is not Step.GRAPH:
-            return  # for a database in memory nothing is saved, and nobody else can read it
+        if not key[0]:
+            return  # of a database in memory nothing is saved, and nobody else can read it
         with self._lock:
             if key in self._working or key in self._given_up:
                 return
@@ -249,20 +252,12 @@ class Indexes:
         stopping: threading.Event,
     ) -> None:
         path = file_of(key[0], wanted) if key[0] else None
-        # One core is left to searches.
-        threads = max(1, (os.cpu_count() or 2) - 1)
-
-        def stop() -> bool:
-            return stopping.is_set() or self._stopped.is_set()
-
-        while step := index_maintenance.next_step(entry):
-            if path is None and step is not Step.GRAPH:
-                return
+        while path and not stopping.is_set() and (step := index_maintenance.next_step(entry)):
             logger.info("index of %s: %s", wanted.source.table, step.value)
-            if step is Step.REBUILD:
-                entry = self._rebuild(key, entry, connect, wanted)
-            elif not index_maintenance.carry_out(entry, step, path, wanted, stop=stop, threads=threads):
-                return
+            if step is Step.ANEW:
+                entry = self._anew(key, entry, connect, wanted)
+            else:
+                index_maintenance.save(entry, path, wanted)
 
     def _rebuild(
         self, key: tuple[str, ...], old: IndexEntry, connect: Callable[..., sqlite3.Connection], wanted: Embeddings
@@ -274,7 +269,7 @@ class Indexes:
             raise RuntimeError(f"{key[0]} cannot be opened a second time")
         entry = IndexEntry(can_save=old.can_save)
         with contextlib.closing(connection), snapshot(connection, "main"):
-            entry.read(connection, wanted, old.index.dimensions)
+            entry.read(connection, wanted, old.index.dimensions, folder=file_of(key[0], wanted).parent)
         with self._lock:
             self._entries[key] = entry
         return entry

@@ -58,7 +58,7 @@ def _queries(connection: sqlite3.Connection, wanted: Embeddings, view: View, dim
     if not len(labels):
         return np.empty((0, dimensions), np.float32)
     random = np.random.default_rng(len(labels))
-    _, rows = wanted.read_rows(connection, random.choice(labels, 2 * RECALL_QUERIES).tolist(), dimensions)
+    rows = wanted.read_rows(connection, random.choice(labels, 2 * RECALL_QUERIES).tolist(), dimensions).vectors
     made = []
     for number, (one, other) in enumerate(zip(rows, rows[::-1], strict=True)):
         weight = 1.0 if number % 2 else 0.6
@@ -80,7 +80,7 @@ def _exact(
         (wanted.model, wanted.column),
     )
     there = np.array([row[0] for row in rows_of_source], np.int64)
-    for labels, rows in wanted.read(connection, queries.shape[1]):
+    for labels, _, rows in wanted.read(connection, queries.shape[1]):
         lengths = np.linalg.norm(rows, axis=1)
         usable = np.isfinite(lengths) & (lengths > 0) & np.isin(labels, there)
         similarities = queries @ (rows[usable] / lengths[usable, None]).T

@@ -15,6 +15,7 @@ from datasette_vision.errors import (
 from datasette_vision.retrieval import choice
 from datasette_vision.retrieval.hits import Hit, IndexMismatch, from_index, from_table
 from datasette_vision.retrieval.indexes import Indexes, KeepAwake
+from datasette_vision.retrieval.row_filter import row_filter
 from datasette_vision.tables import change_log, side_tables
 from datasette_vision.tables.embedding_reader import Embeddings
 from datasette_vision.tables.side_tables import EmbeddedSource
@@ -34,13 +35,14 @@ def search(
     vision: Vision,
     model: str | None = None,
     column: str | None = None,
+    rows: str | None = None,
 ) -> list[Hit]:
     """Return the k rows of a table closest to a text, an image or an embedding, best first.
 
     For occasional searches: each reads the embeddings, or the index that `datasette vision index` made. A Searcher
     keeps them between searches. See Searcher.search() for the arguments and errors.
     """
-    return Searcher(vision, improve=False).search(connection, table, query, k, model, column)
+    return Searcher(vision, improve=False).search(connection, table, query, k, model, column, rows)
 
 
 class Searcher:
@@ -68,20 +70,23 @@ class Searcher:
         k: int = 10,
         model: str | None = None,
         column: str | None = None,
+        rows: str | None = None,
     ) -> list[Hit]:
         """Return the k rows of a table closest to a text, an image or an embedding, best first.
 
-        It searches what the connection sees. `table` may be prefixed with the name of an attached database and a dot.
-        Without `model` or `column`, choose_embeddings() decides. Raises NotEmbedded if there is nothing to search,
-        InvalidArgument if the choice is ambiguous, DimensionMismatch for an embedding of another size, InvalidImage and
-        InvalidVector, Busy while the table is being read for the first time, and the errors of embedding.
+        `rows` are those to search among, as a JSON array of row numbers, or of keys where there are none. It searches
+        what the connection sees. `table` may have the name of an attached database before it and a dot. What is
+        searched without `model` or `column`, choice.choose() says. Raises NotEmbedded where there is nothing to
+        search, InvalidArgument where something has to be chosen, DimensionMismatch for an embedding of another size,
+        InvalidImage and InvalidVector, Busy while the table is being read for the first time, and what embedding
+        raises.
         """
         if not 1 <= k <= MAX_K:
             raise InvalidArgument(f"expected k to be a whole number from 1 to {MAX_K:,}, found {k:,}")
         source = self.source(connection, table)
         try:
             with snapshot(connection, source.schema):
-                return self._search(connection, source, query, k, model, column)
+                return self._search(connection, source, query, k, model, column, rows)
         except Exception as error:
             if isinstance(error, VisionError) or "interrupted" not in str(
                 error
@@ -118,6 +123,7 @@ class Searcher:
         k: int,
         model: str | None,
         column: str | None,
+        rows: str | None,
     ) -> list[Hit]:
         state = change_log.state(connection, source.schema, source.side.name)
         wanted = self.choose(connection, source, model, column)
@@ -125,16 +131,17 @@ class Searcher:
         if dimensions is None:
             return []
         vector = self._vector(query, wanted, dimensions)
+        only = None if rows is None else row_filter(connection, wanted, rows)
         found = None if state is None else self.indexes.view(connection, wanted, dimensions, state)
         if found is not None:
             view, others = found
             try:
-                hits = from_index(connection, wanted, vector, k, view, others)
+                hits = from_index(connection, wanted, vector, k, view, others, only)
             except IndexMismatch:
                 self.indexes.forget(connection, wanted)
             else:
                 return hits or self._nothing(connection, wanted, dimensions)
-        return from_table(connection, wanted, vector, k) or self._nothing(connection, wanted, dimensions)
+        return from_table(connection, wanted, vector, k, only) or self._nothing(connection, wanted, dimensions)
 
     def _nothing(self, connection: sqlite3.Connection, wanted: Embeddings, dimensions: int) -> list[Hit]:
         """Return why there may be nothing to find."""

@@ -6,16 +6,24 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datasette_vision.tables.side_tables import EmbeddedSource, columns
 from datasette_vision.util.sql_names import quote, rowid_name
-from datasette_vision.vectors.eight_bit import RowLabels
+from datasette_vision.vectors.codes import RowLabels
 from datasette_vision.vectors.embedding import FLOAT32, Matrix
 
 ROWS_PER_READ = 2048
+
+
+class Batch(NamedTuple):
+    """Some embeddings: labels (n,), keys (n,), vectors (n, d). Keys are row numbers of the source where it has such."""
+
+    labels: RowLabels
+    keys: RowLabels
+    vectors: Matrix
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,16 @@ class Embeddings:
     def table(self) -> str:
         """The side table, quoted, with the name of its database."""
         return f"{quote(self.source.schema)}.{quote(self.source.side.name)}"
+
+    @property
+    def key_is_rowid(self) -> bool:
+        """Whether the rows are known by their row numbers."""
+        return self.source.key_is_rowid
+
+    @property
+    def _own_key(self) -> str:
+        """The row number of the source where that is its key, else 0."""
+        return f"side.{quote(self.source.side.key_columns[0])}" if self.key_is_rowid else "0"
 
     @property
     def with_source(self) -> str:
@@ -69,44 +87,45 @@ class Embeddings:
         ).fetchone()
         return int(row[0])
 
-    def read(self, connection: sqlite3.Connection, dimensions: int) -> Iterator[tuple[RowLabels, Matrix]]:
-        """Yield all embeddings with this many dimensions, in batches: labels (n,) and vectors (n, d)."""
-        return self._batches(
-            connection,
-            f"select {self.label}, embedding from {self.table} where model = ? and source_column = ?"
-            " and typeof(embedding) = 'blob' and length(embedding) = ?",
-            (self.model, self.column, 4 * dimensions),
-            dimensions,
-        )
+    def read(self, connection: sqlite3.Connection, dimensions: int) -> Iterator[Batch]:
+        """Yield all embeddings of so many dimensions, some at a time."""
+        return self._batches(connection, f"{self.table} side where true", (), dimensions)
 
-    def read_rows(self, connection: sqlite3.Connection, labels: list[int], dimensions: int) -> tuple[RowLabels, Matrix]:
-        """Return the embeddings with these labels, if they exist: labels (n,) and vectors (n, d)."""
-        batches = list(
-            self._batches(
-                connection,
-                f"select side.{self.label}, embedding from json_each(?) chosen cross join {self.table} side"
-                f" on side.{self.label} = chosen.value where model = ? and source_column = ?"
-                " and typeof(embedding) = 'blob' and length(embedding) = ?",
-                (json.dumps(labels), self.model, self.column, 4 * dimensions),
-                dimensions,
-            )
-        )
-        if not batches:
-            return np.empty(0, np.int64), np.empty((0, dimensions), np.float32)
-        return np.concatenate([batch[0] for batch in batches]), np.concatenate([batch[1] for batch in batches])
+    def read_rows(self, connection: sqlite3.Connection, labels: list[int], dimensions: int) -> Batch:
+        """Return those embeddings that there are under some labels."""
+        chosen = f"json_each(?) chosen cross join {self.table} side on side.{self.label} = chosen.value where true"
+        return _joined(list(self._batches(connection, chosen, (json.dumps(labels),), dimensions)), dimensions)
+
+    def sample(self, connection: sqlite3.Connection, dimensions: int, count: int) -> Matrix:
+        """Return some of the embeddings, about so many, from all over the table."""
+        step = self.count(connection) // count | 1  # odd: half of all row numbers may be missing
+        chosen = f"{self.table} side where side.{self.label} % ? = 0"
+        return _joined(list(self._batches(connection, chosen, (step,), dimensions)), dimensions).vectors
 
     def _batches(
-        self, connection: sqlite3.Connection, sql: str, parameters: tuple[object, ...], dimensions: int
-    ) -> Iterator[tuple[RowLabels, NDArray[np.float32]]]:
+        self, connection: sqlite3.Connection, chosen: str, parameters: tuple[object, ...], dimensions: int
+    ) -> Iterator[Batch]:
         cursor = connection.cursor()
         try:
-            cursor.row_factory = None  # Datasette's row objects cost more than their contents
-            cursor.execute(sql, parameters)
+            cursor.row_factory = None  # Datasette's rows cost more than what is in them
+            cursor.execute(
+                f"select side.{self.label}, {self._own_key}, side.embedding from {chosen} and side.model = ?"
+                " and side.source_column = ? and typeof(side.embedding) = 'blob' and length(side.embedding) = ?",
+                (*parameters, self.model, self.column, 4 * dimensions),
+            )
             while rows := cursor.fetchmany(ROWS_PER_READ):
-                labels, blobs = zip(*rows, strict=True)
-                yield (
+                labels, keys, blobs = zip(*rows, strict=True)
+                yield Batch(
                     np.array(labels, dtype=np.int64),
+                    np.array(keys, dtype=np.int64),
                     np.frombuffer(b"".join(blobs), dtype=FLOAT32).reshape(len(rows), dimensions),
                 )
         finally:
             cursor.close()
+
+
+def _joined(batches: list[Batch], dimensions: int) -> Batch:
+    if not batches:
+        return Batch(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dimensions), np.float32))
+    labels, keys, vectors = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    return Batch(labels, keys, vectors)

@@ -14,10 +14,10 @@ from datasette_vision.util.sql_names import quote, rowid_name
 class KeyedTable:
     """A table or view: its columns, and the columns that identify its rows.
 
-    `key` is used for embeddings: the key of its side table, if that matches; else the primary key, else the rowid.
-    `own_key` is used in addresses: the same without the side table, except for a view, which has no other key. Both are
-    empty for a view without a side table. `side_table` is the name of the side table, `rowid` that of the rowid, None
-    if there is none.
+    `key` is what its embeddings know them by: the key of its side table, where it has one that fits; else the primary
+    key, else the row number. `own_key` is what addresses know them by: the same but for the side table, though a view
+    has no other. Both are empty for a view without a side table. `side_table` is the name of the side table, `rowid`
+    that of the row number: None where there is none. `key_is_rowid`: the key is the row number by another name, or it.
     """
 
     name: str
@@ -27,6 +27,7 @@ class KeyedTable:
     own_key: tuple[str, ...]
     key: tuple[str, ...]
     side_table: str | None
+    key_is_rowid: bool
 
 
 def describe(connection: sqlite3.Connection, table: str, schema: str = "main") -> KeyedTable | None:
@@ -48,14 +49,20 @@ def describe(connection: sqlite3.Connection, table: str, schema: str = "main") -
     ).fetchone()
     side_key = None if side is None else _side_key(connection, side[0], schema)
     key = None if side_key is None else _meant(name, side_key, own_key, (*columns, *([rowid] if rowid else [])))
+    its_key = key or own_key
+    key_is_rowid = rowid is not None and (
+        its_key == (rowid,)
+        or (len(own_key) == 1 and its_key == own_key and not _has_key_index(connection, name, schema))
+    )
     return KeyedTable(
         name,
         is_view,
         columns,
         rowid,
         own_key=(key or ()) if is_view else own_key,
-        key=key or own_key,
+        key=its_key,
         side_table=side[0] if key else None,
+        key_is_rowid=key_is_rowid,
     )
 
 
@@ -77,6 +84,11 @@ def _is_without_rowid(connection: sqlite3.Connection, table: str, schema: str) -
             stored = connection.execute(f"pragma {place}.index_xinfo({quote(index[1])})").fetchall()
             return not any(row[1] == -1 for row in stored)  # the index of a primary key ends with the rowid
     return False
+
+
+def _has_key_index(connection: sqlite3.Connection, table: str, schema: str) -> bool:
+    """Say whether a primary key has an index: one that is the row number itself has none."""
+    return any(row[3] == "pk" for row in connection.execute(f"pragma {quote(schema)}.index_list({quote(table)})"))
 
 
 def _side_key(connection: sqlite3.Connection, side_table: str, schema: str) -> tuple[str, ...] | None:

@@ -15,12 +15,14 @@ OWN_PREFIX = "_vision"
 
 @dataclass(frozen=True)
 class EmbeddedSource:
-    """A table or view with a side table. `key` names its key columns, `rowid` its rowid if it has one."""
+    """A table or view that has a side table. `key` names its columns, `rowid` its row number where it has one;
+    `key_is_rowid` says whether the two are the same."""
 
     schema: str
     side: SideTable
     is_view: bool
     rowid: str | None
+    key_is_rowid: bool = False
 
     @property
     def table(self) -> str:
@@ -62,7 +64,11 @@ def find_source(connection: sqlite3.Connection, table: str, schema: str = "main"
     if found is None or found.side_table is None:
         return None
     return EmbeddedSource(
-        schema, SideTable(found.side_table[len(SIDE_TABLE_PREFIX) :], found.key), found.is_view, found.rowid
+        schema,
+        SideTable(found.side_table[len(SIDE_TABLE_PREFIX) :], found.key),
+        found.is_view,
+        found.rowid,
+        found.key_is_rowid,
     )
 
 

@@ -2,13 +2,12 @@
 
 ::
 
-    the graph, as usearch writes it | the codes (n, d) int8
-    labels (n,) int64, scales (n,) float32, alive (n,) bool, if present
-    a JSON object: the caller's description of the index, and position and SHA-256 of each part
-    length of that, its SHA-256, INDEX_MAGIC
+    the arrays of the space, and of its codes (codes.py)
+    a JSON object: what the caller says of the index, and place, type, shape and SHA-256 of each array
+    length of that, its SHA-256, MAGIC
 
-Each part begins at a multiple of 64 bytes. Parts that control where a program reads or jumps (the links of a graph, the
-labels) are checked against their digests when the file is opened. Codes are not: they can only give wrong similarities.
+Each array begins at a multiple of 64 bytes. All are checked against their digests at opening, but for the codes
+themselves, which can only give wrong similarities.
 """
 
 from __future__ import annotations
@@ -16,10 +15,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,14 +29,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from datasette_vision.util.partial_files import remove_leftovers, unfinished
-from datasette_vision.vectors.eight_bit import Coded, Flat, Mask
-from datasette_vision.vectors.hnsw import HnswGraph, new_graph
+from datasette_vision.vectors.codes import Codes, Space
 
 INDEX_MAGIC = b"\nvision1"
-INDEX_FORMAT = 1
+# 1, of version 0.1, held 8-bit codes or a graph.
+INDEX_FORMAT = 2
 END = struct.Struct("<Q32s8s")
-# usearch writes the number of vectors and their size in bytes (2 x 4 bytes), the vectors, then everything else.
-GRAPH_HEAD = 8
+UNCHECKED = {"signs", "levels", "scales", "along"}
 
 
 class UnusableIndex(Exception):
@@ -46,44 +47,23 @@ class Saved:
     """A saved index. `about` is what save_index() was given."""
 
     about: dict[str, Any]
-    base: Flat | HnswGraph
-    alive: Mask | None
+    space: Space
+    base: Codes
 
 
-def save_index(path: Path, about: dict[str, Any], base: Flat | HnswGraph, alive: Mask | None, dimensions: int) -> None:
-    """Write an index, replacing an old one. Raises OSError, and leaves the old one unchanged."""
+def save_index(path: Path, about: dict[str, Any], space: Space, base: Codes) -> None:
+    """Write an index, in place of what was there. Raises OSError; what was there stays then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, f".{path.name}-*.tmp")
-    header: dict[str, Any] = {"format": INDEX_FORMAT, "dimensions": dimensions, "about": about, "parts": {}}
-    with unfinished(path, ".tmp") as temporary:
-        if isinstance(base, HnswGraph):
-            header |= {"kind": "graph", "expansion": base.expansion}
-            try:
-                base.graph.save(str(temporary))
-            except RuntimeError as error:  # usearch's error if the disk is full
-                raise OSError(f"{path}: {error}") from None
-            end_of_vectors = GRAPH_HEAD + len(base) * dimensions
-            size = temporary.stat().st_size
-            with temporary.open("rb") as file:
-                header["parts"] |= {
-                    "head": _part(file, 0, GRAPH_HEAD),
-                    "vectors": _part(file, GRAPH_HEAD, end_of_vectors),
-                    "links": _part(file, end_of_vectors, size),
-                }
-        else:
-            header["kind"] = "flat"
-        with temporary.open("r+b") as file:
-            file.seek(0, os.SEEK_END)
-            if isinstance(base, Flat):
-                _append(file, header, "codes", base.vectors.codes)
-                _append(file, header, "scales", base.vectors.scales)
-            _append(file, header, "labels", base.labels)
-            if alive is not None:
-                _append(file, header, "alive", alive)
-            text = json.dumps(header).encode()
-            file.write(text + END.pack(len(text), hashlib.sha256(text).digest(), INDEX_MAGIC))
-            file.flush()
-            os.fsync(file.fileno())
+    header: dict[str, Any] = {"format": INDEX_FORMAT, "about": about, "parts": {}}
+    with unfinished(path, ".tmp") as temporary, temporary.open("wb") as file:
+        for arrays in (space, base):
+            for field in fields(arrays):
+                _append(file, header, field.name, getattr(arrays, field.name))
+        text = json.dumps(header).encode()
+        file.write(text + END.pack(len(text), hashlib.sha256(text).digest(), INDEX_MAGIC))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def open_index(path: Path) -> Saved:
@@ -92,29 +72,15 @@ def open_index(path: Path) -> Saved:
     header = _header(path, mapped)
     parts = header["parts"]
 
-    def array(name: str, dtype: DTypeLike) -> NDArray[Any]:
-        start, end = parts[name]["from"], parts[name]["to"]
-        return np.frombuffer(mapped, dtype=dtype, count=(end - start) // np.dtype(dtype).itemsize, offset=start)
+    def array(name: str) -> NDArray[Any]:
+        part = parts[name]
+        flat = np.frombuffer(mapped, part["dtype"], math.prod(part["shape"]), part["from"])
+        return flat.reshape(part["shape"])
 
-    checked = [name for name in parts if name not in {"codes", "vectors"}]
-    if wrong := _wrong(mapped, parts, checked):
+    if wrong := _wrong(mapped, parts, [name for name in parts if name not in UNCHECKED]):
         raise UnusableIndex(f"{path} is damaged: {', '.join(wrong)}")
-    labels: NDArray[np.int64] = array("labels", np.int64)
-    alive = array("alive", np.bool_) if "alive" in parts else None
-    base: Flat | HnswGraph
-    if header["kind"] == "graph":
-        graph = new_graph(header["dimensions"])
-        try:
-            graph.view(memoryview(mapped)[: parts["links"]["to"]])
-        except Exception as error:  # usearch raises RuntimeError and others
-            raise UnusableIndex(f"{path} cannot be opened: {error}") from None
-        if len(graph) != len(labels):
-            raise UnusableIndex(f"{path} holds {len(graph)} vectors and {len(labels)} labels")
-        base = HnswGraph(labels, graph, header["expansion"], mapped)
-    else:
-        codes = array("codes", np.int8).reshape(-1, header["dimensions"])
-        base = Flat(labels, Coded(codes, array("scales", np.float32)))
-    return Saved(header["about"], base, alive)
+    space = Space(*(array(field.name) for field in fields(Space)))
+    return Saved(header["about"], space, Codes(*(array(field.name) for field in fields(Codes))))
 
 
 def verify_index(path: Path) -> None:
@@ -123,6 +89,28 @@ def verify_index(path: Path) -> None:
         parts = _header(path, mapped)["parts"]
         if wrong := _wrong(mapped, parts, list(parts)):
             raise UnusableIndex(f"{path} is damaged: {', '.join(wrong)}")
+
+
+def allocator(folder: Path | None) -> Callable[..., NDArray[Any]]:
+    """Return what gives memory as np.empty() does: of files without names in a folder, so that the system may take it.
+
+    Where there is no folder, or no room in it, it is plain memory.
+    """
+
+    def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if folder is None or not size or not hasattr(os, "posix_fallocate"):
+            return np.empty(shape, dtype)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                # All of it: where the disk is full, writing to what is only mapped would kill the process.
+                os.posix_fallocate(file.fileno(), 0, size)
+                return np.frombuffer(mmap.mmap(file.fileno(), size), dtype).reshape(shape)
+        except OSError:
+            return np.empty(shape, dtype)
+
+    return allocate
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -161,20 +149,11 @@ def _append(file: BinaryIO, header: dict[str, Any], name: str, array: NDArray[An
     file.write(bytes(-file.tell() % 64))
     start = file.tell()
     content = np.ascontiguousarray(array)
-    content.tofile(file)
-    file.seek(0, os.SEEK_END)
+    file.write(content.reshape(-1).view(np.uint8).data)
     header["parts"][name] = {
         "from": start,
         "to": start + content.nbytes,
+        "dtype": content.dtype.str,
+        "shape": content.shape,
         "sha256": hashlib.sha256(content.reshape(-1).view(np.uint8).data).hexdigest(),
     }
-
-
-def _part(file: BinaryIO, start: int, end: int) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    file.seek(start)
-    left = end - start
-    while left and (piece := file.read(min(left, 1 << 20))):
-        digest.update(piece)
-        left -= len(piece)
-    return {"from": start, "to": end, "sha256": digest.hexdigest()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import shutil
@@ -13,6 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +32,7 @@ from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.util.caller import Caller, acting
 from datasette_vision.util.progress import Progress
 from datasette_vision.vectors import embedding as vectors
-from datasette_vision.vectors import hnsw, index_file
-from datasette_vision.vectors.hnsw import HnswGraph
+from datasette_vision.vectors import index_file
 from tests.paths import ROOT
 from tests.vectors.test_index import clustered
 
@@ -123,10 +124,9 @@ def check(shared: Shared, connection: sqlite3.Connection, *queries: np.ndarray) 
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables of more than 500 rows get a graph."""
-    monkeypatch.setattr(index_maintenance, "FLAT_NUMBERS", 500 * DIMENSIONS)
-    monkeypatch.setattr(index_maintenance, "SAVED_NUMBERS", 100 * DIMENSIONS)
+def saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes of more than 100 rows are saved."""
+    monkeypatch.setattr(index_entry, "SAVED_NUMBERS", 100 * DIMENSIONS)
 
 
 @pytest.fixture
@@ -135,9 +135,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     read, opened = IndexEntry.read, IndexEntry.open
 
-    def counted_read(self: IndexEntry, *arguments: object) -> None:
+    def counted_read(self: IndexEntry, *arguments: object, **options: object) -> None:
         seen.append("read")
-        read(self, *arguments)  # type: ignore[arg-type]
+        read(self, *arguments, **options)  # type: ignore[arg-type]
 
     def counted_open(self: IndexEntry, *arguments: object) -> bool:
         done = opened(self, *arguments)  # type: ignore[arg-type]
@@ -321,13 +321,13 @@ WRITER = """
 """
 
 
-@pytest.mark.parametrize("kind", ["flat", "graph"])
+@pytest.mark.parametrize("kind", ["in memory", "saved"])
 def test_searching_while_another_process_writes(
     fake_vision: Vision, path: Path, kind: str, request: pytest.FixtureRequest
 ) -> None:
     """Each query on each thread finds what a comparison with all rows finds in the same snapshot."""
-    if kind == "graph":
-        request.getfixturevalue("graphs")
+    if kind == "saved":
+        request.getfixturevalue("saves")
     registration = sql.Registration(lambda: fake_vision)
     writer = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(WRITER), str(path)],
@@ -362,12 +362,7 @@ def test_searching_while_another_process_writes(
     assert writer.returncode == 0
     assert errors == []
     assert len(answers) > 20
-    wrong = [pair for pair in answers if pair[0] != pair[1]]
-    if kind == "flat":
-        assert wrong == []
-    else:  # nearly all, as a graph does
-        found = sum(len(set(one) & set(other)) for one, other in answers)
-        assert found >= 0.98 * sum(len(other) for _, other in answers)
+    assert [pair for pair in answers if pair[0] != pair[1]] == []
 
 
 # Saved
@@ -392,21 +387,19 @@ def test_a_small_table_is_not_saved(shared: Shared) -> None:
     connection.close()
 
 
-def test_a_graph_is_made_in_the_background_and_saved(shared: Shared, graphs: None, reads: list[str]) -> None:
+def test_an_index_is_saved_in_the_background(shared: Shared, saves: None, reads: list[str]) -> None:
     connection = shared.connect()
     check(shared, connection)
     shared.searcher.indexes.wait()
-    assert isinstance(shared.entry.index and shared.entry.index.view.base, HnswGraph)
     check(shared, connection)
     index_file.verify_index(saved(shared))
     other = again(shared)
     check(other, connection)
-    assert isinstance(other.entry.index and other.entry.index.view.base, HnswGraph)
     assert reads == ["read", "opened"]
     connection.close()
 
 
-def test_a_saved_index_is_brought_up_to_date(shared: Shared, graphs: None, reads: list[str]) -> None:
+def test_a_saved_index_is_brought_up_to_date(shared: Shared, saves: None, reads: list[str]) -> None:
     connection = shared.connect()
     check(shared, connection)
     shared.searcher.indexes.wait()
@@ -420,65 +413,71 @@ def test_a_saved_index_is_brought_up_to_date(shared: Shared, graphs: None, reads
     connection.close()
 
 
-def test_a_saved_index_of_which_every_row_has_changed(shared: Shared, graphs: None, reads: list[str]) -> None:
-    """Nothing is left by which to tell that it is of another table: it is opened all the same."""
+def test_what_was_added_is_saved_too(shared: Shared, saves: None, reads: list[str]) -> None:
     connection = shared.connect()
     check(shared, connection)
     shared.searcher.indexes.wait()
-    new = clustered(SIZE, DIMENSIONS, seed=5)
-    with transaction(connection):
-        write(connection, range(SIZE), new)
-    other = again(shared)
-    check(other, connection, new[0])
-    assert reads[:2] == ["read", "opened"]
-    other.searcher.indexes.wait()
-    connection.close()
-
-
-def test_a_graph_is_extended_when_much_was_added(shared: Shared, graphs: None, reads: list[str]) -> None:
-    connection = shared.connect()
-    check(shared, connection)
-    shared.searcher.indexes.wait()
-    for start in range(1000, 2000, 100):
+    for start in range(1000, 1500, 100):
         with transaction(connection):
             write(connection, range(start, start + 100), clustered(100, DIMENSIONS, seed=start))
             connection.execute("delete from _vision_photos where id = ?", [start - 950])
         check(shared, connection)
-    shared.searcher.indexes.wait()
-    check(shared, connection)
-    shared.searcher.indexes.wait()
+        shared.searcher.indexes.wait()
     view = shared.entry.index and shared.entry.index.view
     assert view is not None
-    assert isinstance(view.base, HnswGraph)
-    assert len(view.base) > 1200
-    assert len(view.tail) * DIMENSIONS * index_maintenance.TAIL_PART <= index_maintenance.FLAT_NUMBERS
+    assert len(view.base) > 900
     check(again(shared), connection)
     assert reads == ["read", "opened"]
     connection.close()
 
 
-def test_a_graph_with_much_gone_is_made_anew(shared: Shared, graphs: None) -> None:
+def test_a_table_that_has_grown_much_is_read_anew(shared: Shared, saves: None, reads: list[str]) -> None:
+    """What its embeddings have in common was found out from a few of them."""
     connection = shared.connect()
     check(shared, connection)
     shared.searcher.indexes.wait()
+    assert shared.entry.index is not None
+    mean = shared.entry.index.view.space.mean
     with transaction(connection):
-        write(connection, range(250), clustered(250, DIMENSIONS, seed=5))
+        write(connection, range(1000, 2000), vectors.normalise(clustered(1000, DIMENSIONS, seed=3) + 1))
     check(shared, connection)
     shared.searcher.indexes.wait()
     check(shared, connection)
-    shared.searcher.indexes.wait()
     view = shared.entry.index and shared.entry.index.view
     assert view is not None
-    assert isinstance(view.base, HnswGraph)
-    assert len(view.base) == SIZE
-    assert view.base_alive is None
+    assert (len(view.base), len(view.tail)) == (1600, 0)
+    assert not np.allclose(view.space.mean, mean)
+    assert reads == ["read", "read"]
     check(again(shared), connection)
+    assert reads == ["read", "read", "opened"]
+    connection.close()
+
+
+def test_an_index_of_version_0_1_is_replaced(
+    shared: Shared, saves: None, reads: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = shared.connect()
+    check(shared, connection)
+    shared.searcher.indexes.wait()
+    file = saved(shared)
+    header = {"format": 1, "dimensions": DIMENSIONS, "about": {}, "parts": {}, "kind": "graph", "expansion": 256}
+    text = json.dumps(header).encode()
+    end = index_file.END.pack(len(text), hashlib.sha256(text).digest(), index_file.INDEX_MAGIC)
+    file.write_bytes(bytes(1000) + text + end)
+    other = again(shared)
+    with caplog.at_level(logging.INFO):
+        check(other, connection)
+    assert "is of format 1, not 2: it is made anew" in caplog.text
+    other.searcher.indexes.wait()
+    index_file.verify_index(file)
+    check(again(other), connection)
+    assert reads == ["read", "read", "opened"]
     connection.close()
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "codes"])
 def test_a_damaged_file_is_made_anew(
-    shared: Shared, graphs: None, damage: str, caplog: pytest.LogCaptureFixture
+    shared: Shared, saves: None, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     connection = shared.connect()
     check(shared, connection)
@@ -488,7 +487,9 @@ def test_a_damaged_file_is_made_anew(
     if damage == "flip":
         content[len(content) // 2] ^= 0xFF
     elif damage == "codes":
-        content[8 : 8 + SIZE * DIMENSIONS] = content[8 : 8 + SIZE * DIMENSIONS][::-1]
+        header = json.loads(content[content.rindex(b'{"format"') : -index_file.END.size])
+        part = slice(header["parts"]["levels"]["from"], header["parts"]["levels"]["to"])
+        content[part] = content[part][::-1]
     file.write_bytes({"truncate": content[:1000], "empty": b""}.get(damage, bytes(content)))
     other = again(shared)
     with caplog.at_level(logging.INFO):
@@ -501,7 +502,7 @@ def test_a_damaged_file_is_made_anew(
 
 
 def test_an_index_that_does_not_fit_is_found_out_while_searching(
-    shared: Shared, graphs: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    shared: Shared, saves: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever made it wrong: its similarities are compared with those of the table."""
     connection = shared.connect()
@@ -509,8 +510,8 @@ def test_an_index_that_does_not_fit_is_found_out_while_searching(
     shared.searcher.indexes.wait()
     entry = shared.entry
     assert entry.index is not None
-    labels = entry.index.view.base.labels.copy()
-    entry.index.view.base.labels = np.roll(labels, 7)
+    view = entry.index.view
+    entry.index.view = replace(view, base=replace(view.base, labels=np.roll(view.base.labels, 7)))
     check(shared, connection)
     assert "does not match" in caplog.text
     assert shared.entry is not entry
@@ -518,7 +519,7 @@ def test_an_index_that_does_not_fit_is_found_out_while_searching(
     connection.close()
 
 
-def test_a_database_loaded_from_a_dump(shared: Shared, graphs: None, tmp_path: Path) -> None:
+def test_a_database_loaded_from_a_dump(shared: Shared, saves: None, tmp_path: Path) -> None:
     """It has the same history, and other row numbers."""
     connection = shared.connect()
     connection.execute("delete from _vision_photos where id < 7")
@@ -548,24 +549,23 @@ def test_a_vacuum_changes_nothing(shared: Shared, reads: list[str]) -> None:
     connection.close()
 
 
-def test_where_nothing_can_be_saved(shared: Shared, graphs: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_nothing_can_be_saved(shared: Shared, saves: None, caplog: pytest.LogCaptureFixture) -> None:
     Path(f"{shared.path}-vision").write_text("in the way")
     connection = shared.connect()
     for _ in range(3):
         check(shared, connection)
         shared.searcher.indexes.wait()
-    assert isinstance(shared.entry.index and shared.entry.index.view.base, HnswGraph)
     assert caplog.text.count("cannot be saved") == 1
     connection.close()
 
 
 def test_what_fails_in_the_background_is_not_tried_again(
-    shared: Shared, graphs: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    shared: Shared, saves: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of everything")
 
-    monkeypatch.setattr(hnsw, "build_graph", broken)
+    monkeypatch.setattr(index_maintenance, "save", broken)
     connection = shared.connect()
     for _ in range(3):
         check(shared, connection)
@@ -574,7 +574,7 @@ def test_what_fails_in_the_background_is_not_tried_again(
     connection.close()
 
 
-def test_a_graph_of_a_database_in_memory(fake_vision: Vision, graphs: None) -> None:
+def test_an_index_of_a_database_in_memory(fake_vision: Vision, saves: None) -> None:
     shared = Shared(fake_vision, Path(":memory:"))
     connection = shared.connect()
     connection.execute("create table photos (id integer primary key)")
@@ -587,12 +587,11 @@ def test_a_graph_of_a_database_in_memory(fake_vision: Vision, graphs: None) -> N
         with transaction(connection):  # half of it changes: there is nothing to make it anew from
             write(connection, range(SIZE // 2), clustered(SIZE // 2, DIMENSIONS, seed=5))
     check(shared, connection)
-    assert isinstance(shared.entry.index and shared.entry.index.view.base, HnswGraph)
     connection.close()
 
 
 def test_each_model_and_column_has_its_own(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_maintenance, "SAVED_NUMBERS", 10)
+    monkeypatch.setattr(index_entry, "SAVED_NUMBERS", 10)
     connection = shared.connect()
     wide = clustered(50, 12)
     with transaction(connection):
@@ -613,7 +612,7 @@ def test_each_model_and_column_has_its_own(shared: Shared, monkeypatch: pytest.M
 def test_a_query_does_not_wait_for_ever(
     fake_vision: Vision, path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[str]
 ) -> None:
-    shared = Shared(fake_vision, path, wait_s=0.05)
+    shared = Shared(fake_vision, path, wait_s=0.5)
     goes_on = threading.Event()
     read = Embeddings.read
 
@@ -721,9 +720,7 @@ def test_a_query_that_is_interrupted_says_so(fake_vision: Vision) -> None:
     connection.close()
 
 
-def test_background_work_keeps_the_server_awake_and_stops_with_it(
-    fake_vision: Vision, path: Path, graphs: None
-) -> None:
+def test_background_work_keeps_the_server_awake_and_stops_with_it(fake_vision: Vision, path: Path, saves: None) -> None:
     names: list[str] = []
     stopping = threading.Event()
     stopping.set()
@@ -738,7 +735,7 @@ def test_background_work_keeps_the_server_awake_and_stops_with_it(
     check(shared, connection)
     shared.searcher.indexes.wait()
     assert set(names) == {"index of photos"}
-    assert not isinstance(shared.entry.index and shared.entry.index.view.base, HnswGraph)
+    assert list(Path(f"{shared.path}-vision").iterdir()) == []
     connection.close()
 
 
@@ -791,7 +788,7 @@ def test_a_side_table_without_triggers_is_read_for_each_query(shared: Shared, re
     connection.close()
 
 
-def test_what_is_prepared_is_what_is_searched(shared: Shared, reads: list[str], graphs: None) -> None:
+def test_what_is_prepared_is_what_is_searched(shared: Shared, reads: list[str], saves: None) -> None:
     connection = shared.connect()
     source = shared.searcher.source(connection, "photos")
     wanted = Embeddings.of(connection, source, "fake", "image")
@@ -803,7 +800,7 @@ def test_what_is_prepared_is_what_is_searched(shared: Shared, reads: list[str], 
         steps.append(progress.step)
 
     entry = index_maintenance.prepare_index(file, connection, wanted, DIMENSIONS, on_progress)
-    assert set(steps) == {"reading", "building the graph"}
+    assert set(steps) == {"reading"}
     assert (entry.saved_at, entry.state) == (entry.changed, change_log.state(connection, "main", SIDE.name))
     content = file.read_bytes()
     index_maintenance.prepare_index(file, connection, wanted, DIMENSIONS)
