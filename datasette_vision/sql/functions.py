@@ -115,7 +115,14 @@ class Functions:
     # Search
 
     def vision_search(
-        self, connection: sqlite3.Connection, table: Any, query: Any, k: Any = 10, model: Any = "", column: Any = ""
+        self,
+        connection: sqlite3.Connection,
+        table: Any,
+        query: Any,
+        k: Any = 10,
+        model: Any = "",
+        column: Any = "",
+        rows: Any = None,
     ) -> str:
         if not isinstance(query, (str, bytes)):
             raise InvalidArgument(f"expected TEXT, an image BLOB or an embedding, found {_kind(query)}")
@@ -126,6 +133,7 @@ class Functions:
             _count(k, "k"),
             _model(model),
             _text(column, "the name of a column as TEXT"),
+            None if rows is None else _text(rows, "rows as JSON TEXT"),
         )
         return _json([hit.to_json() for hit in hits])
 

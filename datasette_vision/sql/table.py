@@ -154,11 +154,12 @@ FUNCTIONS: tuple[SqlFunction, ...] = (
     SqlFunction(
         "vision_search",
         ("table", "query"),
-        ("k", "model", "column"),
+        ("k", "model", "column", "rows"),
         "JSON array of the `k` rows (10) closest to a TEXT, an image BLOB or an embedding, each as "
         '`{"rowid", "similarity"}`, best '
-        "first, for `json_each()`. The object `key` holds the key columns of the row, "
-        "unless the key is the rowid. `rowid` is missing if there is none. See [Search](search.md).",
+        "first, for `json_each()`. Beside the rowid, or where there is none, the key stands as an object of its "
+        "columns, `key`, unless it is the rowid itself. `rows` is a JSON array of those to "
+        "search among: rowids, or keys where there are none. See [Search](search.md).",
         "select name, round(json_extract(value, '$.similarity'), 2) as similarity\n"
         "from json_each(vision_search('emoji', 'purple heart', 3))\n"
         "join emoji on emoji.rowid = json_extract(value, '$.rowid')",
