@@ -44,6 +44,7 @@ column_option = click.option("--column", default="", help="Column to search. By 
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Search by an image instead of QUERY.",
 )
+@click.option("--where", help='Search among the rows for which this SQL is true, such as "year > 2020".')
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Number of rows.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON: key, similarity and the row, without BLOBs.")
 @model_option
@@ -55,6 +56,7 @@ def search(
     table: str,
     query: str | None,
     image: Path | None,
+    where: str | None,
     k: int,
     as_json: bool,
     model: str,
@@ -74,14 +76,15 @@ def search(
         searcher = Searcher(vision, improve=False)
         source = searcher.source(connection, table)
         asked = query if query is not None else Path(str(image)).read_bytes()
-        hits = searcher.search(connection, table, asked, k, model, column)
-        rows = [_row(connection, source, hit) for hit in hits]
+        rows = None if where is None else _rows_where(connection, source, where)
+        hits = searcher.search(connection, table, asked, k, model, column, rows)
+        shown = [_row(connection, source, hit) for hit in hits]
     if as_json:
-        found = [{**hit.to_json(), "row": row} for hit, row in zip(hits, rows, strict=True)]
+        found = [{**hit.to_json(), "row": row} for hit, row in zip(hits, shown, strict=True)]
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     elif hits:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
-        shown = [{"similarity": f"{hit.similarity:.3f}", **row} for hit, row in zip(hits, rows, strict=True)]
+        shown = [{"similarity": f"{hit.similarity:.3f}", **row} for hit, row in zip(hits, shown, strict=True)]
         for line in table_lines(shown, width):
             click.echo(line)
     else:
@@ -163,6 +166,22 @@ def _opened(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
             yield connection
         except (sqlite3.Error, datasette_sqlite3.Error) as error:
             raise StorageFailed(f"{database}: {error}") from None
+
+
+def _rows_where(connection: sqlite3.Connection, source: EmbeddedSource, where: str) -> str:
+    """Return the rows that pass a condition, as vision_search() takes them."""
+    from datasette.utils.sqlite import sqlite3 as datasette_sqlite3
+
+    from datasette_vision.util.sql_names import quote
+
+    key = source.rowid or ", ".join(map(quote, source.key))
+    one = key if source.rowid or len(source.key) == 1 else f"json_array({key})"
+    table = f"{quote(source.schema)}.{quote(source.table)}"
+    try:
+        (rows,) = connection.execute(f"select json_group_array({one}) from {table} where {where}").fetchone()
+    except (sqlite3.Error, datasette_sqlite3.Error) as error:
+        raise click.UsageError(f"--where: {error}") from None
+    return str(rows)
 
 
 def _note_changes(database: Path, source: EmbeddedSource) -> None:

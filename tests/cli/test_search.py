@@ -87,6 +87,31 @@ def test_a_view_without_rows(demo: Path) -> None:
     assert (result.stdout, result.stderr) == ("", "nothing found\n")
 
 
+def test_among_some_rows(demo: Path) -> None:
+    def names(*options: str) -> list[str]:
+        return [
+            hit["row"]["name"]
+            for hit in json.loads(vision("search", demo, "emoji", "fruit", "--json", *options).stdout)
+        ]
+
+    assert set(names("--where", "name in ('red heart', 'pizza', 'red apple')")) == {"red heart", "pizza", "red apple"}
+    assert names("--where", "name in ('red heart', 'pizza', 'red apple')")[0] == "red apple"
+    assert vision("search", demo, "emoji", "fruit", "--where", "0").stderr == "nothing found\n"
+    connection = sqlite3.connect(demo)
+    connection.execute("create view some as select * from emoji")
+    SideTable("some", ("hexcode",)).create(connection)
+    connection.execute("insert into _vision_some select * from _vision_emoji")
+    connection.commit()
+    connection.close()
+    result = vision("search", demo, "some", "fruit", "-k", 1, "--json", "--where", "name <> 'red apple'")
+    assert json.loads(result.stdout)[0]["key"]["hexcode"] != "1F34E"
+
+
+def test_a_mistake_in_a_condition(demo: Path) -> None:
+    result = vision("search", demo, "emoji", "x", "--where", "colour = 'red'", code=2)
+    assert "--where: no such column: colour" in result.stderr
+
+
 def test_index(demo: Path) -> None:
     first = vision("index", demo, "emoji", "--check").stdout.splitlines()
     assert first[0] == "emoji (image, tiny-emoji): 1,906 embeddings"

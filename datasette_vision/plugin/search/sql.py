@@ -1,7 +1,7 @@
 """The SQL that answers a search: readable text that runs unchanged on Datasette's query page.
 
-Without filters, vision_search() finds the rows in its index, and they are looked up. With filters (and for tables
-without an index) the search is exact: it computes the similarity of every row that passes them.
+Of a large table, vision_search() finds the rows in its index, among those that pass filters, and they are looked up.
+Small tables, and those without row numbers, are answered exactly: the similarity of every row that passes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def build_sql(
         return builder.listed(limit, offset)
     if use_index is None:
         use_index = embedded.is_large
-    if use_index and not where.clauses and embedded.rowid and limit + offset <= MOST_FROM_INDEX:
+    if use_index and embedded.rowid and limit + offset <= MOST_FROM_INDEX:
         return builder.indexed(limit, offset)
     return builder.exact(limit, offset)
 
@@ -128,8 +128,12 @@ class _Builder:
         """The rows that vision_search() finds."""
         query, embedding = self._query()
         if embedding.startswith("vision_embed(:q"):
-            embedding = ":q"  # vision_search() embeds the text itself
-        found = f"vision_search({self.name}, {embedding}, {limit + offset}, {self.model}, {self.column})"
+            embedding = ":q"  # vision_search() embeds it itself
+        arguments = f"{self.name}, {embedding}, {limit + offset}, {self.model}, {self.column}"
+        if self.where.clauses:
+            passing = f"select json_group_array({self.embedded.rowid}) from {self.table}"
+            arguments += f", (\n    {passing}\n    where {' and '.join(self.where.clauses)}\n  )"
+        found = f"vision_search({arguments})"
         select = (
             f"select {self._columns()},\n"
             f"  json_extract(found.value, '$.similarity') as {self.similarity}\n"

@@ -214,7 +214,8 @@ async def test_large_tables_by_index_and_exactly_when_that_fails(
     datasette: Datasette, demo_connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact = await ask(datasette, "?q=happy+cat")
-    assert "vision_search" not in exact["sql"]
+    exact_filtered = await ask(datasette, "?q=happy+cat&name__contains=e")
+    assert "vision_search" not in exact["sql"] + exact_filtered["sql"]
     read = embedded_table.read_embedded_table
     monkeypatch.setattr(
         embedded_table,
@@ -225,7 +226,8 @@ async def test_large_tables_by_index_and_exactly_when_that_fails(
     assert "vision_search('emoji', :q, 24, 'tiny-emoji', 'image')" in indexed["sql"]
     assert [row["path"] for row in indexed["rows"]] == [row["path"] for row in exact["rows"]]
     filtered = await ask(datasette, "?q=happy+cat&name__contains=e")
-    assert "vision_search" not in filtered["sql"]
+    assert "json_group_array(rowid)" in filtered["sql"]
+    assert [row["path"] for row in filtered["rows"]] == [row["path"] for row in exact_filtered["rows"]]
 
     from datasette_vision.errors import Busy
     from datasette_vision.retrieval.search import Searcher

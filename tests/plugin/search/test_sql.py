@@ -117,9 +117,18 @@ def test_large_tables_give_the_same(shop: Connection, kind: Kind) -> None:
         assert answers[0]
 
 
-def test_filters_are_answered_exactly(shop: Connection) -> None:
-    where = Where(('"price" < :p0',), (("p0", 3),))
-    assert "vision_search(" not in build(shop, "photos", SearchRequest(q="a cat"), where=where, use_index=True).sql
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.table)
+def test_the_index_finds_the_same_among_what_passes(shop: Connection, kind: Kind) -> None:
+    for where in (
+        Where(('"price" < :p0',), (("p0", 3),)),
+        Where(('"price" < :p0', '"price" > :p1'), (("p0", 5), ("p1", 2))),
+    ):
+        for request in (SearchRequest(q="a cat"), SearchRequest(q="a cat", size=2, threshold=0.1)):
+            exact = build(shop, kind.table, request, where=where, use_index=False)
+            indexed = build(shop, kind.table, request, where=where, use_index=True)
+            assert ("json_group_array(" in indexed.sql) is (kind.table != "tight")
+            assert names(shop, indexed) == names(shop, exact)
+            assert names(shop, exact)
 
 
 def test_large_tables_are_searched_by_index(shop: Connection) -> None:
