@@ -24,6 +24,10 @@ from datasette_vision.vectors.index import View
 
 # The maximum error of an index's similarity.
 SIMILARITY_TOLERANCE = 0.05
+# Among the rows of a filter, which may all be about as far from the query: how many more than wanted are looked at.
+FILTERED_SPARE = 500
+# Where the rounding leaves it in doubt which are the nearest, so many are looked at: some 10 ms.
+MOST_DOUBTFUL = 2048
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def from_index(
         labels, keys, _ = wanted.read_rows(connection, others, len(query))
         others = labels[only.allows(labels, keys)].tolist()
     changed = _rows(connection, wanted, query, others)
-    asked = k + max(SPARE, k // 4)
+    asked = k + max(SPARE if only is None else FILTERED_SPARE, k // 4)
     while True:
         labels, approximate = view.search(query, asked + len(different), None if only is None else only.allows_codes)
         exhausted = len(labels) < asked + len(different)
@@ -78,7 +82,7 @@ def from_index(
                 raise IndexMismatch
         hits = _best(found, changed, k=k)
         # Where the last that the index names seems nearer than the last of these, others that it did not may be too.
-        doubtful = len(hits) == k and approximate[-1:].sum() > hits[-1].similarity and asked < 16 * (k + SPARE)
+        doubtful = len(hits) == k and approximate[-1:].sum() > hits[-1].similarity and asked < MOST_DOUBTFUL
         if exhausted or (len(found) >= k and not doubtful):
             return hits
         asked *= 4  # so many are gone from the source, or so near to each other
