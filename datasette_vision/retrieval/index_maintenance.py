@@ -18,7 +18,7 @@ class Step(Enum):
     """The next work on an index."""
 
     SAVE = "save"
-    ANEW = "read the table anew: most of it came after the index was made"
+    REBUILD = "rebuild: most of the table was added after the index was built"
 
 
 def next_step(entry: IndexEntry, *, always_save: bool = False) -> Step | None:
@@ -33,7 +33,7 @@ def next_step(entry: IndexEntry, *, always_save: bool = False) -> Step | None:
         return None
     if unsaved is None or (always_save and unsaved) or unsaved * CHANGED_PART * 2 > len(view):
         # Its space was chosen for what is in the base.
-        return Step.ANEW if len(view.tail) > len(view.base) else Step.SAVE
+        return Step.REBUILD if len(view.tail) > len(view.base) else Step.SAVE
     return None
 
 
@@ -52,7 +52,7 @@ def prepare_index(
 ) -> IndexEntry:
     """Save an index that holds the table as it is now, for `datasette vision index`. Raises OSError."""
     entry = IndexEntry()
-    if not entry.open(path, connection, wanted, dimensions) or next_step(entry, always_save=True) is Step.ANEW:
+    if not entry.open(path, connection, wanted, dimensions) or next_step(entry, always_save=True) is Step.REBUILD:
         entry = IndexEntry()
         entry.read(connection, wanted, dimensions, on_progress, path.parent)
     if next_step(entry, always_save=True):

@@ -211,7 +211,7 @@ class Indexes:
         if not self._improves or step is None or self._stopped.is_set():
             return
         if not key[0]:
-            return  # of a database in memory nothing is saved, and nobody else can read it
+            return  # for a database in memory nothing is saved, and nobody else can read it
         with self._lock:
             if key in self._working or key in self._given_up:
                 return
@@ -252,10 +252,15 @@ class Indexes:
         stopping: threading.Event,
     ) -> None:
         path = file_of(key[0], wanted) if key[0] else None
-        while path and not stopping.is_set() and (step := index_maintenance.next_step(entry)):
+        while (
+            path
+            and not self._stopped.is_set()
+            and not stopping.is_set()
+            and (step := index_maintenance.next_step(entry))
+        ):
             logger.info("index of %s: %s", wanted.source.table, step.value)
-            if step is Step.ANEW:
-                entry = self._anew(key, entry, connect, wanted)
+            if step is Step.REBUILD:
+                entry = self._rebuild(key, entry, connect, wanted)
             else:
                 index_maintenance.save(entry, path, wanted)
 

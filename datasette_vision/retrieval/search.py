@@ -74,12 +74,11 @@ class Searcher:
     ) -> list[Hit]:
         """Return the k rows of a table closest to a text, an image or an embedding, best first.
 
-        `rows` are those to search among, as a JSON array of row numbers, or of keys where there are none. It searches
-        what the connection sees. `table` may have the name of an attached database before it and a dot. What is
-        searched without `model` or `column`, choice.choose() says. Raises NotEmbedded where there is nothing to
-        search, InvalidArgument where something has to be chosen, DimensionMismatch for an embedding of another size,
-        InvalidImage and InvalidVector, Busy while the table is being read for the first time, and what embedding
-        raises.
+        It searches what the connection sees. `table` may be prefixed with the name of an attached database and a dot.
+        Without `model` or `column`, choice.choose() decides. `rows` is a JSON array of the rowids to search among, or
+        of keys if the table has none. Raises NotEmbedded if there is nothing to search, InvalidArgument if the choice
+        is ambiguous or `rows` is something else, DimensionMismatch for an embedding of another size, InvalidImage and
+        InvalidVector, Busy while the table is being read for the first time, and the errors of embedding.
         """
         if not 1 <= k <= MAX_K:
             raise InvalidArgument(f"expected k to be a whole number from 1 to {MAX_K:,}, found {k:,}")

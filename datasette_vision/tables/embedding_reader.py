@@ -58,7 +58,7 @@ class Embeddings:
     @property
     def _own_key(self) -> str:
         """The row number of the source where that is its key, else 0."""
-        return f"side.{quote(self.source.side.key_columns[0])}" if self.key_is_rowid else "0"
+        return f"cast(side.{quote(self.source.side.key_columns[0])} as integer)" if self.key_is_rowid else "0"
 
     @property
     def with_source(self) -> str:
@@ -107,7 +107,7 @@ class Embeddings:
     ) -> Iterator[Batch]:
         cursor = connection.cursor()
         try:
-            cursor.row_factory = None  # Datasette's rows cost more than what is in them
+            cursor.row_factory = None  # Datasette's row objects cost more than their contents
             cursor.execute(
                 f"select side.{self.label}, {self._own_key}, side.embedding from {chosen} and side.model = ?"
                 " and side.source_column = ? and typeof(side.embedding) = 'blob' and length(side.embedding) = ?",

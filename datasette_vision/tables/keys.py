@@ -14,10 +14,10 @@ from datasette_vision.util.sql_names import quote, rowid_name
 class KeyedTable:
     """A table or view: its columns, and the columns that identify its rows.
 
-    `key` is what its embeddings know them by: the key of its side table, where it has one that fits; else the primary
-    key, else the row number. `own_key` is what addresses know them by: the same but for the side table, though a view
-    has no other. Both are empty for a view without a side table. `side_table` is the name of the side table, `rowid`
-    that of the row number: None where there is none. `key_is_rowid`: the key is the row number by another name, or it.
+    `key` is used for embeddings: the key of its side table, if that matches; else the primary key, else the rowid.
+    `own_key` is used in addresses: the same without the side table, except for a view, which has no other key. Both are
+    empty for a view without a side table. `side_table` is the name of the side table, `rowid` that of the rowid, None
+    if there is none. `key_is_rowid` says whether the key is the rowid, under any name.
     """
 
     name: str

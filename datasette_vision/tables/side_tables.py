@@ -15,8 +15,10 @@ OWN_PREFIX = "_vision"
 
 @dataclass(frozen=True)
 class EmbeddedSource:
-    """A table or view that has a side table. `key` names its columns, `rowid` its row number where it has one;
-    `key_is_rowid` says whether the two are the same."""
+    """A table or view with a side table. `key` names its key columns, `rowid` its rowid if it has one.
+
+    `key_is_rowid` says whether the two are the same.
+    """
 
     schema: str
     side: SideTable

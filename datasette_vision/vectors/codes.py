@@ -65,14 +65,15 @@ class Space:
     def rotate(self, vectors: Floats) -> Floats:
         """Rotate (n, d) into (n, width)."""
         count = len(vectors)
-        wide = np.zeros((count, self.width), np.float32)
+        wide: NDArray[Any] = np.zeros((count, self.width), np.float32)
         wide[:, : vectors.shape[1]] = vectors
-        wide *= self.flips
-        turned = wide.reshape(-1, len(self.right)) @ self.right
-        if len(self.left) > 1:
-            across = turned.reshape(count, len(self.left), len(self.right)).transpose(0, 2, 1)
-            turned = np.ascontiguousarray(across).reshape(-1, len(self.left)) @ self.left
-        return turned.reshape(count, self.width)
+        for _ in range(2 if len(self.left) > 1 else 1):  # once leaves a vector of few numbers other than 0 uneven
+            wide = (wide * self.flips).reshape(-1, len(self.right)) @ self.right
+            if len(self.left) > 1:
+                across = wide.reshape(count, len(self.left), len(self.right)).transpose(0, 2, 1)
+                wide = np.ascontiguousarray(across).reshape(-1, len(self.left)) @ self.left
+            wide = wide.reshape(count, self.width)
+        return wide
 
 
 def space_of(sample: Floats, dimensions: int) -> Space:

@@ -138,7 +138,7 @@ def test_a_damaged_index_is_found_by_check(demo: Path) -> None:
     before = bytes(content)
     vision("index", demo, "emoji")
     assert file.read_bytes() == before  # what cannot crash is not read each time
-    assert "is damaged: levels: it is made anew" in vision("index", demo, "emoji", "--check").stderr
+    assert "is damaged: levels: rebuilding the index" in vision("index", demo, "emoji", "--check").stderr
     assert vision("index", demo, "emoji", "--check").stderr == ""
 
 

@@ -467,7 +467,7 @@ def test_an_index_of_version_0_1_is_replaced(
     other = again(shared)
     with caplog.at_level(logging.INFO):
         check(other, connection)
-    assert "is of format 1, not 2: it is made anew" in caplog.text
+    assert "is of format 1, not 2: rebuilding the index" in caplog.text
     other.searcher.indexes.wait()
     index_file.verify_index(file)
     check(again(other), connection)
@@ -743,9 +743,9 @@ def test_background_work_keeps_the_server_awake_and_stops_with_it(fake_vision: V
 def test_where_there_is_nothing_to_improve_nobody_is_kept_awake(
     fake_vision: Vision, path: Path, options: dict[str, bool], request: pytest.FixtureRequest
 ) -> None:
-    """A small table is neither saved nor made a graph of; nor is anything of a search that improves no index."""
+    """The index of a small table is not saved; nor is any by a search that improves no index."""
     if options:
-        request.getfixturevalue("graphs")
+        request.getfixturevalue("saves")
     names: list[str] = []
 
     @contextlib.contextmanager

@@ -43,8 +43,8 @@ def directions(count: int, dimensions: int = 8) -> np.ndarray:
 
 def without(view: View, count: int, dimensions: int = 8) -> View:
     """The same index, and some of its rows are missing."""
-    index = Index(view.base, dimensions)
-    index.change(view.base.labels[:count], np.empty(0, np.int64), np.empty((0, dimensions), np.float32))
+    index, none = Index(view.space, view.base), np.empty(0, np.int64)
+    index.change(view.base.labels[:count], none, none, np.empty((0, dimensions), np.float32))
     return index.view
 
 
@@ -96,9 +96,9 @@ class Recording:
     def __getattr__(self, name: str) -> object:
         return getattr(self.view, name)
 
-    def search(self, query: Vector, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, query: Vector, k: int, allowed: None = None) -> tuple[np.ndarray, np.ndarray]:
         self.queries.append(query)
-        return self.view.search(query, k)
+        return self.view.search(query, k, allowed)
 
 
 def test_what_is_searched_for_are_rows_and_points_between_two() -> None:

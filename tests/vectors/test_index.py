@@ -85,6 +85,14 @@ def test_a_rotation_keeps_lengths_and_angles(dimensions: int) -> None:
     np.testing.assert_allclose(rotated @ rotated.T, matrix @ matrix.T, atol=1e-5)
 
 
+def test_embeddings_of_one_number() -> None:
+    """The rotation spreads that over all, too."""
+    matrix = np.eye(512, dtype=np.float32)
+    query = vectors.normalise(matrix[3] + matrix[40] + 0.5 * matrix[41])
+    labels, similarities = index_of(matrix).search(query, 512)
+    assert np.abs(similarities - (matrix @ query)[labels]).max() < 0.03
+
+
 def test_what_has_no_direction_is_left_out() -> None:
     matrix = clustered(6)
     matrix[1] = 0
