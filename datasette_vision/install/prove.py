@@ -41,6 +41,8 @@ ROUNDS = 15
 SAME_TIME = 1.05
 # fp32 takes four times the memory: it is used only if it is this much faster.
 WORTH_THE_MEMORY = 1.5
+# Medians differ by up to this from one run to the next: of a tiny graph that is many times what it takes.
+NOISE_MS = 1.0
 
 
 def no_inputs() -> Iterable[ModelInputs]:
@@ -201,7 +203,7 @@ def choose(measured: Sequence[Measured], precision: str, threshold: float) -> Me
     passing = [candidate for candidate in quantised if candidate.passes(threshold)]
     if passing:
         least = min(candidate.milliseconds for candidate in passing)
-        if precision == "auto" and least > WORTH_THE_MEMORY * plain.milliseconds:
+        if precision == "auto" and least > WORTH_THE_MEMORY * plain.milliseconds + NOISE_MS:
             return plain
         return min((c for c in passing if c.milliseconds <= SAME_TIME * least), key=lambda c: c.size)
     if precision == "auto":

@@ -38,8 +38,8 @@ FP32 = measured("fp32", 1.0, 10.0, 400)
         ("auto", [FP32], "fp32"),
         ("auto", [FP32, measured("int8", 0.99, 5)], "int8"),
         ("auto", [FP32, measured("int8", 0.9899, 5)], "fp32"),
-        ("auto", [FP32, measured("int8", 0.99, 15)], "int8"),  # slower, and a quarter of the memory
-        ("auto", [FP32, measured("int8", 0.99, 15.1)], "fp32"),
+        ("auto", [FP32, measured("int8", 0.99, 16)], "int8"),  # slower, and a quarter of the memory
+        ("auto", [FP32, measured("int8", 0.99, 16.1)], "fp32"),
         ("auto", [FP32, measured("int8", 0.99, 5), measured("blocks", 0.995, 5.2, 90)], "blocks"),  # as fast, smaller
         ("auto", [FP32, measured("int8", 0.99, 5), measured("blocks", 0.995, 5.3, 90)], "int8"),
         ("auto", [FP32, measured("int8", 0.98, 5), measured("blocks", 0.99, 6)], "blocks"),

@@ -355,7 +355,7 @@ async def test_a_model_that_never_stays_is_an_error(computing: Computing) -> Non
     computing.load = lambda: None  # and is not in memory afterwards
     status, answer = await ask(datasette(), "select compute('a')")
     assert status == 400
-    assert "leave memory" in answer["error"]
+    assert "unloaded again and again" in answer["error"]
 
 
 @pytest.mark.asyncio
