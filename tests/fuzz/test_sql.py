@@ -130,6 +130,7 @@ MEANT: dict[str, st.SearchStrategy[Any]] = {
     "table": st.sampled_from(["photos", "main.photos", "PHOTOS", "nope"]),
     "query": own.plain_texts | blobs,
     "column": st.sampled_from(["image", "", "nope"]),
+    "rows": own.json_texts(st.lists(own.INTEGERS | own.plain_texts, max_size=5)),
 }
 
 
