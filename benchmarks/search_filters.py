@@ -3,7 +3,7 @@
 python benchmarks/search_filters.py [--rows 100000 1000000]
 
 The rows are those of search.py, made up in clusters, each row with a number at random and one that falls with the
-distance of its cluster from the query: filters by the first pass any rows, those by the second the farthest clusters.
+distance from the query: filters by the first pass any rows, those by the second the farthest, which are the hardest.
 """
 
 from __future__ import annotations
@@ -33,20 +33,17 @@ def measure(path: Path, rows: int, searches: int) -> None:
     random = np.random.default_rng(5)
     matrix = np.concatenate([*clustered(rows, DIMENSIONS, seed=1)])
     asked = queries(rows, DIMENSIONS)[:searches]
-    centres = np.random.default_rng(0).standard_normal((max(10, rows // 1000), DIMENSIONS)).astype(np.float32)
-    own = np.concatenate([np.argmax(part @ centres.T, axis=1) for part in np.array_split(matrix, rows // 5000)])
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    cluster = np.empty(rows, np.int64)
-    cluster[np.argsort((centres @ asked[0])[own], kind="stable")] = np.arange(rows)
+    far = np.empty(rows, np.int64)
+    far[np.argsort(matrix @ asked[0], kind="stable")] = np.arange(rows)
     connection.execute("alter table photos add column any integer")
     connection.execute("alter table photos add column far integer")
     connection.execute("begin")
-    numbers = zip(random.permutation(rows).tolist(), cluster.tolist(), range(rows), strict=True)
+    numbers = zip(random.permutation(rows).tolist(), far.tolist(), range(rows), strict=True)
     connection.executemany("update photos set any = ?, far = ? where id = ?", numbers)
     connection.execute("commit")
     orders = {
         "any": np.array(connection.execute("select any from photos order by id").fetchall())[:, 0],
-        "far": cluster,
+        "far": far,
     }
     connection.execute(f"select {AMONG.format('id = 1')}", {"query": asked[0].tobytes(), "model": MODEL}).fetchone()
     for column, order in orders.items():

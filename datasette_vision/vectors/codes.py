@@ -25,8 +25,8 @@ from numpy.typing import DTypeLike, NDArray
 # embeddings measured has all of the true ten among them at 50,000 rows (benchmarks/search_codes.py).
 CANDIDATES = 2000
 CANDIDATE_PART = 250
-# Among the rows of a filter the nearest may be far from the query, where there are many about as far: one in so many.
-FILTERED_PART = 8
+# Among the rows of a filter the nearest may be far from the query, where many are about as far and signs say little.
+FILTERED_PART = 1
 # How many more than wanted are to be taken and scored on the embeddings themselves.
 SPARE = 32
 # The width of the best 16 equal levels for a normal distribution (Max 1960, table II).

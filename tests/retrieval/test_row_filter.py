@@ -11,6 +11,7 @@ import pytest
 
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument
+from datasette_vision.retrieval import hits
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.vectors import codes
@@ -68,12 +69,12 @@ def write(connection: sqlite3.Connection, key: tuple[str, ...], numbers: range, 
 
 
 def found(searcher: Searcher, connection: sqlite3.Connection, query: np.ndarray, rows: str, k: int = 10) -> list[int]:
-    hits = searcher.search(connection, "photos", vectors.to_blob(query), k, rows=rows)
+    best = searcher.search(connection, "photos", vectors.to_blob(query), k, rows=rows)
     return [
         connection.execute(
             f"select n from photos where {' and '.join(f'{name} = ?' for name in hit.key)}", [*hit.key.values()]
         ).fetchone()[0]
-        for hit in hits
+        for hit in best
     ]
 
 
@@ -91,6 +92,27 @@ def test_what_passes_is_searched_exactly(
     for query in (MATRIX[0], -MATRIX[0]):
         expected = sorted(passing, key=lambda n: -float(MATRIX[n] @ query))[:10]
         assert found(searcher, connection, query, rows) == expected
+    connection.close()
+
+
+def test_the_rows_of_a_filter_may_all_be_far_from_the_query(
+    fake_vision: Vision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nearest of those that pass are then hardly nearer than thousands of others: rounding would hide which."""
+    monkeypatch.setattr(codes, "CANDIDATES", 100)
+    monkeypatch.setattr(hits, "FILTERED_SPARE", 5)
+    matrix = clustered(5000, DIMENSIONS)
+    connection = sqlite3.connect(tmp_path / "photos.db", isolation_level=None)
+    connection.execute(TABLES["integer primary key"][0])
+    SideTable("photos", ("id",)).create(connection)
+    write(connection, ("id",), range(len(matrix)), matrix)
+    searcher = Searcher(fake_vision)
+    for query in (matrix[0], -matrix[7]):
+        order = np.argsort(matrix @ query, kind="stable")
+        for part in (0.5, 0.8, 0.95):
+            far = order[: round(part * len(order))]
+            rows = json.dumps([number * 7 + 3 for number in far.tolist()])
+            assert found(searcher, connection, query, rows) == far[::-1][:10].tolist()
     connection.close()
 
 
