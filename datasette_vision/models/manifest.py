@@ -186,12 +186,11 @@ class _Reader:
 
 
 def _is_json(value: object) -> bool:
-    """Whether a value can be written as JSON: Python also reads NaN, which equals nothing."""
+    """Whether a value is the same after it has been written as JSON: NaN is not."""
     try:
-        json.dumps(value, allow_nan=False)
+        return json.loads(json.dumps(value, allow_nan=False)) == value
     except ValueError:
         return False
-    return True
 
 
 def is_inside(path: str) -> bool:

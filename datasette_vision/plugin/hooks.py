@@ -126,7 +126,8 @@ def register_actions() -> list[Any]:
 @hookimpl(optionalhook=True)
 def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
     """Decide the plugin's permissions. Datasette 1.0 only."""
-    return permissions.rules_for_action(datasette, actor, action)
+    # Called when it is its turn: a coroutine would never be awaited when the request is cancelled before that.
+    return functools.partial(permissions.rules_for_action, datasette, actor, action)
 
 
 @hookimpl(optionalhook=True)

@@ -28,8 +28,8 @@ SIMILARITY_TOLERANCE = 0.05
 FILTERED_SPARE = 500
 # Where the rounding leaves it in doubt which are the nearest, so many are looked at: some 10 ms.
 MOST_DOUBTFUL = 2048
-# And among the rows of a filter, which go against the query where it takes that many: a fifth of a second.
-MOST_DOUBTFUL_FILTERED = 50_000
+# And among the rows of a filter, which go against the query where it takes that many; then all of them are compared.
+MOST_DOUBTFUL_FILTERED = 2000
 # A row is in doubt within so many standard deviations of the errors that are found.
 DEVIATIONS = 4.0
 
@@ -90,9 +90,11 @@ def from_index(
         if only is not None and found:
             errors = [found[label].similarity - known[label] for label in found]
             margin, most = DEVIATIONS * float(np.std(errors)), MOST_DOUBTFUL_FILTERED
-        doubtful = len(hits) == k and approximate[-1:].sum() + margin > hits[-1].similarity and asked < most
+        doubtful = len(hits) == k and approximate[-1:].sum() + margin > hits[-1].similarity
         if exhausted or (len(found) >= k and not doubtful):
             return hits
+        if asked >= most and len(found) >= k:
+            return hits if only is None else from_table(connection, wanted, query, k, only)
         asked *= 4  # so many are gone from the source, or so near to each other
 
 
