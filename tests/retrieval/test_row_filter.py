@@ -11,7 +11,7 @@ import pytest
 
 from datasette_vision.engine.vision import Vision
 from datasette_vision.errors import InvalidArgument
-from datasette_vision.retrieval import hits
+from datasette_vision.retrieval import hits, row_filter
 from datasette_vision.retrieval.search import Searcher
 from datasette_vision.tables.schema import SideTable, SideTableRow
 from datasette_vision.vectors import codes
@@ -168,3 +168,20 @@ def test_anything_else_is_a_mistake(fake_vision: Vision, tmp_path: Path, rows: s
     assert found(Searcher(fake_vision), connection, MATRIX[0], "[]") == []
     assert found(Searcher(fake_vision), connection, MATRIX[0], " [ 10 , -3, 9223372036854775807 ] ") == [1]
     connection.close()
+
+
+def test_a_long_array_is_parsed_as_a_short_one_is() -> None:
+    """In pieces: 32 MB of numbers as Python objects would take more memory than a small server has."""
+    numbers = list(range(-40_000, 40_000))
+    for text in (json.dumps(numbers), json.dumps(numbers, indent=1), f" {json.dumps(numbers)}\n"):
+        assert row_filter._whole_numbers(text).tolist() == numbers
+    whole = json.dumps(numbers)
+    middle = whole.index(",", row_filter.PIECE_CHARS + 1)
+    for mistake in (",,", ", ,", ",],[", ',"1",', ",1.5,", ",null,", f",{2**63},"):
+        for place in (middle, len(whole) // 2):
+            cut = whole.index(",", place)
+            with pytest.raises(InvalidArgument, match="expected rows to be a JSON array"):
+                row_filter._whole_numbers(whole[:cut] + mistake + whole[cut + 1 :])
+    for text in (whole[:-1], whole[1:], whole[:-1] + ",]", "[," + whole[1:]):
+        with pytest.raises(InvalidArgument, match="expected rows to be a JSON array"):
+            row_filter._whole_numbers(text)
